@@ -1,0 +1,1 @@
+"""The latency harness, the workloads, the kernel benchmarks."""

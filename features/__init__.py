@@ -1,0 +1,1 @@
+"""What the model sees: schemas, stored features, streaming features, training frames."""

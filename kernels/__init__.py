@@ -1,0 +1,1 @@
+"""Arithmetic on arrays, nothing else."""

@@ -1,0 +1,1 @@
+"""For the people: command line, settings, embedded broker, metrics."""

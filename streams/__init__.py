@@ -1,0 +1,1 @@
+"""The dataflows: sources, decoding, and the Pipeline that wires the rooms together."""

@@ -1,0 +1,40 @@
+"""Where a job runs and what it keeps: read from flags, the environment (HEADRACE_*) and headrace.toml, in this order."""
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+class JobSettings(BaseSettings):
+    """The settings of one job. Every field is also an environment variable, HEADRACE_ and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="HEADRACE_", toml_file="headrace.toml", extra="forbid")
+
+    brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
+    kafka: dict[str, str] = Field({}, description="further librdkafka settings for every client")
+    home: Path = Field(Path(".headrace"), description="what the job keeps: recovery store, model registry, data")
+    registry: str = Field("", description="MLflow tracking URI; empty: SQLite in home")
+    feast_repo: Path = Field(Path(__file__).parent.parent / "features" / "repo", description="the Feast repo")
+    workers: int = Field(1, ge=1, le=64, description="processes on this machine")
+    epoch_seconds: float = Field(0.25, gt=0, le=60, description="time between two snapshots")
+    recovery: bool = Field(True, description="keep positions and state in home/recovery/PIPELINE")
+    poll_rows: int = Field(4096, ge=1, description="most messages taken from a partition at once")
+    metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics on 127.0.0.1:port+k; 0: none")
+    order: str = Field("", pattern="^(arrival|event)?$", description="overrides the topic's order")
+
+    @property
+    def registry_uri(self) -> str:
+        """The MLflow tracking URI in force."""
+        return self.registry or f"sqlite:///{(self.home / 'mlflow.db').absolute()}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
