@@ -1,0 +1,1 @@
+"""Sliding windows and last values per entity, over event time."""
