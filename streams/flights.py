@@ -37,7 +37,9 @@ FlightEvent = Schema(
 
 flights = Pipeline(
     name="flights",
-    events=Topic("flight-events", schema=FlightEvent, time="at", key="tailnum", id="flight_id", ties=("kind", "flight_id")),
+    events=Topic(
+        "flight-events", schema=FlightEvent, time="at", key="tailnum", id="flight_id", ties=("kind", "flight_id")
+    ),
     decide_on="kind == 'scheduled'",
     features=[
         Fields("carrier", "origin", "dest", "distance"),
@@ -49,9 +51,14 @@ flights = Pipeline(
         Last("origin", "temp", "wind_speed", "precip", "visib", "pressure", within="3h", where="kind == 'weather'"),
     ],
     model=Model("flights", train=train, history=history),
-    policy=Bands(late=0.5, watch=0.3, otherwise="on_time", rules=[Rule("storm", when="wind_speed_last >= 60", decide="watch")]),
+    policy=Bands(
+        late=0.5,
+        watch=0.3,
+        otherwise="on_time",
+        rules=[Rule("storm", when="wind_speed_last_by_origin >= 60", decide="watch")],
+    ),
     label=Label(join="flight_id", value="arr_delay >= 15", where="kind == 'arrived'", within="2d", absent=True),
-    drift=Drift(window="1d", rate=0.02),
+    drift=Drift("flight-drift", window="1d", rate=0.02),
     sinks=[Decisions("flight-decisions")],
 )
 flow = flights.flow()

@@ -1,0 +1,74 @@
+"""Training frames: the features of past events, computed by the very code that serves them, with what came true beside them."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from features.expressions import compile_expression, mask
+from features.spec import Derived, Feature, Fields, Label, Stored, seconds
+from features.streaming import Cutter, State, event_order, groups
+
+Historical = Callable[[pa.Table], pa.Table]
+
+
+def training_frame(
+    history: pa.Table,
+    *,
+    features: Sequence[Feature],
+    decide_on: str,
+    time: str,
+    ties: Sequence[str],
+    id: str,
+    label: Label | None,
+    historical: Historical | None,
+) -> pa.Table:
+    """One row for each event that is decided on, in event order: features, `event_id`, `event_time`, and `label` (bool).
+
+    history: decoded events in any order. historical: from the decided events to their stored features as of each event's
+    time, in the same rows (Feast's point-in-time join); None where the pipeline has none.
+    """
+    batch = history.combine_chunks().to_batches()[0]
+    batch = batch.take(pa.array(event_order(batch, time, ties)))
+    reads = mask(compile_expression(decide_on, batch.schema), batch)
+    decided = batch.filter(pa.array(reads))
+    columns: dict[str, pa.Array] = {}
+    for group in groups(features):
+        made = State(group).update(Cutter(group, batch.schema, time)(batch, reads))
+        for name in group.names:
+            values = np.full(decided.num_rows, np.nan)
+            values[made["_row"].to_numpy()] = made[name].to_numpy()
+            columns[name] = pa.array(values)
+    frame: dict[str, pa.Array] = {}
+    for feature in features:
+        if isinstance(feature, Fields):
+            frame |= {name: decided[name] for name in feature.names}
+        elif isinstance(feature, Derived):
+            frame[feature.name] = compile_expression(feature.expression, decided.schema)(decided)
+        elif isinstance(feature, Stored):
+            if historical is None:
+                raise ValueError(f"feature service {feature.service}: no Feast repo to read its history from")
+            stored = historical(pa.Table.from_batches([decided]))
+            frame |= {name: stored[name].combine_chunks() for name in stored.schema.names}
+        else:
+            frame |= {name: columns[name] for name in feature.names}
+    frame["event_id"] = decided[id]
+    frame["event_time"] = decided[time]
+    if label is not None:
+        frame["label"] = labels(batch, decided, label, time)
+    return pa.table(frame)
+
+
+def labels(events: pa.RecordBatch, decided: pa.RecordBatch, label: Label, time: str) -> pa.Array:
+    """The label bool of each decided row: of the first event that matches it in time, `absent` where there is none."""
+    came = events.filter(pa.array(mask(compile_expression(label.where, events.schema), events)))
+    value = compile_expression(label.value, came.schema)(came)
+    true = pl.DataFrame({"join": pl.Series(came[label.join]), "at": pl.Series(came[time]), "value": pl.Series(value)})
+    asked = pl.DataFrame({"join": pl.Series(decided[label.join]), "asked": pl.Series(decided[time])})
+    joined = asked.join(
+        true.sort("at", maintain_order=True).unique("join", keep="first"), on="join", how="left", maintain_order="left"
+    )
+    in_time = pl.col("at") <= pl.col("asked") + pl.duration(seconds=seconds(label.within))
+    result = joined.select(pl.when(in_time).then(pl.col("value")).otherwise(label.absent).fill_null(label.absent))
+    return result.to_series().to_arrow()

@@ -1,0 +1,103 @@
+"""The way of an event, as one visible flow: event → features → batch → model → decision → sink → drift."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import bytewax.operators as op
+import numpy as np
+import pyarrow as pa
+from bytewax.dataflow import Dataflow, Stream
+
+from features.expressions import mask
+from features.streaming import microseconds
+from sinks.messages import Messages, encode_dead, encode_decisions
+from streams.decide import Work, together
+from streams.exchange import Base, Gather, Parcel, Part, Shard, cut
+from streams.job import Job
+from streams.ordering import Held
+from streams.output import Output
+from streams.routing import shard_name, shard_number
+from streams.source import Polled
+
+
+def build(job: Job) -> Dataflow:
+    """The dataflow of a job. Nothing is opened before Bytewax runs it."""
+    pipeline, meters = job.pipeline, job.meters
+    names = [name for group in pipeline.groups for name in group.names]
+    features = pipeline.sinks[0].features
+
+    def decode(item: tuple[str, Polled]) -> Iterable[tuple[str, Any]]:
+        partition, polled = item
+        with meters.stage("event", polled.batch.num_rows):
+            decoded = job.decoder(polled.batch)
+        yield partition, (decoded.rows, polled.at_end)
+        if decoded.dead.num_rows:
+            meters.dead(_counts(decoded.dead["code"]))
+            yield partition, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)
+
+    def fan_out(item: tuple[str, tuple[pa.RecordBatch, bool]]) -> list[tuple[str, Parcel | Base]]:
+        partition, (rows, at_end) = item
+        with meters.stage("features", rows.num_rows):
+            reads = mask(job.decide_on, rows) if rows.num_rows else np.empty(0, np.bool_)
+            times = microseconds(rows[pipeline.events.time])
+            by_event_time = job.order == "event"
+            return list(
+                cut(partition, rows, reads, times, at_end, job.cutters, pipeline.shards, job.workers, by_event_time)
+            )
+
+    def shard(resume: dict[str, Any] | None) -> Shard:
+        held = None
+        if job.order == "event":
+            partitions = [shard_name(number) for number in range(job.events.partitions)]
+            held = Held(partitions, len(pipeline.groups), len(pipeline.events.ties), pipeline.events.held_rows)
+        return Shard(pipeline.groups, resume, held, meters, job.workers)
+
+    def batch(gathered: list[tuple[str, pa.RecordBatch]]) -> list[Work]:
+        with meters.stage("batch"):
+            work = together(gathered)
+        meters.batch_rows.observe(work.batch.num_rows)
+        return [work]
+
+    def complete(work: Work) -> Work:
+        with meters.stage("features"):
+            return job.deciding.complete(work)
+
+    def score(work: Work) -> Work:
+        with meters.stage("model", work.batch.num_rows):
+            return job.deciding.score(work)
+
+    def decide(work: Work) -> list[tuple[str, Messages]]:
+        with meters.stage("decision", work.batch.num_rows):
+            decisions = job.deciding.decide(work)
+            wanted = [spec.name for spec in job.deciding.engine.spec.inputs] if features else ()
+            encoded = [
+                (name, encode_decisions(rows, sink.topic, wanted))
+                for name, rows in work.split(decisions)
+                for sink in pipeline.sinks
+            ]
+        meters.decided(_counts(decisions["decision"]), {name: int(raised.sum()) for name, raised in work.flags.items()})
+        return encoded
+
+    flow = Dataflow(pipeline.name)
+    polled = op.input("event", flow, job.events)
+    decoded = op.branch("decoded", op.flat_map("decode", polled, decode), lambda item: isinstance(item[1], tuple))
+    fanned = op.branch(
+        "fanned", op.flat_map("fan_out", decoded.trues, fan_out), lambda item: isinstance(item[1], Parcel)
+    )
+    parts = op.stateful_batch("features", fanned.trues, shard)
+    home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
+    gathered = op.stateful_batch("gather", home, lambda resume: Gather(names, resume))
+    batched = op.flat_map_batch("batch", gathered, batch)
+    scored = op.map("model", op.map("complete", batched, complete), score)
+    decisions = op.flat_map("decision", scored, decide)
+    outputs = [decisions, decoded.falses]
+    op.output("sink", op.merge("outputs", *outputs), Output(lambda: job.events.partitions, lambda: job.output, meters))
+    return flow
+
+
+def _to_partition(item: tuple[str, Part]) -> tuple[str, Part]:
+    return item[1].partition, item[1]
+
+
+def _counts(column: pa.Array) -> dict[str, int]:
+    return {row["values"]: row["counts"] for row in column.value_counts().to_pylist()}

@@ -1,0 +1,154 @@
+"""A job: a pipeline with its settings, and the parts it runs on, each opened once per worker when it is first needed."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+from prometheus_client import CollectorRegistry
+
+from features.expressions import Expression, compile_expression
+from features.spec import Derived, Fields
+from features.stored import StoredFeatures
+from features.streaming import Cutter
+from models.engine import Engine, OnnxEngine
+from models.reference import Reference
+from models.registry import resolve
+from sinks.kafka import KafkaSink
+from sinks.messages import Sink
+from streams.decide import Deciding, Names
+from streams.decode import Decoder
+from streams.meters import Meters
+from streams.pipeline import Pipeline
+from streams.settings import JobSettings
+from streams.source import KafkaSource, MemorySource
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model in use: its version in the registry, its engine, and the reference that drift is measured from."""
+
+    version: int
+    engine: Engine
+    reference: Reference | None
+
+
+@dataclass(eq=False)
+class Job:
+    """One worker's job. `source`, `sink` and `champion` stand in for Kafka and the registry where they are given."""
+
+    pipeline: Pipeline
+    settings: JobSettings
+    registry: CollectorRegistry
+    clock_ns: Callable[[], int]
+    source: KafkaSource | MemorySource | None = None
+    sink: Sink | None = None
+    champion: Champion | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+    until_end: bool = False
+    workers: int = 1
+
+    @cached_property
+    def meters(self) -> Meters:
+        return Meters(self.registry, self.pipeline.name)
+
+    @cached_property
+    def events(self) -> KafkaSource | MemorySource:
+        if self.source is not None:
+            return self.source
+        settings, topic = self.settings, self.pipeline.events
+        return KafkaSource(
+            topic.topic,
+            settings.brokers,
+            settings.kafka,
+            group=f"headrace-{self.pipeline.name}",
+            rows=settings.poll_rows,
+            clock_ns=self.clock_ns,
+            stop=self.stop,
+            until_end=self.until_end,
+        )
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        return self.pipeline.events.decode(f"{self.pipeline.name}/decode")
+
+    @cached_property
+    def order(self) -> str:
+        return self.settings.order or self.pipeline.events.order
+
+    @cached_property
+    def decide_on(self) -> Expression:
+        return compile_expression(self.pipeline.decide_on, self.pipeline.columns)
+
+    @cached_property
+    def cutters(self) -> list[Cutter]:
+        topic = self.pipeline.events
+        ties = topic.ties if self.order == "event" else ()
+        return [Cutter(group, self.pipeline.columns, topic.time, ties) for group in self.pipeline.groups]
+
+    @cached_property
+    def output(self) -> Sink:
+        return self.sink or KafkaSink(self.settings.brokers, self.settings.kafka)
+
+    @cached_property
+    def champion_in_use(self) -> Champion:
+        if self.champion is not None:
+            return self.champion
+        name = self.pipeline.model.name
+        version = resolve(self.settings.registry_uri, name, into=Path(self.settings.home) / "models")
+        engine = OnnxEngine(version.folder, threads=self.pipeline.model.threads)
+        engine.warm()
+        reference = Reference.load(version.folder) if self.pipeline.drift else None
+        return Champion(version.version, engine, reference)
+
+    @cached_property
+    def stored(self) -> StoredFeatures | None:
+        service = self.pipeline.service
+        if service is None:
+            return None
+        return StoredFeatures(self.settings.feast_repo, service, clock=lambda: self.clock_ns() / 1e9)
+
+    @cached_property
+    def deciding(self) -> Deciding:
+        pipeline, champion, stored = self.pipeline, self.champion_in_use, self.stored
+        schema = pipeline.columns
+        derived = tuple(
+            (feature.name, compile_expression(feature.expression, schema))
+            for feature in pipeline.features
+            if isinstance(feature, Derived)
+        )
+        names = pipeline.feature_names(stored.names if stored else ())
+        fields = {name for feature in pipeline.features if isinstance(feature, Fields) for name in feature.names}
+        computed = [(name, pa.float64()) for name in names if name not in fields]
+        return Deciding(
+            names=Names(
+                pipeline.name,
+                pipeline.events.topic,
+                pipeline.events.time,
+                pipeline.events.id,
+                pipeline.events.schema.version,
+                pipeline.model.name,
+                champion.version,
+            ),
+            entities=tuple(group.entity for group in pipeline.groups),
+            derived=derived,
+            stored=stored,
+            engine=champion.engine,
+            policy=pipeline.policy.compile(pa.schema([*schema, *computed])),
+            clock_ns=self.clock_ns,
+        )
+
+    def open(self) -> None:
+        """Opens every part, so that what is missing is said before the dataflow starts."""
+        if isinstance(self.events, KafkaSource):
+            _ = self.events.partitions
+        _ = self.decoder, self.cutters, self.deciding, self.output
+
+    def close(self) -> None:
+        """Closes what was opened."""
+        opened = vars(self)
+        for name in ("output", "champion_in_use"):
+            if name in opened and opened[name] not in (self.sink, self.champion):
+                (opened[name].engine if name == "champion_in_use" else opened[name]).close()

@@ -1,0 +1,71 @@
+"""What a job counts, in the registry it is given. The stages are the seven words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
+
+
+class Meters:
+    """The metrics of one pipeline on one worker."""
+
+    def __init__(self, registry: CollectorRegistry, pipeline: str) -> None:
+        stage = ["pipeline", "stage"]
+        rows = Counter("headrace_rows", "Rows that a stage has handled", stage, registry=registry)
+        seconds = Counter(
+            "headrace_seconds", "Seconds a stage has worked on the dataflow's thread", stage, registry=registry
+        )
+        self._rows = {name: rows.labels(pipeline, name) for name in STAGES}
+        self._seconds = {name: seconds.labels(pipeline, name) for name in STAGES}
+        dead = Counter(
+            "headrace_dead_letters", "Messages sent to dead letters", ["pipeline", "code"], registry=registry
+        )
+        decisions = Counter("headrace_decisions", "Decisions", ["pipeline", "decision"], registry=registry)
+        flags = Counter("headrace_flags", "Decisions with a flag", ["pipeline", "flag"], registry=registry)
+        self._dead, self._decisions, self._flags = (
+            lambda code: dead.labels(pipeline, code),
+            lambda decision: decisions.labels(pipeline, decision),
+            lambda flag: flags.labels(pipeline, flag),
+        )
+        self.batch_rows = Histogram(
+            "headrace_batch_rows", "Rows in a batch given to the model", ["pipeline"],
+            buckets=[4**k for k in range(9)], registry=registry,
+        ).labels(pipeline)  # fmt: skip
+        drift = Gauge(
+            "headrace_drift", "The last window's statistic", ["pipeline", "feature", "statistic"], registry=registry
+        )
+        alarms = Counter(
+            "headrace_drift_alarms", "Windows that alarmed", ["pipeline", "feature", "statistic"], registry=registry
+        )
+        self.drift = lambda feature, statistic: drift.labels(pipeline, feature, statistic)
+        self.drift_alarms = lambda feature, statistic: alarms.labels(pipeline, feature, statistic)
+        self.late = Counter(
+            "headrace_late_updates", "Updates too late for their window", ["pipeline"], registry=registry
+        ).labels(pipeline)
+        self.early = Counter(
+            "headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry
+        ).labels(pipeline)
+
+    @contextmanager
+    def stage(self, name: str, rows: int = 0) -> Iterator[None]:
+        """Times the block as work of a stage on `rows` rows."""
+        started = perf_counter()
+        yield
+        self._seconds[name].inc(perf_counter() - started)
+        if rows:
+            self._rows[name].inc(rows)
+
+    def dead(self, counts: dict[str, int]) -> None:
+        """Counts dead letters by code."""
+        for code, count in counts.items():
+            self._dead(code).inc(count)
+
+    def decided(self, decisions: dict[str, int], flags: dict[str, int]) -> None:
+        """Counts decisions, and the flags among them."""
+        for decision, count in decisions.items():
+            self._decisions(decision).inc(count)
+        for flag, count in flags.items():
+            self._flags(flag).inc(count)

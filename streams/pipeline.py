@@ -1,0 +1,182 @@
+"""What a pipeline is: the description that streams/flights.py reads like, its checks, and how one is found by name."""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+
+from features.expressions import compile_expression
+from features.spec import Derived, Feature, Fields, Label, Stored, seconds
+from features.streaming import Cutter, Group, groups
+from models.policy import Bands
+from streams.settings import JobSettings
+from streams.topic import Topic
+
+if TYPE_CHECKING:
+    from bytewax.dataflow import Dataflow
+    from prometheus_client import CollectorRegistry
+
+
+class Train(Protocol):
+    """Trains a model on a frame of features and labels, and writes model.onnx and model.json to a folder; returns metrics."""
+
+    def __call__(
+        self, frame: pa.Table, folder: Path, *, seed: int, progress: Callable[[str, float], None]
+    ) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the registry. train: how it is made; history: the events it is made from, as decoded columns."""
+
+    name: str
+    train: Train | None = None
+    history: Callable[[], pa.Table] | None = None
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Watches the model's inputs and scores per window of event time, and reports to a topic.
+
+    rate: the share of windows in which a false alarm is accepted, whatever the number of features.
+    """
+
+    topic: str
+    window: str = "1d"
+    rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """The topic that decisions go to. features: whether each carries the features it was made on."""
+
+    topic: str
+    features: bool = False
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A pipeline. Raises ValueError, naming what is wrong, when it is made."""
+
+    name: str
+    events: Topic
+    decide_on: str
+    features: Sequence[Feature]
+    model: Model
+    policy: Bands
+    sinks: Sequence[Decisions]
+    label: Label | None = None
+    drift: Drift | None = None
+    shards: int = 8
+
+    def __post_init__(self) -> None:
+        columns = self.columns
+        compile_expression(self.decide_on, columns)
+        for feature in self.features:
+            if isinstance(feature, Fields):
+                for name in feature.names:
+                    if name not in columns.names:
+                        raise ValueError(
+                            f"pipeline {self.name}: feature {name}: no such field in {self.events.schema.name}"
+                        )
+            elif isinstance(feature, Derived):
+                compile_expression(feature.expression, columns)
+        for group in self.groups:
+            Cutter(group, columns, self.events.time, self.events.ties)
+        if self.label:
+            compile_expression(self.label.value, columns)
+            compile_expression(self.label.where, columns)
+            seconds(self.label.within)
+        if not 1 <= self.shards <= 840:
+            raise ValueError(f"pipeline {self.name}: expected 1 to 840 shards, got {self.shards}")
+        if len(self.sinks) == 0:
+            raise ValueError(f"pipeline {self.name}: expected at least one sink")
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns of a decoded event."""
+        return self.events.schema.arrow()
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The streaming features by entity."""
+        return groups(self.features)
+
+    @property
+    def service(self) -> str | None:
+        """The Feast service of the stored features, if there are any. Raises ValueError for more than one."""
+        services = [feature.service for feature in self.features if isinstance(feature, Stored)]
+        if len(services) > 1:
+            raise ValueError(
+                f"pipeline {self.name}: expected at most one Stored, got {', '.join(services)}: join them in Feast"
+            )
+        return services[0] if services else None
+
+    def feature_names(self, stored: Sequence[str]) -> list[str]:
+        """Every feature in the pipeline's order; `stored` are the names of the stored ones."""
+        names: list[str] = []
+        for feature in self.features:
+            names += stored if isinstance(feature, Stored) else feature.names
+        return names
+
+    def topics(self) -> list[str]:
+        """Every topic that the pipeline reads or writes."""
+        outputs = [sink.topic for sink in self.sinks]
+        return [self.events.topic, *outputs, self.events.dead, *([self.drift.topic] if self.drift else [])]
+
+    def flow(
+        self,
+        settings: JobSettings | None = None,
+        registry: "CollectorRegistry | None" = None,
+        clock_ns: Callable[[], int] = time.time_ns,
+        **parts: Any,
+    ) -> "Dataflow":
+        """The dataflow; without arguments its settings come from the environment. Nothing is opened before it runs.
+
+        `parts` replaces the job's parts by others: source, sink, champion (streams/job.py).
+        """
+        from prometheus_client import REGISTRY
+
+        from streams.flow import build
+        from streams.job import Job
+
+        return build(Job(self, settings or JobSettings(), registry or REGISTRY, clock_ns, **parts))
+
+
+class PipelineNotFound(LookupError):
+    """There is no such pipeline; the message says what to name."""
+
+
+def load(name: str) -> Pipeline:
+    """The pipeline "PATH.py:NAME", or one of our own by its name alone. Raises PipelineNotFound."""
+    path, _, attribute = name.partition(":")
+    if not path.endswith(".py"):
+        own = Path(__file__).parent / f"{path}.py"
+        path, attribute = str(own), attribute or name
+    if not Path(path).is_file():
+        raise PipelineNotFound(f"no pipeline {name}: expected PATH.py:NAME of a file that exists, or flights")
+    module = _import(Path(path).resolve())
+    found: Mapping[str, Any] = vars(module)
+    if not isinstance(found.get(attribute), Pipeline):
+        known = ", ".join(key for key, value in found.items() if isinstance(value, Pipeline)) or "none"
+        raise PipelineNotFound(f"no pipeline {attribute or '(no name given)'} in {path}: it has {known}")
+    return found[attribute]
+
+
+def _import(path: Path) -> Any:
+    if path.parent == Path(__file__).parent.resolve():
+        return importlib.import_module(f"streams.{path.stem}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise PipelineNotFound(f"cannot import {path}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,80 @@
+"""Runs a pipeline's dataflow: one worker of a cluster, with recovery, until it is asked to leave."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from bytewax._bytewax import RecoveryConfig, cluster_main, init_db_dir, run_main
+from prometheus_client import CollectorRegistry
+
+from streams.flow import build
+from streams.job import Job
+from streams.pipeline import Pipeline
+from streams.settings import JobSettings
+
+RECOVERY_PARTITIONS = 1
+
+
+def run(
+    pipeline: Pipeline,
+    settings: JobSettings,
+    *,
+    registry: CollectorRegistry,
+    worker: int = 0,
+    addresses: Sequence[str] = (),
+    stop: threading.Event | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    clock_ns: Callable[[], int] = time.time_ns,
+    **parts: Any,
+) -> None:
+    """Runs worker number `worker` of len(addresses) (none: one worker) until `stop` is set or the source ends.
+
+    `stop` lets the sources end, an epoch pass and everything be delivered. on_ready is called when every part is open. `parts`
+    replaces the job's parts (streams/job.py). Raises what a step raised, as itself.
+    """
+    job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), **parts)
+    if stop is not None:
+        job.stop = stop
+    job.open()
+    recovery = RecoveryConfig(str(recovery_folder(pipeline, settings, worker))) if settings.recovery else None
+    epoch = timedelta(seconds=settings.epoch_seconds)
+    flow = build(job)
+    on_ready()
+    try:
+        if len(addresses) > 1:
+            cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
+        else:
+            run_main(flow, epoch_interval=epoch, recovery_config=recovery)
+    except BaseException as error:  # noqa: BLE001 - Bytewax raises Rust panics, which are BaseExceptions
+        inner = innermost(error)
+        if inner is error:
+            raise
+        raise inner from None
+    finally:
+        job.close()
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The Python error at the bottom of what Bytewax raised."""
+    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return error
+
+
+def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, wait: float = 30.0) -> Path:
+    """The recovery store of a pipeline; worker 0 makes it, the others wait for it. Raises TimeoutError after `wait` seconds."""
+    folder = settings.home / "recovery" / pipeline.name
+    made = folder / "made"
+    if worker == 0 and not made.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        init_db_dir(folder, RECOVERY_PARTITIONS)
+        made.touch()
+    deadline = time.monotonic() + wait
+    while not made.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"recovery store {folder}: worker 0 did not make it within {wait:.0f} s")
+        time.sleep(0.05)
+    return folder

@@ -1,0 +1,243 @@
+"""Raw record batches from a Kafka topic or from memory: one Bytewax source partition for each of the topic's.
+
+A raw batch has `_key` and `_value` (binary), `_partition` int32, `_offset` int64, `_appended_at` int64 (ms, the broker's) and
+`_polled_at` int64 (ns, ours). The source's item is (name of the partition, Polled).
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from operator import methodcaller
+
+import numpy as np
+import pyarrow as pa
+from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from streams.routing import shard_name, shard_number
+
+
+class SourceError(RuntimeError):
+    """The topic cannot be read; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Polled:
+    """One poll of one partition: a raw batch (perhaps without rows), and whether it reached the end of the log."""
+
+    batch: pa.RecordBatch
+    at_end: bool
+
+
+class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
+    """Polls with `poll` from `position` on; leaves at the end of the log where `until_end`, or on `stop`: emits nothing more,
+    lets an epoch pass, so that all that was emitted is delivered and snapshotted, and ends."""
+
+    def __init__(self, name: str, position: int, stop: threading.Event, until_end: bool) -> None:
+        self._name = name
+        self._position = position
+        self._stop = stop
+        self._until_end = until_end
+        self._was_at_end = False
+        self._snapshots = 0
+        self._leave_after: int | None = None
+
+    def poll(self) -> Polled | None:
+        raise NotImplementedError
+
+    def next_batch(self) -> list[tuple[str, Polled]]:
+        if self._stop.is_set() or (self._until_end and self._was_at_end):
+            if self._leave_after is None:
+                self._leave_after = self._snapshots + 1
+            if self._until_end or self._snapshots >= self._leave_after:
+                raise StopIteration
+            return []
+        polled = self.poll()
+        if polled is None or (polled.batch.num_rows == 0 and polled.at_end == self._was_at_end):
+            return []
+        self._was_at_end = polled.at_end
+        if polled.batch.num_rows:
+            self._position = polled.batch["_offset"][-1].as_py() + 1
+        return [(self._name, polled)]
+
+    def snapshot(self) -> int:
+        self._snapshots += 1
+        return self._position
+
+
+VALUE, KEY, OFFSET, STAMP, ERROR = (methodcaller(name) for name in ("value", "key", "offset", "timestamp", "error"))
+
+
+class _KafkaPartition(_Partition):
+    def __init__(
+        self, name: str, topic: str, config: Mapping[str, str | int | float | bool], resume: int | None, rows: int,
+        clock_ns: Callable[[], int], stop: threading.Event, until_end: bool,
+    ) -> None:  # fmt: skip
+        super().__init__(name, 0 if resume is None else resume, stop, until_end)
+        self._topic = topic
+        self._partition = shard_number(name)
+        self._rows = rows
+        self._clock_ns = clock_ns
+        self._consumer = Consumer(dict(config))
+        start = OFFSET_BEGINNING if resume is None else resume
+        self._consumer.assign([TopicPartition(topic, self._partition, start)])
+
+    def poll(self) -> Polled | None:
+        messages = self._consumer.consume(self._rows, 0)
+        if not messages:
+            return None
+        errors = [error for error in map(ERROR, messages) if error is not None]
+        at_end = False
+        if errors:
+            for error in errors:
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise SourceError(f"{self._topic}/{self._partition}: {error.str()}")
+            at_end = messages[-1].error() is not None
+            messages = [message for message in messages if message.error() is None]
+        n = len(messages)
+        batch = pa.RecordBatch.from_arrays(
+            [
+                pa.array(map(KEY, messages), pa.binary(), size=n),
+                pa.array(map(VALUE, messages), pa.binary(), size=n),
+                pa.array(np.full(n, self._partition, np.int32)),
+                pa.array(map(OFFSET, messages), pa.int64(), size=n),
+                pa.array([stamp[1] for stamp in map(STAMP, messages)], pa.int64(), size=n),
+                pa.array(np.full(n, self._clock_ns(), np.int64)),
+            ],
+            schema=RAW,
+        )
+        return Polled(batch, at_end)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+RAW = pa.schema(
+    [
+        ("_key", pa.binary()),
+        ("_value", pa.binary()),
+        ("_partition", pa.int32()),
+        ("_offset", pa.int64()),
+        ("_appended_at", pa.int64()),
+        ("_polled_at", pa.int64()),
+    ]
+)
+
+
+class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
+    """A Kafka topic, by `assign`: every worker reads the partitions that Bytewax deals to it; the group is only a name.
+
+    Nothing is asked of the broker before `partitions` is, which raises SourceError if it does not answer or has no such topic.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        brokers: str,
+        config: Mapping[str, str],
+        *,
+        group: str,
+        rows: int,
+        clock_ns: Callable[[], int],
+        stop: threading.Event,
+        until_end: bool = False,
+        timeout: float = 10.0,
+    ) -> None:
+        self._topic = topic
+        self._brokers = brokers
+        self._client = config
+        self._timeout = timeout
+        self._rows = rows
+        self._clock_ns = clock_ns
+        self._stop = stop
+        self._until_end = until_end
+        self._config: dict[str, str | int | float | bool] = {
+            "bootstrap.servers": brokers,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "fetch.wait.max.ms": 5,
+            "fetch.message.max.bytes": 4 * 1024 * 1024,
+            "fetch.max.bytes": 64 * 1024 * 1024,
+            "queued.min.messages": 200_000,
+            "queued.max.messages.kbytes": 128 * 1024,
+            **config,
+        }
+
+    @cached_property
+    def partitions(self) -> int:
+        return topic_partitions(self._topic, self._brokers, self._client, self._timeout)
+
+    def list_parts(self) -> list[str]:
+        return [shard_name(partition) for partition in range(self.partitions)]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _KafkaPartition:
+        return _KafkaPartition(
+            for_part, self._topic, self._config, resume_state, self._rows, self._clock_ns, self._stop, self._until_end
+        )
+
+
+def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeout: float = 10.0) -> int:
+    """The number of a topic's partitions. Raises SourceError if the broker does not answer or has no such topic."""
+    try:
+        found = AdminClient({"bootstrap.servers": brokers, **config}).list_topics(topic, timeout=timeout).topics[topic]
+    except KafkaException as error:
+        reason = error.args[0].str()
+        raise SourceError(
+            f"no Kafka broker answers at {brokers} ({reason}): start one, or name it with --brokers"
+        ) from error
+    if found.error is not None or not found.partitions:
+        raise SourceError(f"the broker at {brokers} has no topic {topic}: create it (headrace topics --create)")
+    return len(found.partitions)
+
+
+class _MemoryPartition(_Partition):
+    def __init__(
+        self, name: str, log: pa.RecordBatch, resume: int | None, rows: int, stop: threading.Event, until_end: bool
+    ) -> None:
+        super().__init__(name, resume or 0, stop, until_end)
+        self._log = log
+        self._rows = rows
+
+    def poll(self) -> Polled | None:
+        batch = self._log.slice(self._position, self._rows)
+        return Polled(batch, self._position + batch.num_rows >= self._log.num_rows)
+
+
+class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
+    """The same from lists of (key, value), one for each partition; ends when all is read, or on `stop`."""
+
+    def __init__(
+        self, partitions: Sequence[Sequence[tuple[bytes | None, bytes | None]]], *, rows: int = 4096, stop: threading.Event | None = None,
+        until_end: bool = True, clock_ns: Callable[[], int] = lambda: 0,
+    ) -> None:  # fmt: skip
+        self._rows = rows
+        self._stop = stop or threading.Event()
+        self._until_end = until_end
+        self.partitions = len(partitions)
+        self._logs = [
+            pa.RecordBatch.from_arrays(
+                [
+                    pa.array([key for key, _ in log], pa.binary()),
+                    pa.array([value for _, value in log], pa.binary()),
+                    pa.array(np.full(len(log), number, np.int32)),
+                    pa.array(np.arange(len(log), dtype=np.int64)),
+                    pa.array(np.zeros(len(log), np.int64)),
+                    pa.array(np.full(len(log), clock_ns(), np.int64)),
+                ],
+                schema=RAW,
+            )
+            for number, log in enumerate(partitions)
+        ]
+
+    def list_parts(self) -> list[str]:
+        return [shard_name(partition) for partition in range(self.partitions)]
+
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _MemoryPartition:
+        return _MemoryPartition(
+            for_part, self._logs[shard_number(for_part)], resume_state, self._rows, self._stop, self._until_end
+        )
