@@ -192,9 +192,7 @@ class _Compiler:
         return evaluate
 
     def member(self, left: ast.expr, right: ast.expr, inverted: bool) -> Evaluate:
-        if not isinstance(right, ast.Tuple | ast.List) or not all(
-            isinstance(item, ast.Constant) for item in right.elts
-        ):
+        if not isinstance(right, ast.Tuple | ast.List) or not all(isinstance(item, ast.Constant) for item in right.elts):
             raise self.refuse(right, "`in` takes a list of values")
         value = self.node(left)
         members = pa.array([item.value for item in right.elts if isinstance(item, ast.Constant)])

@@ -1,14 +1,13 @@
 """Streaming features: a batch is cut to what a group of features needs, and a shard's state turns the cut into columns.
 
 A group is all streaming features of one entity. `Cutter` makes the cut: the rows that update or read the group, with
-the entity's hash, the time and the values, as a slim record batch that can be split by hash and sent to other processes.
-`State` is what a shard knows of a group; `State.update` returns the features of the rows that read. Training and
+the entity's hash, the time and the values, which can be split by hash and sent to other processes. `State` is what a shard knows of a group; `State.update` returns the features of the rows that read. Training and
 serving both go through these two and nothing else.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.expressions import compile_expression, mask
-from features.spec import Last, Streaming, Window, seconds, tile_seconds
+from features.spec import Aggregate, Last, Streaming, Window, seconds, tile_seconds
 from kernels.hashing.cpu import hash_column
 from kernels.table import cpu as table
 from kernels.windows import cpu as windows
@@ -24,7 +23,7 @@ from kernels.windows import cpu as windows
 Dump = dict[str, Any]
 STATE_VERSION = 1
 MICROSECONDS = 1_000_000
-AGGREGATES = ("count", "sum", "min", "max")
+READ = ("count", "sum", "min", "max")  # the columns that kernels/windows reads out
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,40 @@ def groups(features: Sequence[Any]) -> tuple[Group, ...]:
     return tuple(Group(entity, tuple(members)) for entity, members in by_entity.items())
 
 
-class Cutter:
-    """Cuts batches for a group. The columns of a cut of n rows:
+class Cut(NamedTuple):
+    """The rows of a batch that a group needs: n of them, with v values, and k columns that order rows of one time.
 
-    `_row` int32, the row among those that read; `_hash` uint64, the entity (never 0: rows without it are left out);
-    `_time` int64, microseconds; `_reads` bool; for feature j with its values k, `u{j}` bool (updates) and `v{j}.{k}` float64
-    (NaN: null); and `t{k}` int64 for the columns that order rows of one time.
+    Plain arrays, since it is made, split and read for every shard of every batch.
     """
+
+    row: npt.NDArray[np.int32]  # [n], the row among those of the batch that read
+    hash: npt.NDArray[np.uint64]  # [n], the entity; never 0, since rows without it are left out
+    time: npt.NDArray[np.int64]  # [n], microseconds
+    bits: npt.NDArray[np.uint32]  # [n], bit 0: reads, bit j + 1: updates feature j
+    values: npt.NDArray[np.float64]  # [v, n], NaN: null
+    ties: npt.NDArray[np.int64]  # [k, n]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Cut":
+        """These rows, in this order."""
+        return Cut(*(array[..., rows] for array in self))
+
+    def between(self, start: int, stop: int) -> "Cut":
+        """The rows from start up to stop, not copied."""
+        return Cut(*(array[..., start:stop] for array in self))
+
+    @property
+    def reads(self) -> npt.NDArray[np.bool_]:
+        """bool [n]: which rows read."""
+        return (self.bits & 1).astype(np.bool_)
+
+
+def joined(cuts: Sequence[Cut]) -> Cut:
+    """Several cuts as one, in this order."""
+    return cuts[0] if len(cuts) == 1 else Cut(*(np.concatenate(arrays, axis=-1) for arrays in zip(*cuts, strict=True)))
+
+
+class Cutter:
+    """Cuts batches for a group."""
 
     def __init__(self, group: Group, columns: pa.Schema, time: str, ties: Sequence[str] = ()) -> None:
         """Raises ValueError, naming the feature, for an entity, value or condition that the columns do not have."""
@@ -65,32 +91,30 @@ class Cutter:
         for feature in group.features:
             for name in (feature.entity, *feature.values):
                 if name not in columns.names:
-                    raise ValueError(
-                        f"feature {feature.names[0]}: no column {name}, expected one of {', '.join(columns.names)}"
-                    )
+                    known = ", ".join(columns.names)
+                    raise ValueError(f"feature {feature.names[0]}: no column {name}, expected one of {known}")
             for name in feature.values:
                 kind = columns.field(name).type
                 if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
                     raise ValueError(f"feature {feature.names[0]}: expected {name} to be a number, got {kind}")
             self._wheres.append(compile_expression(feature.where, columns))
 
-    def __call__(self, batch: pa.RecordBatch, reads: npt.NDArray[np.bool_]) -> pa.RecordBatch:
+    def __call__(self, batch: pa.RecordBatch, reads: npt.NDArray[np.bool_]) -> Cut:
+        """batch: m decoded rows; reads: bool [m], the rows that will read the group's features."""
         hashes = hash_column(batch[self.group.entity])
-        updates = [mask(where, batch) for where in self._wheres]
-        rows = np.flatnonzero((hashes != 0) & np.logical_or.reduce([reads, *updates]))
-        cut = {
-            "_row": (np.cumsum(reads) - 1)[rows].astype(np.int32),
-            "_hash": hashes[rows],
-            "_time": microseconds(batch[self._time])[rows],
-            "_reads": reads[rows],
-        }
-        for j, feature in enumerate(self.group.features):
-            cut[f"u{j}"] = updates[j][rows]
-            for k, name in enumerate(feature.values):
-                cut[f"v{j}.{k}"] = floats(batch[name])[rows]
-        for k, name in enumerate(self._ties):
-            cut[f"t{k}"] = _ranks(batch[name])[rows]
-        return pa.record_batch({name: pa.array(values) for name, values in cut.items()})
+        bits = reads.astype(np.uint32)
+        for j, where in enumerate(self._wheres):
+            bits |= mask(where, batch).astype(np.uint32) << (j + 1)
+        rows = np.flatnonzero((bits != 0) & (hashes != 0))
+        values = [floats(batch[name])[rows] for feature in self.group.features for name in feature.values]
+        return Cut(
+            (np.cumsum(reads) - 1)[rows].astype(np.int32),
+            hashes[rows],
+            microseconds(batch[self._time])[rows],
+            bits[rows],
+            np.array(values).reshape(len(values), len(rows)),
+            np.array([_ranks(batch[name])[rows] for name in self._ties], np.int64).reshape(len(self._ties), len(rows)),
+        )
 
 
 def event_order(batch: pa.RecordBatch, time: str, ties: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -129,35 +153,29 @@ class State:
         if dump is not None:
             self._load(dump)
 
-    def update(self, cut: pa.RecordBatch) -> pa.RecordBatch:
-        """Feeds a cut; returns `_row` int32 and the group's features float64 (NaN: none) of the rows that read."""
-        column = {name: cut[name].to_numpy(zero_copy_only=False) for name in cut.schema.names}
-        updates = np.logical_or.reduce([column[f"u{j}"] for j in range(len(self._group.features))])
-        slots = self._slots(column["_hash"], updates)
-        times, reads = column["_time"], column["_reads"]
-        count = int(reads.sum())
-        out: dict[str, npt.NDArray[Any]] = {"_row": column["_row"][reads]}
+    def update(self, cut: Cut) -> npt.NDArray[np.float64]:
+        """Feeds a cut; returns the group's features [f, rows that read], NaN where there is no value."""
+        slots = self._slots(cut)
+        reads = cut.reads
+        count = int(np.count_nonzero(reads))
+        out = np.empty((len(self._group.names), count))
+        at = value = 0
         for j, feature in enumerate(self._group.features):
+            updates = (cut.bits >> (j + 1) & 1).astype(np.bool_)
+            rows = slice(at, at + len(feature.names))
+            values = cut.values[value : value + len(feature.values)]
             if isinstance(feature, Window):
-                values = np.empty((count, 4))
-                self.late += windows.window(
-                    slots, times, column[f"v{j}.0"], column[f"u{j}"], reads, tile_seconds(seconds(feature.over)) * MICROSECONDS,
-                    *(self._arrays[f"{j}.{name}"] for name in ("newest", "ids", "count", "total", "low", "high")), values,
-                )  # fmt: skip
-                with np.errstate(invalid="ignore"):
-                    by_name = dict(zip(AGGREGATES, values.T, strict=True)) | {"mean": values[:, 1] / values[:, 0]}
-                out |= {
-                    name: np.ascontiguousarray(by_name[agg])
-                    for name, agg in zip(feature.names, feature.aggs, strict=True)
-                }
+                read = np.empty((count, 4))
+                tile = tile_seconds(seconds(feature.over)) * MICROSECONDS
+                state = [self._arrays[f"{j}.{name}"] for name in ("newest", "ids", "count", "total", "low", "high")]
+                self.late += windows.window(slots, cut.time, values[0], updates, reads, tile, *state, read)
+                out[rows] = [_aggregate(read, name) for name in feature.aggs]
             else:
-                stacked = np.stack([column[f"v{j}.{k}"] for k in range(len(feature.values))])
-                values = np.empty((len(feature.values), count))
                 within = seconds(feature.within) * MICROSECONDS
-                seen_at, seen = self._arrays[f"{j}.seen_at"], self._arrays[f"{j}.seen"]
-                windows.last(slots, times, stacked, column[f"u{j}"], reads, within, seen_at, seen, values)
-                out |= dict(zip(feature.names, values, strict=True))
-        return pa.record_batch({name: pa.array(values) for name, values in out.items()})
+                state = [self._arrays[f"{j}.{name}"] for name in ("seen_at", "seen")]
+                windows.last(slots, cut.time, values, updates, reads, within, *state, out[rows])
+            at, value = rows.stop, value + len(feature.values)
+        return out
 
     def dump(self) -> Dump:
         """The state as plain data: a versioned dict of (dtype, shape, bytes)."""
@@ -178,27 +196,26 @@ class State:
             raise ValueError(f"state of {self._group.entity}: expected version {STATE_VERSION}, got {dump['version']}")
         if dump["features"] != features:
             raise ValueError(f"state of {self._group.entity}: expected the features {features}, got {dump['features']}")
-        arrays = {
-            name: np.frombuffer(data, kind).reshape(shape).copy()
-            for name, (kind, shape, data) in dump["arrays"].items()
-        }
+        arrays = {name: np.frombuffer(data, kind).reshape(shape).copy() for name, (kind, shape, data) in dump["arrays"].items()}
         self.late = dump["late"]
-        keys = arrays.pop("keys")
-        self._slots(keys, np.ones(len(keys), np.bool_))
+        self._insert(arrays.pop("keys"))
         for name, array in arrays.items():
             self._arrays[name][: len(array)] = array
 
-    def _slots(self, hashes: npt.NDArray[np.uint64], updates: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    def _slots(self, cut: Cut) -> npt.NDArray[np.int32]:
         """The slot of each entity [n]; those that update get one if they have none, those that only read do not (-1)."""
-        out = np.empty(len(hashes), np.int32)
-        table.find(*self._table, hashes, out)
-        new = hashes[(out < 0) & updates]
+        out = np.empty(len(cut.hash), np.int32)
+        table.find(*self._table, cut.hash, out)
+        new = cut.hash[(out < 0) & (cut.bits > 1)]
         if len(new):
-            self._table = table.grow(*self._table, self._used + len(new))
-            self._used = table.insert(*self._table, new, np.empty(len(new), np.int32), self._used)
-            self._grow()
-            table.find(*self._table, hashes, out)
+            self._insert(new)
+            table.find(*self._table, cut.hash, out)
         return out
+
+    def _insert(self, hashes: npt.NDArray[np.uint64]) -> None:
+        self._table = table.grow(*self._table, self._used + len(hashes))
+        self._used = table.insert(*self._table, hashes, np.empty(len(hashes), np.int32), self._used)
+        self._grow()
 
     def _grow(self) -> None:
         for name, (shape, kind, fill) in self._layout().items():
@@ -223,3 +240,9 @@ class State:
                 layout[f"{j}.seen_at"] = ((len(feature.values),), np.int64, windows.NEVER)
                 layout[f"{j}.seen"] = ((len(feature.values),), np.float64, np.nan)
         return layout
+
+
+def _aggregate(read: npt.NDArray[np.float64], name: Aggregate) -> npt.NDArray[np.float64]:
+    if name != "mean":
+        return read[:, READ.index(name)]
+    return np.divide(read[:, 1], read[:, 0], out=np.full(len(read), np.nan), where=read[:, 0] > 0)

@@ -35,11 +35,10 @@ def training_frame(
     decided = batch.filter(pa.array(reads))
     columns: dict[str, pa.Array] = {}
     for group in groups(features):
-        made = State(group).update(Cutter(group, batch.schema, time)(batch, reads))
-        for name in group.names:
-            values = np.full(decided.num_rows, np.nan)
-            values[made["_row"].to_numpy()] = made[name].to_numpy()
-            columns[name] = pa.array(values)
+        cut = Cutter(group, batch.schema, time)(batch, reads)
+        made = np.full((len(group.names), decided.num_rows), np.nan)
+        made[:, cut.row[cut.reads]] = State(group).update(cut)
+        columns |= {name: pa.array(values) for name, values in zip(group.names, made, strict=True)}
     frame: dict[str, pa.Array] = {}
     for feature in features:
         if isinstance(feature, Fields):

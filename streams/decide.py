@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-
-from features.expressions import Expression
 from features.stored import StoredFeatures
-from features.streaming import microseconds
 from models.engine import Engine
 from models.policy import Policy
 from models.spec import assemble
+
+from features.expressions import Expression
+from features.streaming import microseconds
 
 Mask = npt.NDArray[np.bool_]
 
@@ -128,9 +128,7 @@ def flag_lists(flags: dict[str, Mask], n: int) -> pa.Array:
 
 
 def _nulls(column: pa.Array) -> Mask:
-    return (
-        np.zeros(len(column), np.bool_) if column.null_count == 0 else column.is_null().to_numpy(zero_copy_only=False)
-    )
+    return np.zeros(len(column), np.bool_) if column.null_count == 0 else column.is_null().to_numpy(zero_copy_only=False)
 
 
 def _constant(value: str, n: int) -> pa.Array:

@@ -10,19 +10,20 @@ sequence is the offset of the batch's first message. What goes to another worker
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 
-from features.streaming import Cutter, Group, State
+from features.streaming import Cut, Cutter, Group, State
 from streams.meters import Meters
-from streams.ordering import Held
+from streams.ordering import NEVER, Held
 from streams.routing import shard_name, shard_number
+from streams.wire import arrays_from_ipc, arrays_to_ipc, from_ipc, to_ipc
 
-Wire = pa.RecordBatch | bytes
 VERSION = 1
 
 
@@ -33,7 +34,7 @@ class Parcel:
     shard: int
     partition: str
     sequence: int
-    cuts: tuple[tuple[int, Wire], ...]
+    cuts: tuple[tuple[int, Cut | bytes], ...]
     seen_until: int
     at_end: bool
 
@@ -43,33 +44,25 @@ class Base:
     """The rows to decide on, and how many feature rows the shards will send back for them."""
 
     sequence: int
-    batch: Wire
+    batch: pa.RecordBatch
     expected: int
+
+
+class Features(NamedTuple):
+    """Features of m rows from one shard and group: `row` int32 [m] in the Base's batch, `values` float64 [f, m]."""
+
+    row: npt.NDArray[np.int32]
+    values: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Features from one shard and group: `_row` int32 in the Base's batch, and the group's columns."""
+    """Features on their way back to their batch."""
 
     partition: str
     sequence: int
     group: int
-    columns: Wire
-
-
-def pack(batch: pa.RecordBatch, local: bool) -> Wire:
-    """The batch itself if it stays on this worker, its Arrow IPC bytes if not."""
-    if local:
-        return batch
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    return sink.getvalue().to_pybytes()
-
-
-def unpack(wire: Wire) -> pa.RecordBatch:
-    """The batch that was packed."""
-    return wire if isinstance(wire, pa.RecordBatch) else pa.ipc.open_stream(wire).read_next_batch()
+    features: Features | bytes
 
 
 def cut(
@@ -89,34 +82,35 @@ def cut(
     """
     here = shard_number(partition) % workers
     sequence = batch["_offset"][0].as_py() if batch.num_rows else -1
-    parcels: dict[int, list[tuple[int, Wire]]] = {shard: [] for shard in range(shards)} if to_all else {}
+    parcels: dict[int, list[tuple[int, Cut | bytes]]] = {shard: [] for shard in range(shards)} if to_all else {}
     expected = 0
     if batch.num_rows:
-        for number, cutter in enumerate(cutters):
+        for group, cutter in enumerate(cutters):
             whole = cutter(batch, reads)
-            expected += int(whole["_reads"].true_count)
+            expected += int(np.count_nonzero(whole.bits & 1))
             for shard, piece in _split(whole, shards):
-                parcels.setdefault(shard, []).append((number, pack(piece, shard % workers == here)))
+                packed = piece if shard % workers == here else arrays_to_ipc(piece)
+                parcels.setdefault(shard, []).append((group, packed))
         if reads.any():
             yield partition, Base(sequence, batch.filter(pa.array(reads)), expected)
-    seen_until = int(times.max()) if len(times) else -(2**62)
+    seen_until = int(times.max()) if len(times) else NEVER
     for shard, cuts in parcels.items():
         yield shard_name(shard), Parcel(shard, partition, sequence, tuple(cuts), seen_until, at_end)
 
 
-def _split(batch: pa.RecordBatch, shards: int) -> Iterable[tuple[int, pa.RecordBatch]]:
-    if batch.num_rows == 0:
+def _split(whole: Cut, shards: int) -> Iterable[tuple[int, Cut]]:
+    of_row = (whole.hash % np.uint64(shards)).astype(np.int64)
+    if len(of_row) == 0:
         return
-    of_row = (batch["_hash"].to_numpy() % np.uint64(shards)).astype(np.int64)
-    if batch.num_rows == 1 or (of_row == of_row[0]).all():
-        yield int(of_row[0]), batch
+    if (of_row == of_row[0]).all():
+        yield int(of_row[0]), whole
         return
     order = np.argsort(of_row, kind="stable")
-    sorted_batch = batch.take(pa.array(order))
-    edges = np.searchsorted(of_row[order], np.arange(shards + 1))
+    by_shard = whole.take(order)
+    edges = np.searchsorted(of_row[order], np.arange(shards + 1)).tolist()
     for shard in range(shards):
         if edges[shard] < edges[shard + 1]:
-            yield shard, sorted_batch.slice(edges[shard], edges[shard + 1] - edges[shard])
+            yield shard, by_shard.between(edges[shard], edges[shard + 1])
 
 
 class Shard(StatefulBatchLogic[Parcel, Part, dict[str, Any]]):
@@ -149,26 +143,29 @@ class Shard(StatefulBatchLogic[Parcel, Part, dict[str, Any]]):
     def _at_once(self, parcels: list[Parcel]) -> list[Part]:
         parts = []
         for parcel in parcels:
-            for group, wire in parcel.cuts:
-                columns = self._states[group].update(unpack(wire))
-                if columns.num_rows:
-                    parts.append(self._part(parcel.shard, parcel.partition, parcel.sequence, group, columns))
+            for group, packed in parcel.cuts:
+                piece = _cut(packed)
+                features = Features(piece.row[piece.reads], self._states[group].update(piece))
+                if len(features.row):
+                    parts.append(self._part(parcel.shard, parcel.partition, parcel.sequence, group, features))
         return parts
 
     def _in_order(self, parcels: list[Parcel], held: Held) -> list[Part]:
         for parcel in parcels:
-            cuts = [(group, unpack(wire)) for group, wire in parcel.cuts]
-            held.add(parcel.partition, parcel.sequence, cuts, parcel.seen_until, parcel.at_end)
+            cuts = [(group, _cut(packed)) for group, packed in parcel.cuts]
+            held.add(shard_number(parcel.partition), parcel.sequence, cuts, parcel.seen_until, parcel.at_end)
         parts = []
         for group, released in held.release():
-            columns = self._states[group].update(released.batch)
-            for partition, sequence, rows in released.origins():
-                parts.append(self._part(parcels[0].shard, partition, sequence, group, columns.take(pa.array(rows))))
+            rows = released.cut.row[released.cut.reads]
+            values = self._states[group].update(released.cut)
+            for partition, sequence, chosen in released.origins():
+                features = Features(rows[chosen], values[:, chosen])
+                parts.append(self._part(parcels[0].shard, shard_name(partition), sequence, group, features))
         return parts
 
-    def _part(self, shard: int, partition: str, sequence: int, group: int, columns: pa.RecordBatch) -> Part:
+    def _part(self, shard: int, partition: str, sequence: int, group: int, features: Features) -> Part:
         local = shard % self._workers == shard_number(partition) % self._workers
-        return Part(partition, sequence, group, pack(columns, local))
+        return Part(partition, sequence, group, features if local else arrays_to_ipc(features))
 
     def _late(self) -> int:
         return sum(state.late for state in self._states)
@@ -179,67 +176,59 @@ class Shard(StatefulBatchLogic[Parcel, Part, dict[str, Any]]):
 
 
 class _Waiting:
-    """A Base whose features are coming in."""
+    """A Base whose features are coming in; `values` is float64 [features of all groups, rows]."""
 
-    def __init__(self, base: Base, names: Sequence[str]) -> None:
-        self.batch = unpack(base.batch)
-        self.missing = base.expected
-        self.columns = {name: np.full(self.batch.num_rows, np.nan) for name in names}
-
-    def fill(self, columns: pa.RecordBatch) -> None:
-        rows = columns["_row"].to_numpy()
-        for name in columns.schema.names[1:]:
-            self.columns[name][rows] = columns[name].to_numpy()
-        self.missing -= len(rows)
-
-    def joined(self) -> pa.RecordBatch:
-        arrays = [*self.batch.columns, *(pa.array(column) for column in self.columns.values())]
-        return pa.RecordBatch.from_arrays(arrays, [*self.batch.schema.names, *self.columns])
+    def __init__(self, batch: pa.RecordBatch, missing: int, features: int) -> None:
+        self.batch = batch
+        self.missing = missing
+        self.values = np.full((features, batch.num_rows), np.nan)
 
 
 class Gather(StatefulBatchLogic[Base | Part, pa.RecordBatch, dict[str, Any]]):
     """Joins features back to their rows, batch by batch in the partition's order. In arrival order it is empty between epochs.
 
-    Where an entity of a row is null its features stay NaN.
+    Where an entity of a row is null its features stay null.
     """
 
-    def __init__(self, names: Sequence[str], resume: dict[str, Any] | None) -> None:
-        self._names = names
+    def __init__(self, groups: Sequence[Group], resume: dict[str, Any] | None) -> None:
+        self._names = [name for group in groups for name in group.names]
+        edges = np.cumsum([0, *(len(group.names) for group in groups)]).tolist()
+        self._of_group = [slice(a, b) for a, b in pairwise(edges)]
         self._waiting: dict[int, _Waiting] = {}
         self._early: list[Part] = []
         if resume:
-            for sequence, batch, missing in _checked(resume)["waiting"]:
-                whole = unpack(batch)
-                kept = [name for name in whole.schema.names if name not in names]
-                waiting = _Waiting(Base(sequence, whole.select(kept), missing), names)
-                waiting.columns = {name: whole[name].to_numpy().copy() for name in names}
+            for sequence, batch, missing, values in _checked(resume)["waiting"]:
+                waiting = _Waiting(from_ipc(batch), missing, len(self._names))
+                waiting.values[:] = np.frombuffer(values).reshape(waiting.values.shape)
                 self._waiting[sequence] = waiting
 
     def on_batch(self, values: list[Base | Part]) -> tuple[list[pa.RecordBatch], bool]:
         for value in values:
             if isinstance(value, Base):
-                self._waiting[value.sequence] = _Waiting(value, self._names)
+                self._waiting[value.sequence] = _Waiting(value.batch, value.expected, len(self._names))
         parts = [*self._early, *(value for value in values if isinstance(value, Part))]
-        self._early = []
+        self._early = [part for part in parts if part.sequence not in self._waiting]
         for part in parts:
-            if part.sequence in self._waiting:
-                self._waiting[part.sequence].fill(unpack(part.columns))
-            else:
-                self._early.append(part)
+            if waiting := self._waiting.get(part.sequence):
+                features = part.features if isinstance(part.features, Features) else Features(*arrays_from_ipc(part.features))
+                waiting.values[self._of_group[part.group], features.row] = features.values
+                waiting.missing -= len(features.row)
         out = []
         for sequence in list(self._waiting):
             if self._waiting[sequence].missing:
                 break
-            out.append(self._waiting.pop(sequence).joined())
+            out.append(self._joined(self._waiting.pop(sequence)))
         return out, StatefulBatchLogic.RETAIN
+
+    def _joined(self, waiting: _Waiting) -> pa.RecordBatch:
+        arrays = [pa.array(values, from_pandas=True) for values in waiting.values]
+        return pa.RecordBatch.from_arrays([*waiting.batch.columns, *arrays], [*waiting.batch.schema.names, *self._names])
 
     def snapshot(self) -> dict[str, Any]:
         if self._early:
-            raise RuntimeError(
-                f"gather: features of batches {[part.sequence for part in self._early]} came without the batch"
-            )
+            raise RuntimeError(f"gather: features of {[part.sequence for part in self._early]} came without their batch")
         waiting = [
-            (sequence, pack(item.joined(), local=False), item.missing) for sequence, item in self._waiting.items()
+            (sequence, to_ipc(item.batch), item.missing, item.values.tobytes()) for sequence, item in self._waiting.items()
         ]
         return {"version": VERSION, "waiting": waiting}
 
@@ -248,3 +237,7 @@ def _checked(resume: dict[str, Any]) -> dict[str, Any]:
     if resume["version"] != VERSION:
         raise ValueError(f"recovery store: expected state version {VERSION}, got {resume['version']}")
     return resume
+
+
+def _cut(packed: Cut | bytes) -> Cut:
+    return packed if isinstance(packed, Cut) else Cut(*arrays_from_ipc(packed))

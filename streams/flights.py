@@ -1,10 +1,11 @@
 """Will this flight arrive late? Decided when it appears on the board, from what is known at that moment."""
 
-from features.schema import Integer, Kind, Number, Schema, Text, Time
-from features.spec import Derived, Fields, Label, Last, Stored, Window
 from models.flights import train
 from models.flights_history import history
 from models.policy import Bands, Rule
+
+from features.schema import Integer, Kind, Number, Schema, Text, Time
+from features.spec import Derived, Fields, Label, Last, Stored, Window
 from streams.pipeline import Decisions, Drift, Model, Pipeline
 from streams.topic import Topic
 
@@ -37,9 +38,7 @@ FlightEvent = Schema(
 
 flights = Pipeline(
     name="flights",
-    events=Topic(
-        "flight-events", schema=FlightEvent, time="at", key="tailnum", id="flight_id", ties=("kind", "flight_id")
-    ),
+    events=Topic("flight-events", schema=FlightEvent, time="at", key="tailnum", id="flight_id", ties=("kind", "flight_id")),
     decide_on="kind == 'scheduled'",
     features=[
         Fields("carrier", "origin", "dest", "distance"),

@@ -7,23 +7,21 @@ import bytewax.operators as op
 import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow, Stream
+from sinks.messages import Messages, encode_dead, encode_decisions
 
 from features.expressions import mask
 from features.streaming import microseconds
-from sinks.messages import Messages, encode_dead, encode_decisions
 from streams.decide import Work, together
 from streams.exchange import Base, Gather, Parcel, Part, Shard, cut
 from streams.job import Job
 from streams.ordering import Held
 from streams.output import Output
-from streams.routing import shard_name, shard_number
 from streams.source import Polled
 
 
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters = job.pipeline, job.meters
-    names = [name for group in pipeline.groups for name in group.names]
     features = pipeline.sinks[0].features
 
     def decode(item: tuple[str, Polled]) -> Iterable[tuple[str, Any]]:
@@ -41,15 +39,12 @@ def build(job: Job) -> Dataflow:
             reads = mask(job.decide_on, rows) if rows.num_rows else np.empty(0, np.bool_)
             times = microseconds(rows[pipeline.events.time])
             by_event_time = job.order == "event"
-            return list(
-                cut(partition, rows, reads, times, at_end, job.cutters, pipeline.shards, job.workers, by_event_time)
-            )
+            return list(cut(partition, rows, reads, times, at_end, job.cutters, pipeline.shards, job.workers, by_event_time))
 
     def shard(resume: dict[str, Any] | None) -> Shard:
         held = None
         if job.order == "event":
-            partitions = [shard_name(number) for number in range(job.events.partitions)]
-            held = Held(partitions, len(pipeline.groups), len(pipeline.events.ties), pipeline.events.held_rows)
+            held = Held(job.events.partitions, len(pipeline.groups), pipeline.events.held_rows)
         return Shard(pipeline.groups, resume, held, meters, job.workers)
 
     def batch(gathered: list[tuple[str, pa.RecordBatch]]) -> list[Work]:
@@ -81,12 +76,10 @@ def build(job: Job) -> Dataflow:
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
     decoded = op.branch("decoded", op.flat_map("decode", polled, decode), lambda item: isinstance(item[1], tuple))
-    fanned = op.branch(
-        "fanned", op.flat_map("fan_out", decoded.trues, fan_out), lambda item: isinstance(item[1], Parcel)
-    )
+    fanned = op.branch("fanned", op.flat_map("fan_out", decoded.trues, fan_out), lambda item: isinstance(item[1], Parcel))
     parts = op.stateful_batch("features", fanned.trues, shard)
     home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
-    gathered = op.stateful_batch("gather", home, lambda resume: Gather(names, resume))
+    gathered = op.stateful_batch("gather", home, lambda resume: Gather(pipeline.groups, resume))
     batched = op.flat_map_batch("batch", gathered, batch)
     scored = op.map("model", op.map("complete", batched, complete), score)
     decisions = op.flat_map("decision", scored, decide)

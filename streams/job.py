@@ -7,17 +7,17 @@ from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
-from prometheus_client import CollectorRegistry
-
-from features.expressions import Expression, compile_expression
-from features.spec import Derived, Fields
 from features.stored import StoredFeatures
-from features.streaming import Cutter
 from models.engine import Engine, OnnxEngine
 from models.reference import Reference
 from models.registry import resolve
+from prometheus_client import CollectorRegistry
 from sinks.kafka import KafkaSink
 from sinks.messages import Sink
+
+from features.expressions import Expression, compile_expression
+from features.spec import Derived, Fields
+from features.streaming import Cutter
 from streams.decide import Deciding, Names
 from streams.decode import Decoder
 from streams.meters import Meters

@@ -15,14 +15,10 @@ class Meters:
     def __init__(self, registry: CollectorRegistry, pipeline: str) -> None:
         stage = ["pipeline", "stage"]
         rows = Counter("headrace_rows", "Rows that a stage has handled", stage, registry=registry)
-        seconds = Counter(
-            "headrace_seconds", "Seconds a stage has worked on the dataflow's thread", stage, registry=registry
-        )
+        seconds = Counter("headrace_seconds", "Seconds a stage has worked on the dataflow's thread", stage, registry=registry)
         self._rows = {name: rows.labels(pipeline, name) for name in STAGES}
         self._seconds = {name: seconds.labels(pipeline, name) for name in STAGES}
-        dead = Counter(
-            "headrace_dead_letters", "Messages sent to dead letters", ["pipeline", "code"], registry=registry
-        )
+        dead = Counter("headrace_dead_letters", "Messages sent to dead letters", ["pipeline", "code"], registry=registry)
         decisions = Counter("headrace_decisions", "Decisions", ["pipeline", "decision"], registry=registry)
         flags = Counter("headrace_flags", "Decisions with a flag", ["pipeline", "flag"], registry=registry)
         self._dead, self._decisions, self._flags = (
@@ -34,9 +30,7 @@ class Meters:
             "headrace_batch_rows", "Rows in a batch given to the model", ["pipeline"],
             buckets=[4**k for k in range(9)], registry=registry,
         ).labels(pipeline)  # fmt: skip
-        drift = Gauge(
-            "headrace_drift", "The last window's statistic", ["pipeline", "feature", "statistic"], registry=registry
-        )
+        drift = Gauge("headrace_drift", "The last window's statistic", ["pipeline", "feature", "statistic"], registry=registry)
         alarms = Counter(
             "headrace_drift_alarms", "Windows that alarmed", ["pipeline", "feature", "statistic"], registry=registry
         )

@@ -4,99 +4,114 @@ Exact on a topic written before the start, whatever the number of partitions and
 backlog. Rows of one time are ordered by the topic's ties, then by partition and offset.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from streams.routing import shard_number
+from features.streaming import Cut, joined
+from streams.wire import arrays_from_ipc, arrays_to_ipc
 
+I64 = npt.NDArray[np.int64]
 NEVER = -(2**62)
 ALWAYS = 2**62
 
 
 @dataclass(frozen=True)
 class Released:
-    """Rows of one group in event order, and where each came from."""
+    """Rows of one group in event order, and the partition and sequence [n] of the batch that each came from."""
 
-    batch: pa.RecordBatch
-    partitions: Sequence[str]
+    cut: Cut
+    partition: I64
+    sequence: I64
 
-    def origins(self) -> Iterator[tuple[str, int, npt.NDArray[np.int64]]]:
+    def origins(self) -> Iterator[tuple[int, int, I64]]:
         """(partition, sequence, rows among those that read) for each batch that has such rows here."""
-        reads = self.batch["_reads"].to_numpy(zero_copy_only=False)
-        numbers, sequences = self.batch["_from"].to_numpy()[reads], self.batch["_sequence"].to_numpy()[reads]
-        if len(numbers) == 0:
+        reads = self.cut.reads
+        partition, sequence = self.partition[reads], self.sequence[reads]
+        if len(partition) == 0:
             return
-        order = np.lexsort((sequences, numbers))
-        changes = np.flatnonzero((np.diff(numbers[order]) != 0) | (np.diff(sequences[order]) != 0)) + 1
+        order = np.lexsort((sequence, partition))
+        changes = np.flatnonzero((np.diff(partition[order]) != 0) | (np.diff(sequence[order]) != 0)) + 1
         for rows in np.split(order, changes):
-            yield self.partitions[numbers[rows[0]]], int(sequences[rows[0]]), rows
+            yield int(partition[rows[0]]), int(sequence[rows[0]]), rows
 
 
 class Held:
     """What one shard holds: rows by group, and how far each partition has come."""
 
-    def __init__(self, partitions: Sequence[str], groups: int, ties: int, bound: int) -> None:
-        """ties: how many `t{k}` columns the cuts have; bound: most rows held, beyond which the oldest go before their turn."""
-        self._partitions = list(partitions)
-        self._ties = [f"t{k}" for k in range(ties)]
+    def __init__(self, partitions: int, groups: int, bound: int) -> None:
+        """bound: most rows held of a group, beyond which the oldest go before their turn, and are counted in `early`."""
         self._bound = bound
-        self._seen = {name: NEVER for name in partitions}
-        self._at_end = {name: False for name in partitions}
-        self._rows: list[list[pa.RecordBatch]] = [[] for _ in range(groups)]
+        self._seen = [NEVER] * partitions
+        self._at_end = [False] * partitions
+        self._rows: list[list[Released]] = [[] for _ in range(groups)]
         self.early = 0
 
-    def add(
-        self, partition: str, sequence: int, cuts: Iterable[tuple[int, pa.RecordBatch]], seen_until: int, at_end: bool
-    ) -> None:
+    def add(self, partition: int, sequence: int, cuts: Iterable[tuple[int, Cut]], seen_until: int, at_end: bool) -> None:
         """Takes a batch's rows, and the news of its partition."""
         self._seen[partition] = max(self._seen[partition], seen_until)
         self._at_end[partition] = at_end
-        for group, piece in cuts:
-            number = np.full(piece.num_rows, shard_number(partition), np.int32)
-            from_columns = [pa.array(number), pa.array(np.full(piece.num_rows, sequence, np.int64))]
-            names = [*piece.schema.names, "_from", "_sequence"]
-            self._rows[group].append(pa.RecordBatch.from_arrays([*piece.columns, *from_columns], names))
+        for group, cut in cuts:
+            n = len(cut.row)
+            self._rows[group].append(Released(cut, np.full(n, partition), np.full(n, sequence)))
 
     def release(self) -> Iterator[tuple[int, Released]]:
         """Rows whose turn has come, in order, by group."""
-        horizon = min((seen for name, seen in self._seen.items() if not self._at_end[name]), default=ALWAYS)
+        backlog = [seen for seen, at_end in zip(self._seen, self._at_end, strict=True) if not at_end]
+        horizon = min(backlog, default=ALWAYS)
         for group, pieces in enumerate(self._rows):
-            if not pieces:
+            held = _joined(pieces)
+            if held is None:
                 continue
-            held = pieces[0] if len(pieces) == 1 else pa.concat_batches(pieces)
-            times = held["_time"].to_numpy()
-            ready = times < horizon
-            excess = held.num_rows - int(ready.sum()) - self._bound
+            self._rows[group] = [held]
+            ready = held.cut.time < horizon
+            excess = len(ready) - int(np.count_nonzero(ready)) - self._bound
             if excess > 0:
-                ready |= times <= np.partition(times[~ready], excess - 1)[excess - 1]
+                waiting = held.cut.time[~ready]
+                ready |= held.cut.time <= np.partition(waiting, excess - 1)[excess - 1]
                 self.early += excess
             if not ready.any():
-                self._rows[group] = [held]
                 continue
-            keys = ["_row", "_sequence", "_from", *reversed(self._ties), "_time"]
             rows = np.flatnonzero(ready)
-            order = np.lexsort([held[name].to_numpy()[rows] for name in keys])
-            self._rows[group] = [held.filter(pa.array(~ready))] if not ready.all() else []
-            yield group, Released(held.take(pa.array(rows[order])), self._partitions)
+            cut = held.cut
+            keys = [cut.row, held.sequence, held.partition, *reversed(cut.ties), cut.time]
+            order = rows[np.lexsort([key[rows] for key in keys])]
+            self._rows[group] = [] if len(rows) == len(ready) else [_taken(held, np.flatnonzero(~ready))]
+            yield group, _taken(held, order)
 
     def dump(self) -> dict[str, Any]:
         """Plain data; whether a partition is at its end is asked again on resume."""
-        rows = []
-        for pieces in self._rows:
-            sink = pa.BufferOutputStream()
-            if pieces:
-                with pa.ipc.new_stream(sink, pieces[0].schema) as writer:
-                    writer.write_batch(pa.concat_batches(pieces))
-            rows.append(sink.getvalue().to_pybytes())
-        return {"seen": dict(self._seen), "rows": rows, "early": self.early}
+        rows = [arrays_to_ipc([*held.cut, held.partition, held.sequence]) for held in map(_joined, self._rows) if held]
+        return {
+            "seen": list(self._seen),
+            "groups": [bool(pieces) for pieces in self._rows],
+            "rows": rows,
+            "early": self.early,
+        }
 
     def load(self, dump: dict[str, Any]) -> None:
         """Goes on from what `dump` returned."""
-        self._seen |= dump["seen"]
+        self._seen[: len(dump["seen"])] = dump["seen"]
         self.early = dump["early"]
-        self._rows = [list(pa.ipc.open_stream(rows)) if rows else [] for rows in dump["rows"]]
+        rows = iter(dump["rows"])
+        for group, filled in enumerate(dump["groups"]):
+            if filled:
+                *arrays, partition, sequence = arrays_from_ipc(next(rows))
+                self._rows[group] = [Released(Cut(*arrays), partition, sequence)]
+
+
+def _joined(pieces: list[Released]) -> Released | None:
+    if len(pieces) <= 1:
+        return pieces[0] if pieces else None
+    return Released(
+        joined([piece.cut for piece in pieces]),
+        np.concatenate([piece.partition for piece in pieces]),
+        np.concatenate([piece.sequence for piece in pieces]),
+    )
+
+
+def _taken(held: Released, rows: I64) -> Released:
+    return Released(held.cut.take(rows), held.partition[rows], held.sequence[rows])

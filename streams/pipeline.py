@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
+from models.policy import Bands
 
 from features.expressions import compile_expression
 from features.spec import Derived, Feature, Fields, Label, Stored, seconds
 from features.streaming import Cutter, Group, groups
-from models.policy import Bands
 from streams.settings import JobSettings
 from streams.topic import Topic
 
@@ -82,9 +82,7 @@ class Pipeline:
             if isinstance(feature, Fields):
                 for name in feature.names:
                     if name not in columns.names:
-                        raise ValueError(
-                            f"pipeline {self.name}: feature {name}: no such field in {self.events.schema.name}"
-                        )
+                        raise ValueError(f"pipeline {self.name}: feature {name}: no such field in {self.events.schema.name}")
             elif isinstance(feature, Derived):
                 compile_expression(feature.expression, columns)
         for group in self.groups:

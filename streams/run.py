@@ -48,7 +48,7 @@ def run(
             cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
         else:
             run_main(flow, epoch_interval=epoch, recovery_config=recovery)
-    except BaseException as error:  # noqa: BLE001 - Bytewax raises Rust panics, which are BaseExceptions
+    except BaseException as error:
         inner = innermost(error)
         if inner is error:
             raise

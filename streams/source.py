@@ -187,9 +187,7 @@ def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeou
         found = AdminClient({"bootstrap.servers": brokers, **config}).list_topics(topic, timeout=timeout).topics[topic]
     except KafkaException as error:
         reason = error.args[0].str()
-        raise SourceError(
-            f"no Kafka broker answers at {brokers} ({reason}): start one, or name it with --brokers"
-        ) from error
+        raise SourceError(f"no Kafka broker answers at {brokers} ({reason}): start one, or name it with --brokers") from error
     if found.error is not None or not found.partitions:
         raise SourceError(f"the broker at {brokers} has no topic {topic}: create it (headrace topics --create)")
     return len(found.partitions)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-
-from features.schema import Integer, Kind, Number, Schema, Text, Time
-from features.spec import Fields, Last, Window
 from models.policy import Bands
 from models.spec import Input, ModelSpec
 from sinks.memory import MemorySink
+
+from features.schema import Integer, Kind, Number, Schema, Text, Time
+from features.spec import Fields, Last, Window
 from streams.job import Champion
 from streams.pipeline import Decisions, Drift, Model, Pipeline
 from streams.settings import JobSettings
@@ -62,9 +62,7 @@ class Arithmetic:
     def profile(self, sizes: Sequence[int]) -> dict[int, float]:
         return dict.fromkeys(sizes, 0.0)
 
-    def infer(
-        self, matrix: npt.NDArray[np.float32], out: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def infer(self, matrix: npt.NDArray[np.float32], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         return (1 / (1 + np.exp(-np.nan_to_num(matrix).sum(axis=1) / 1000))).astype(np.float32)
 
     def close(self) -> None: ...

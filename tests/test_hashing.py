@@ -26,9 +26,7 @@ def test_integers_hash_as_the_naive_twin(values: list[int | None]) -> None:
 @given(st.lists(st.tuples(st.none() | st.text(max_size=9), st.none() | st.integers(-5, 5)), min_size=1))
 def test_columns_combine_as_the_naive_twin(rows: list[tuple[str | None, int | None]]) -> None:
     columns = [pa.array([r[0] for r in rows], pa.string()), pa.array([r[1] for r in rows], pa.int64())]
-    expected = [
-        naive.combine([naive.hash_bytes(None if a is None else a.encode()), naive.hash_integer(b)]) for a, b in rows
-    ]
+    expected = [naive.combine([naive.hash_bytes(None if a is None else a.encode()), naive.hash_integer(b)]) for a, b in rows]
     assert cpu.hash_columns(columns).tolist() == expected
 
 

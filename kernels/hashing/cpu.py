@@ -23,9 +23,7 @@ def mix(x: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def hash_strings(
-    offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], out: U64
-) -> None:
+def hash_strings(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], out: U64) -> None:
     """Hashes n strings: offsets int32 [n + 1] into data uint8, valid bool [n]; fills out uint64 [n], 0 where null."""
     for i in range(len(out)):
         if not valid[i]:
@@ -72,9 +70,7 @@ def hash_column(column: pa.Array) -> U64:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     out = np.empty(len(column), np.uint64)
-    valid = (
-        np.ones(len(column), np.bool_) if column.null_count == 0 else column.is_valid().to_numpy(zero_copy_only=False)
-    )
+    valid = np.ones(len(column), np.bool_) if column.null_count == 0 else column.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_integer(column.type):
         filled = column if column.null_count == 0 else pc.fill_null(column, 0)
         hash_integers(filled.cast(pa.int64()).to_numpy(), valid, out)
