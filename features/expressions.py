@@ -1,8 +1,8 @@
 """A small language for conditions and derived columns, evaluated on whole columns.
 
-It is Python's own syntax, cut down: `and or not` (three-valued, as in SQL), comparisons (chained ones too), `in ("a", "b")`,
-`is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS. An expression is compiled once against the columns it will
-see, so that a wrong name or type is found when the pipeline is made.
+It is Python's own syntax, cut down: `and or not` (three-valued, as in SQL), comparisons (chained ones too),
+`in ("a", "b")`, `is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS. An expression is compiled once
+against the columns it will see, so that a wrong name or type is found when the pipeline is made.
 """
 
 import ast

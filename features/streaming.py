@@ -1,8 +1,9 @@
 """Streaming features: a batch is cut to what a group of features needs, and a shard's state turns the cut into columns.
 
 A group is all streaming features of one entity. `Cutter` makes the cut: the rows that update or read the group, with
-the entity's hash, the time and the values, which can be split by hash and sent to other processes. `State` is what a shard knows of a group; `State.update` returns the features of the rows that read. Training and
-serving both go through these two and nothing else.
+the entity's hash, the time and the values, which can be split by hash and sent to other processes. `State` is what a
+shard knows of a group; `State.update` returns the features of the rows that read. Training and serving both go
+through these two and nothing else.
 """
 
 from collections.abc import Sequence
@@ -62,11 +63,13 @@ class Cut(NamedTuple):
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Cut":
         """These rows, in this order."""
-        return Cut(*(array[..., rows] for array in self))
+        arrays: list[Any] = [array[..., rows] for array in self]
+        return Cut(*arrays)
 
     def between(self, start: int, stop: int) -> "Cut":
         """The rows from start up to stop, not copied."""
-        return Cut(*(array[..., start:stop] for array in self))
+        arrays: list[Any] = [array[..., start:stop] for array in self]
+        return Cut(*arrays)
 
     @property
     def reads(self) -> npt.NDArray[np.bool_]:
@@ -221,7 +224,7 @@ class State:
         for name, (shape, kind, fill) in self._layout().items():
             old = self._arrays[name]
             if len(old) < self._used:
-                new = np.full((max(2 * len(old), self._used), *shape), fill, kind)
+                new: npt.NDArray[Any] = np.full((max(2 * len(old), self._used), *shape), fill, kind)
                 new[: len(old)] = old
                 self._arrays[name] = new
 

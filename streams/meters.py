@@ -18,30 +18,22 @@ class Meters:
         seconds = Counter("headrace_seconds", "Seconds a stage has worked on the dataflow's thread", stage, registry=registry)
         self._rows = {name: rows.labels(pipeline, name) for name in STAGES}
         self._seconds = {name: seconds.labels(pipeline, name) for name in STAGES}
-        dead = Counter("headrace_dead_letters", "Messages sent to dead letters", ["pipeline", "code"], registry=registry)
-        decisions = Counter("headrace_decisions", "Decisions", ["pipeline", "decision"], registry=registry)
-        flags = Counter("headrace_flags", "Decisions with a flag", ["pipeline", "flag"], registry=registry)
-        self._dead, self._decisions, self._flags = (
-            lambda code: dead.labels(pipeline, code),
-            lambda decision: decisions.labels(pipeline, decision),
-            lambda flag: flags.labels(pipeline, flag),
-        )
+        self._pipeline = pipeline
+        self._dead = Counter("headrace_dead_letters", "Messages sent to dead letters", ["pipeline", "code"], registry=registry)
+        self._decisions = Counter("headrace_decisions", "Decisions", ["pipeline", "decision"], registry=registry)
+        self._flags = Counter("headrace_flags", "Decisions with a flag", ["pipeline", "flag"], registry=registry)
         self.batch_rows = Histogram(
             "headrace_batch_rows", "Rows in a batch given to the model", ["pipeline"],
             buckets=[4**k for k in range(9)], registry=registry,
         ).labels(pipeline)  # fmt: skip
-        drift = Gauge("headrace_drift", "The last window's statistic", ["pipeline", "feature", "statistic"], registry=registry)
-        alarms = Counter(
-            "headrace_drift_alarms", "Windows that alarmed", ["pipeline", "feature", "statistic"], registry=registry
-        )
-        self.drift = lambda feature, statistic: drift.labels(pipeline, feature, statistic)
-        self.drift_alarms = lambda feature, statistic: alarms.labels(pipeline, feature, statistic)
+        statistic = ["pipeline", "feature", "statistic"]
+        self._drift = Gauge("headrace_drift", "The last window's statistic", statistic, registry=registry)
+        self._alarms = Counter("headrace_drift_alarms", "Windows that alarmed", statistic, registry=registry)
         self.late = Counter(
             "headrace_late_updates", "Updates too late for their window", ["pipeline"], registry=registry
         ).labels(pipeline)
-        self.early = Counter(
-            "headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry
-        ).labels(pipeline)
+        early = Counter("headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry)
+        self.early = early.labels(pipeline)
 
     @contextmanager
     def stage(self, name: str, rows: int = 0) -> Iterator[None]:
@@ -55,11 +47,17 @@ class Meters:
     def dead(self, counts: dict[str, int]) -> None:
         """Counts dead letters by code."""
         for code, count in counts.items():
-            self._dead(code).inc(count)
+            self._dead.labels(self._pipeline, code).inc(count)
 
     def decided(self, decisions: dict[str, int], flags: dict[str, int]) -> None:
         """Counts decisions, and the flags among them."""
         for decision, count in decisions.items():
-            self._decisions(decision).inc(count)
+            self._decisions.labels(self._pipeline, decision).inc(count)
         for flag, count in flags.items():
-            self._flags(flag).inc(count)
+            if count:
+                self._flags.labels(self._pipeline, flag).inc(count)
+
+    def drift(self, feature: str, statistic: str, value: float, alarmed: bool) -> None:
+        """Shows a closed window's statistic, and counts its alarm."""
+        self._drift.labels(self._pipeline, feature, statistic).set(value)
+        self._alarms.labels(self._pipeline, feature, statistic).inc(int(alarmed))

@@ -1,7 +1,7 @@
 """Event order: a shard holds rows until every partition that is not at the end of its log has passed their time.
 
-Exact on a topic written before the start, whatever the number of partitions and workers; live it waits only for partitions with a
-backlog. Rows of one time are ordered by the topic's ties, then by partition and offset.
+Exact on a topic written before the start, whatever the number of partitions and workers; live it waits only for
+partitions with a backlog. Rows of one time are ordered by the topic's ties, then by partition and offset.
 """
 
 from collections.abc import Iterable, Iterator

@@ -147,23 +147,23 @@ class Pipeline:
         return build(Job(self, settings or JobSettings(), registry or REGISTRY, clock_ns, **parts))
 
 
-class PipelineNotFound(LookupError):
+class PipelineNotFoundError(LookupError):
     """There is no such pipeline; the message says what to name."""
 
 
 def load(name: str) -> Pipeline:
-    """The pipeline "PATH.py:NAME", or one of our own by its name alone. Raises PipelineNotFound."""
+    """The pipeline "PATH.py:NAME", or one of our own by its name alone. Raises PipelineNotFoundError."""
     path, _, attribute = name.partition(":")
     if not path.endswith(".py"):
         own = Path(__file__).parent / f"{path}.py"
         path, attribute = str(own), attribute or name
     if not Path(path).is_file():
-        raise PipelineNotFound(f"no pipeline {name}: expected PATH.py:NAME of a file that exists, or flights")
+        raise PipelineNotFoundError(f"no pipeline {name}: expected PATH.py:NAME of a file that exists, or flights")
     module = _import(Path(path).resolve())
     found: Mapping[str, Any] = vars(module)
     if not isinstance(found.get(attribute), Pipeline):
         known = ", ".join(key for key, value in found.items() if isinstance(value, Pipeline)) or "none"
-        raise PipelineNotFound(f"no pipeline {attribute or '(no name given)'} in {path}: it has {known}")
+        raise PipelineNotFoundError(f"no pipeline {attribute or '(no name given)'} in {path}: it has {known}")
     return found[attribute]
 
 
@@ -172,7 +172,7 @@ def _import(path: Path) -> Any:
         return importlib.import_module(f"streams.{path.stem}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise PipelineNotFound(f"cannot import {path}")
+        raise PipelineNotFoundError(f"cannot import {path}")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
     sys.path.insert(0, str(path.parent))

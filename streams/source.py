@@ -5,6 +5,7 @@ A raw batch has `_key` and `_value` (binary), `_partition` int32, `_offset` int6
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,9 +73,16 @@ VALUE, KEY, OFFSET, STAMP, ERROR = (methodcaller(name) for name in ("value", "ke
 
 class _KafkaPartition(_Partition):
     def __init__(
-        self, name: str, topic: str, config: Mapping[str, str | int | float | bool], resume: int | None, rows: int,
-        clock_ns: Callable[[], int], stop: threading.Event, until_end: bool,
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        topic: str,
+        config: Mapping[str, str | int | float | bool],
+        resume: int | None,
+        rows: int,
+        clock_ns: Callable[[], int],
+        stop: threading.Event,
+        until_end: bool,
+    ) -> None:
         super().__init__(name, 0 if resume is None else resume, stop, until_end)
         self._topic = topic
         self._partition = shard_number(name)
@@ -210,9 +218,14 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
     """The same from lists of (key, value), one for each partition; ends when all is read, or on `stop`."""
 
     def __init__(
-        self, partitions: Sequence[Sequence[tuple[bytes | None, bytes | None]]], *, rows: int = 4096, stop: threading.Event | None = None,
-        until_end: bool = True, clock_ns: Callable[[], int] = lambda: 0,
-    ) -> None:  # fmt: skip
+        self,
+        partitions: Sequence[Sequence[tuple[bytes | None, bytes | None]]],
+        *,
+        rows: int = 4096,
+        stop: threading.Event | None = None,
+        until_end: bool = True,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self._rows = rows
         self._stop = stop or threading.Event()
         self._until_end = until_end

@@ -13,10 +13,11 @@ Order = Literal["arrival", "event"]
 class Topic:
     """Events on a Kafka topic.
 
-    topic: its name. time: the field with the event's time. key: the field with the entity that the messages are keyed by. id:
-    the field with the event's own id. order: "arrival" (each shard sees each partition in its own order) or "event" (a shard
-    sees rows by time, then by `ties`, as soon as every partition with a backlog has passed that time; at most `held_rows` wait
-    in a shard). decoder: from raw batches to rows and dead letters; JSON by the schema if not given.
+    topic: its name. time: the field with the event's time. key: the field with the entity that the messages are keyed
+    by. id: the field with the event's own id. order: "arrival" (each shard sees each partition in its own order) or
+    "event" (a shard sees rows by time, then by `ties`, as soon as every partition with a backlog has passed that time;
+    at most `held_rows` of a group wait in a shard). max_bytes: the largest message that is decoded. decoder: from raw
+    batches to rows and dead letters; JSON by the schema if not given.
 
     Raises ValueError for fields that the schema does not have.
     """

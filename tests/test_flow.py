@@ -19,37 +19,25 @@ Log = list[tuple[bytes | None, bytes]]
 
 def run_once(home: Path, logs: list[Log], sink: MemorySink | None = None, rows: int = 64, **values: Any) -> MemorySink:
     sink = sink or MemorySink()
-    order = values.pop("order", "arrival")
-    source = MemorySource(logs, rows=rows)
-    run(
-        payments(order=order), settings(home, **values), registry=CollectorRegistry(), source=source, sink=sink, champion=CHAMPION
-    )  # fmt: skip
+    job = payments(order=values.pop("order", "arrival")), settings(home, **values)
+    run(*job, registry=CollectorRegistry(), source=MemorySource(logs, rows=rows), sink=sink, champion=CHAMPION)
     return sink
 
 
 def expected(log: Log) -> dict[int, dict[str, Any]]:
-    """What each payment's features are, by definition, of events in this order."""
+    """What each payment's features are, by definition: an hour has tiles of a second, so that it is to the second."""
     events = [json.loads(value) for _, value in log]
+    times = [int(np.datetime64(event["at"][:-1], "s").astype(int)) for event in events]
     out = {}
-    for k, event in enumerate(events):
+    for k, (event, now) in enumerate(zip(events, times, strict=True)):
         if event["kind"] != "paid":
             continue
-        now = np.datetime64(event["at"][:-1], "s").astype(int)
-        paid, refunds = [], [(-1, None)]
-        for before in events[:k]:
-            then = np.datetime64(before["at"][:-1], "s").astype(int)
-            tile = 30
-            if (
-                before["kind"] == "paid"
-                and event.get("card")
-                and before.get("card") == event["card"]
-                and then // 1 >= now - 3600
-            ):
-                paid.append(before["amount"])
-            if before["kind"] == "refund" and before["shop"] == event["shop"]:
-                refunds.append((then, before["amount"]))
-            del tile
-        last = refunds[-1][1] if refunds[-1][1] is not None and now - refunds[-1][0] <= 12 * 3600 else None
+        before = list(zip(events[:k], times[:k], strict=True))
+        paid = [
+            e["amount"] for e, t in before if e["kind"] == "paid" and e.get("card") == event.get("card") and t >= now - 3600
+        ]
+        refunds = [(t, e["amount"]) for e, t in before if e["kind"] == "refund" and e["shop"] == event["shop"]]
+        last = refunds[-1][1] if refunds and now - refunds[-1][0] <= 12 * 3600 else None
         out[event["payment"]] = {"paid": paid, "last": last}
     return out
 

@@ -1,5 +1,7 @@
 """The window kernels are what brute force says: ties, late events, reads of the past, any cut into batches."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -32,7 +34,7 @@ def columns(events: list[naive.Event]) -> tuple[np.ndarray, ...]:
 
 def pieces(events: list[naive.Event], cuts: list[int]) -> list[list[naive.Event]]:
     edges = [0, *sorted(min(c, len(events)) for c in cuts), len(events)]
-    return [events[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [events[a:b] for a, b in pairwise(edges)]
 
 
 @given(EVENTS, CUTS, st.integers(1, 9), st.integers(1, 5))

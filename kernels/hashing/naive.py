@@ -14,7 +14,7 @@ def mix(x: int) -> int:
 
 
 def hash_bytes(value: bytes | None) -> int:
-    """Chains little-endian words of eight bytes, the last one padded with zeros, from the length. Null is 0, nothing else is."""
+    """Chains little-endian words of eight bytes, the last one padded with zeros, from the length. Only null is 0."""
     if value is None:
         return 0
     h = mix((len(value) + PRIME) & MASK)
