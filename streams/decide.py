@@ -42,7 +42,7 @@ def together(gathered: Sequence[tuple[str, pa.RecordBatch]]) -> Work:
     """Everything queued on the worker as one batch."""
     origins = tuple((name, batch.num_rows) for name, batch in gathered)
     batches = [batch for _, batch in gathered]
-    return Work(origins, batches[0] if len(batches) == 1 else pa.concat_batches(batches, promote_options="default"))
+    return Work(origins, batches[0] if len(batches) == 1 else pa.concat_batches(batches))
 
 
 @dataclass(frozen=True)

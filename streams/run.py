@@ -1,8 +1,11 @@
 """Runs a pipeline's dataflow: one worker of a cluster, with recovery, until it is asked to leave."""
 
+import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any

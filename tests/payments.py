@@ -35,7 +35,7 @@ Payment = Schema(
 def payments(drift: Drift | None = None, **topic: Any) -> Pipeline:
     return Pipeline(
         name="payments",
-        events=Topic("pay", schema=Payment, time="at", key="card", id="payment", ties=("kind", "payment"), **topic),
+        events=Topic("pay", schema=Payment, time="at", key="card", id="payment", ties=("payment",), **topic),
         decide_on="kind == 'paid'",
         features=[
             Fields("amount"),
