@@ -1,15 +1,16 @@
 """A small language for conditions and derived columns, evaluated on whole columns.
 
-It is Python's own syntax, cut down: `and or not` (three-valued, as in SQL), comparisons (chained ones too),
-`in ("a", "b")`, `is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS. An expression is compiled once
-against the columns it will see, so that a wrong name or type is found when the pipeline is made.
+It is Python's own syntax, cut down: `and or not` (three-valued, as in SQL), comparisons (chained ones too), `in ("a", "b")`,
+`is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS and TIMES. Every node is tried on an empty batch when it
+is compiled, so that a wrong name or type is found, with its place, when the pipeline is made.
 """
 
 import ast
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 import numpy.typing as npt
@@ -18,45 +19,37 @@ import pyarrow.compute as pc
 
 Evaluate = Callable[[pa.RecordBatch], Any]
 
-COMPARE: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Eq: pc.equal,
-    ast.NotEq: pc.not_equal,
-    ast.Lt: pc.less,
-    ast.LtE: pc.less_equal,
-    ast.Gt: pc.greater,
-    ast.GtE: pc.greater_equal,
+BOOL, DOUBLE = pa.bool_(), pa.float64()
+SIXTY = pa.scalar(60, pa.int64())
+NOTHING = pa.scalar(None, BOOL)
+
+COMPARE: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Eq: ("==", pc.equal),
+    ast.NotEq: ("!=", pc.not_equal),
+    ast.Lt: ("<", pc.less),
+    ast.LtE: ("<=", pc.less_equal),
+    ast.Gt: (">", pc.greater),
+    ast.GtE: (">=", pc.greater_equal),
 }
-ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: pc.add,
-    ast.Sub: pc.subtract,
-    ast.Mult: pc.multiply,
-    ast.Div: lambda a, b: pc.divide(_double(a), _double(b)),
+ARITHMETIC: dict[type[ast.operator], tuple[str, Callable[[Any, Any], Any]]] = {
+    ast.Add: ("+", pc.add),
+    ast.Sub: ("-", pc.subtract),
+    ast.Mult: ("*", pc.multiply),
+    ast.Div: ("/", lambda a, b: pc.divide(_double(a), _double(b))),
 }
-
-
-def _double(value: Any) -> Any:
-    return pc.cast(value, pa.float64()) if isinstance(value, pa.Array | pa.Scalar) else float(value)
-
-
-def _local(times: Any, zone: Any) -> Any:
-    return pc.cast(times, pa.timestamp("us", zone))
-
-
-def _minute_of_day(times: Any, zone: Any) -> Any:
-    local = _local(times, zone)
-    return pc.add(pc.multiply(pc.hour(local), 60), pc.minute(local))
-
-
 FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
-    "hour": (2, lambda times, zone: pc.hour(_local(times, zone))),
-    "minute_of_day": (2, _minute_of_day),
-    "weekday": (2, lambda times, zone: pc.day_of_week(_local(times, zone))),
     "log1p": (1, lambda x: pc.log1p(_double(x))),
     "abs": (1, pc.abs),
     "min": (2, lambda a, b: pc.min_element_wise(a, b, skip_nulls=False)),
     "max": (2, lambda a, b: pc.max_element_wise(a, b, skip_nulls=False)),
     "coalesce": (2, pc.coalesce),
 }
+TIMES: dict[str, Callable[[Any], Any]] = {
+    "hour": pc.hour,
+    "minute_of_day": lambda local: pc.add(pc.multiply(pc.hour(local), SIXTY), pc.minute(local)),
+    "weekday": pc.day_of_week,
+}
+"""Functions of a time and a time zone; weekday counts from Monday, 0."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +63,13 @@ class Expression:
 
     def __call__(self, batch: pa.RecordBatch) -> pa.Array:
         result = self._evaluate(batch)
-        if isinstance(result, pa.Array):
-            return result
-        return pa.repeat(result if isinstance(result, pa.Scalar) else pa.scalar(result), batch.num_rows)
+        return result if isinstance(result, pa.Array) else pa.repeat(result, batch.num_rows)
 
 
 def mask(expression: Expression, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-    """A condition's result as bool [n], where null counts as false."""
+    """A condition's result as bool [n], where null counts as false. Raises ValueError for what is not a condition."""
+    if expression.type != BOOL:
+        raise ValueError(f"expression {expression.text!r}: expected a condition, got {expression.type}")
     result = expression(batch)
     if result.null_count:
         result = pc.fill_null(result, False)
@@ -89,129 +82,203 @@ def compile_expression(text: str, columns: pa.Schema) -> Expression:
     Raises ValueError, naming the expression and the place in it, for wrong syntax, an unknown column or function, or types that
     do not go together.
     """
+    source = text.strip()
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(source, mode="eval").body
     except SyntaxError as error:
-        raise ValueError(f"expression {text!r}: {error.msg} at character {error.offset}") from None
-    compiler = _Compiler(text, columns)
-    evaluate = compiler.node(tree)
-    empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in columns], schema=columns)
-    try:
-        result = evaluate(empty)
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        kinds = ", ".join(f"{name} {columns.field(name).type}" for name in sorted(compiler.names))
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"expression {text!r}: {reason} ({kinds})") from None
-    kind = result.type if isinstance(result, pa.Array | pa.Scalar) else pa.scalar(result).type
-    return Expression(text, frozenset(compiler.names), kind, evaluate)
+        raise ValueError(f"expression {source!r}: {error.msg} at character {error.offset or len(source) + 1}") from None
+    compiler = _Compiler(source, columns)
+    node = compiler.node(tree)
+    return Expression(source, frozenset(compiler.names), node.type, node.evaluate)
+
+
+@dataclass(frozen=True)
+class _Node:
+    """Part of an expression. `constant` is its value where it has one; `evaluate` returns an array, or a scalar."""
+
+    evaluate: Evaluate
+    type: pa.DataType
+    constant: pa.Scalar | None = None
 
 
 class _Compiler:
     def __init__(self, text: str, columns: pa.Schema) -> None:
         self.text = text
         self.columns = columns
+        self.empty = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in columns], schema=columns)
         self.names: set[str] = set()
 
     def refuse(self, node: ast.AST, reason: str) -> ValueError:
-        return ValueError(f"expression {self.text!r}: {reason} at character {getattr(node, 'col_offset', 0) + 1}")
+        column = len(self.text.encode()[: getattr(node, "col_offset", 0)].decode(errors="ignore"))
+        return ValueError(f"expression {self.text!r}: {reason} at character {column + 1}")
 
-    def node(self, node: ast.expr) -> Evaluate:
+    def tried(self, node: ast.expr, name: str, evaluate: Evaluate, parts: Sequence[_Node]) -> _Node:
+        try:
+            result = evaluate(self.empty)
+        except (pa.ArrowException, TypeError, ValueError):
+            kinds = " and ".join(str(part.type) for part in parts)
+            raise self.refuse(node, f"{name} does not take {kinds}") from None
+        return _Node(evaluate, result.type)
+
+    def node(self, node: ast.expr) -> _Node:
         match node:
             case ast.Constant(value=bool() | int() | float() | str() as value):
-                return lambda batch: value
+                return self.constant(node, value)
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+                return self.constant(node, -value)
+            case ast.Constant(value=None):
+                raise self.refuse(node, "None stands only after `is` or `is not`")
             case ast.Name(id=name):
                 return self.column(node, name)
             case ast.BoolOp(op=op, values=values):
-                join = pc.and_kleene if isinstance(op, ast.And) else pc.or_kleene
-                return self.fold(join, [self.node(value) for value in values])
+                name, join = ("and", pc.and_kleene) if isinstance(op, ast.And) else ("or", pc.or_kleene)
+                return self.fold(node, name, join, [self.node(value) for value in values])
             case ast.UnaryOp(op=ast.Not(), operand=operand):
-                return self.apply(pc.invert, operand)
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-                return lambda batch: -value
+                return self.apply(node, "not", pc.invert, [self.node(operand)])
             case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return self.apply(pc.negate, operand)
+                return self.apply(node, "-", pc.negate, [self.node(operand)])
             case ast.BinOp(left=left, op=op, right=right) if type(op) in ARITHMETIC:
-                return self.apply(ARITHMETIC[type(op)], left, right)
+                return self.apply(node, *ARITHMETIC[type(op)], _alike([self.node(left), self.node(right)]))
             case ast.Compare(left=left, ops=ops, comparators=others):
                 sides = [left, *others]
-                pairs = [self.compare(a, op, b) for a, op, b in zip(sides, ops, others, strict=False)]
-                return self.fold(pc.and_kleene, pairs)
+                pairs = [self.compare(node, a, op, b) for a, op, b in zip(sides, ops, others, strict=False)]
+                return self.fold(node, "and", pc.and_kleene, pairs)
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]):
                 return self.call(node, name, args)
         raise self.refuse(node, f"cannot use {ast.unparse(node)!r} here")
 
-    def column(self, node: ast.expr, name: str) -> Evaluate:
+    def constant(self, node: ast.expr, value: bool | int | float | str) -> _Node:
+        try:
+            scalar = pa.scalar(value)
+        except (OverflowError, pa.ArrowException):
+            raise self.refuse(node, f"{value} does not fit 64 bits") from None
+        return _constant(scalar)
+
+    def column(self, node: ast.expr, name: str) -> _Node:
         if name not in self.columns.names:
-            close = difflib.get_close_matches(name, self.columns.names, 1)
-            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(self.columns.names)}"
-            raise self.refuse(node, f"no column {name}: {hint}")
+            close = difflib.get_close_matches(name, self.columns.names, 3)
+            hint = f"did you mean {' or '.join(close)}?" if close else f"expected one of {', '.join(self.columns.names)}"
+            raise self.refuse(node, f"no column {name} ({hint})")
         self.names.add(name)
-        return lambda batch: batch[name]
+        return _Node(lambda batch: batch.column(name), self.columns.field(name).type)
 
-    def apply(self, function: Callable[..., Any], *nodes: ast.expr) -> Evaluate:
-        parts = [self.node(node) for node in nodes]
+    def apply(self, node: ast.expr, name: str, function: Callable[..., Any], parts: Sequence[_Node]) -> _Node:
         if len(parts) == 1:
-            only = parts[0]
-            return lambda batch: function(only(batch))
-        first, second = parts
-        return lambda batch: function(first(batch), second(batch))
+            only = parts[0].evaluate
+            return self.tried(node, name, lambda batch: function(only(batch)), parts)
+        first, second = (part.evaluate for part in parts)
+        return self.tried(node, name, lambda batch: function(first(batch), second(batch)), parts)
 
-    def fold(self, join: Callable[[Any, Any], Any], parts: list[Evaluate]) -> Evaluate:
-        if len(parts) == 1:
-            return parts[0]
+    def fold(self, node: ast.expr, name: str, join: Callable[[Any, Any], Any], parts: list[_Node]) -> _Node:
+        result = parts[0]
+        for part in parts[1:]:
+            result = self.apply(node, name, join, [result, part])
+        return result
 
-        def evaluate(batch: pa.RecordBatch) -> Any:
-            result = parts[0](batch)
-            for part in parts[1:]:
-                result = join(result, part(batch))
-            return result
-
-        return evaluate
-
-    def compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Evaluate:
+    def compare(self, node: ast.expr, left: ast.expr, op: ast.cmpop, right: ast.expr) -> _Node:
         if isinstance(op, ast.Is | ast.IsNot):
             if not (isinstance(right, ast.Constant) and right.value is None):
                 raise self.refuse(right, "`is` takes None only")
-            value = self.node(left)
-            test = pc.is_null if isinstance(op, ast.Is) else pc.is_valid
-            return lambda batch: test(value(batch))
+            test = (lambda x: pc.is_null(x, nan_is_null=True)) if isinstance(op, ast.Is) else _known
+            return self.apply(node, "is", test, [self.node(left)])
         if isinstance(op, ast.In | ast.NotIn):
-            return self.member(left, right, isinstance(op, ast.NotIn))
+            return self.member(node, left, right, isinstance(op, ast.NotIn))
         if type(op) not in COMPARE:
-            raise self.refuse(left, f"cannot use {ast.unparse(op)!r} here")
-        first, second, function = self.node(left), self.node(right), COMPARE[type(op)]
+            raise self.refuse(left, f"cannot use {ast.unparse(node)!r} here")
+        name, function = COMPARE[type(op)]
+        sides = [self.node(left), self.node(right)]
+        if not any(pa.types.is_dictionary(side.type) for side in sides):
+            return self.apply(node, name, function, _alike(sides))
 
-        def evaluate(batch: pa.RecordBatch) -> Any:
-            a, b = first(batch), second(batch)
-            if isinstance(a, pa.DictionaryArray) and not isinstance(b, pa.Array):
+        def by_code(a: Any, b: Any) -> Any:
+            if isinstance(a, pa.DictionaryArray) and isinstance(b, pa.Scalar):
                 return function(a.dictionary, b).take(a.indices)
-            if isinstance(b, pa.DictionaryArray) and not isinstance(a, pa.Array):
+            if isinstance(b, pa.DictionaryArray) and isinstance(a, pa.Scalar):
                 return function(a, b.dictionary).take(b.indices)
             return function(_plain(a), _plain(b))
 
-        return evaluate
+        return self.apply(node, name, by_code, sides)
 
-    def member(self, left: ast.expr, right: ast.expr, inverted: bool) -> Evaluate:
-        if not isinstance(right, ast.Tuple | ast.List) or not all(isinstance(item, ast.Constant) for item in right.elts):
-            raise self.refuse(right, "`in` takes a list of values")
+    def member(self, node: ast.expr, left: ast.expr, right: ast.expr, inverted: bool) -> _Node:
+        if not isinstance(right, ast.Tuple | ast.List) or not right.elts:
+            raise self.refuse(right, '`in` takes a list of values, as in ("a", "b")')
+        items = [self.node(item).constant for item in right.elts]
+        if any(item is None for item in items):
+            raise self.refuse(right, "`in` takes values, not columns")
         value = self.node(left)
-        members = pa.array([item.value for item in right.elts if isinstance(item, ast.Constant)])
+        plain = value.type.value_type if pa.types.is_dictionary(value.type) else value.type
+        try:
+            members = pa.array([item.as_py() for item in items if item is not None]).cast(plain)
+        except (pa.ArrowException, TypeError):
+            raise self.refuse(right, f"`in` expects values of type {plain}") from None
+        options, is_in = pc.SetLookupOptions(members), pc.get_function("is_in")
 
-        def evaluate(batch: pa.RecordBatch) -> Any:
-            column = _plain(value(batch))
-            found = pc.is_in(column, value_set=members.cast(column.type))
-            found = pc.if_else(pc.is_valid(column), found, pa.scalar(None, pa.bool_()))
+        def among(column: Any) -> Any:
+            if isinstance(column, pa.DictionaryArray):
+                found = is_in.call([column.dictionary], options).take(column.indices)
+            else:
+                found = is_in.call([column], options)
+                found = found if column.null_count == 0 else pc.if_else(column.is_valid(), found, NOTHING)
             return pc.invert(found) if inverted else found
 
-        return evaluate
+        return self.apply(node, "in", among, [value])
 
-    def call(self, node: ast.expr, name: str, args: list[ast.expr]) -> Evaluate:
-        if name not in FUNCTIONS:
-            raise self.refuse(node, f"no function {name}: expected one of {', '.join(FUNCTIONS)}")
-        count, function = FUNCTIONS[name]
+    def call(self, node: ast.expr, name: str, args: list[ast.expr]) -> _Node:
+        known = [*FUNCTIONS, *TIMES]
+        if name not in known:
+            raise self.refuse(node, f"no function {name} (expected one of {', '.join(known)})")
+        count, function = FUNCTIONS.get(name, (2, None))
         if len(args) != count:
             raise self.refuse(node, f"{name} takes {count} values, got {len(args)}")
-        return self.apply(function, *args)
+        if function is None:
+            return self.local(node, name, *args)
+        return self.apply(node, name, function, _alike([self.node(arg) for arg in args]))
+
+    def local(self, node: ast.expr, name: str, when: ast.expr, where: ast.expr) -> _Node:
+        time, zone = self.node(when), self.node(where).constant
+        if not pa.types.is_timestamp(time.type):
+            raise self.refuse(when, f"{name} takes a time, got {time.type}")
+        if zone is None or not pa.types.is_string(zone.type):
+            raise self.refuse(where, f'{name} takes a time zone such as "Europe/Vienna"')
+        try:
+            ZoneInfo(zone.as_py())
+        except (ZoneInfoNotFoundError, ValueError):
+            raise self.refuse(where, f"{name}: no time zone {zone.as_py()}") from None
+        part, options, cast = TIMES[name], pc.CastOptions(pa.timestamp("us", zone.as_py())), pc.get_function("cast")
+        return self.apply(node, name, lambda times: part(pc.local_timestamp(cast.call([times], options))), [time])
+
+
+def _constant(scalar: pa.Scalar) -> _Node:
+    return _Node(lambda batch: scalar, scalar.type, scalar)
+
+
+def _alike(parts: Sequence[_Node]) -> list[_Node]:
+    """Constants are given the type of the column they meet where that loses nothing but float precision: no cast per call."""
+    kinds = [part.type for part in parts if part.constant is None]
+    if len(kinds) != 1 or not _number(kinds[0]):
+        return list(parts)
+    return [_cast(part, kinds[0]) for part in parts]
+
+
+def _cast(part: _Node, kind: pa.DataType) -> _Node:
+    if part.constant is None or not _number(part.type) or (pa.types.is_floating(part.type) and pa.types.is_integer(kind)):
+        return part
+    try:
+        return _constant(pa.scalar(part.constant.as_py(), kind))
+    except (OverflowError, pa.ArrowException):
+        return part
+
+
+def _number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _double(value: Any) -> Any:
+    return value if value.type == DOUBLE else value.cast(DOUBLE)
+
+
+def _known(value: Any) -> Any:
+    return pc.invert(pc.is_null(value, nan_is_null=True))
 
 
 def _plain(value: Any) -> Any:
