@@ -1,0 +1,1 @@
+"""Counts of values per bin and feature, with missing values apart: what drift is measured on."""
