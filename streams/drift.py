@@ -1,0 +1,275 @@
+"""Drift: what the model was given and what it said, counted beside the stream and judged day by day.
+
+    sample: the rows of a decided batch → an item for its source partition
+    DriftCounter: items → Partials, histograms per day, made by a thread of its own
+    DriftJudge: Partials → reports, once every partition has passed a day's end
+
+Nothing here stands between an event and its decision: the counter hands rows to its thread and takes results when they
+are there. Days are those of event time, UTC.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from bytewax.operators import StatefulBatchLogic
+
+from models.reference import DAY_US, Reference, judge
+from streams.wire import from_ipc, to_ipc
+
+I64 = npt.NDArray[np.int64]
+F32 = npt.NDArray[np.float32]
+Item: TypeAlias = "pa.RecordBatch | bytes"
+Count = Callable[[F32, F32], I64]
+
+VERSION = 1
+NEVER = -(2**62)
+REPORT = pa.schema(
+    [
+        ("pipeline", pa.string()),
+        ("window_start", pa.timestamp("us", "UTC")),
+        ("window_end", pa.timestamp("us", "UTC")),
+        ("feature", pa.string()),
+        ("statistic", pa.string()),
+        ("value", pa.float64()),
+        ("threshold", pa.float64()),
+        ("alarmed", pa.bool_()),
+        ("rows", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Partial:
+    """Counts of one partition: (day, rows, counts i64 [F+1, B+1] as bytes) for each day concerned.
+
+    reference: the identity of the reference whose edges were used. seen_until: the latest event time counted so far, µs.
+    """
+
+    partition: str
+    reference: str
+    seen_until: int
+    days: tuple[tuple[int, int, bytes], ...]
+
+
+def sample(times_us: I64, matrix: F32, scores: F32, local: bool = True) -> Item:
+    """What the counter takes: times i64 [n] (µs), matrix f32 [n, F], scores f32 [n]; bytes unless it stays on this worker."""
+    flat = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
+    columns = {
+        "at": pa.array(times_us),
+        "matrix": pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1]),
+        "score": pa.array(scores),
+    }
+    batch = pa.record_batch(columns)
+    return batch if local else to_ipc(batch)
+
+
+@dataclass
+class _Counting:
+    batches: list[pa.RecordBatch]
+    rows: int
+    result: "Future[tuple[int, dict[int, tuple[int, I64]]]]"
+
+
+class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
+    """Counts one source partition's rows on `executor`, a single thread, so that results come in order.
+
+    count: matrix f32 [n, F] and scores f32 [n] to counts i64 [F+1, B+1] (`Reference.count`), run on the thread; what it
+    raises stops the job. identity: the reference's. max_rows: how many rows may wait before on_batch waits for them.
+    A snapshot never waits: it holds the rows not yet counted, which are counted again on resume.
+    """
+
+    def __init__(
+        self,
+        partition: str,
+        resume: dict[str, Any] | None,
+        *,
+        count: Count,
+        identity: str,
+        executor: Executor,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        max_rows: int = 200_000,
+    ) -> None:
+        self._partition = partition
+        self._count = count
+        self._identity = identity
+        self._executor = executor
+        self._clock = clock
+        self._max_rows = max_rows
+        self._counting: deque[_Counting] = deque()
+        self._seen_until = NEVER
+        if resume is not None:
+            self._seen_until = _checked(resume)["seen_until"]
+            self._submit([from_ipc(data) for data in resume["rows"]])
+
+    def on_batch(self, values: list[Item]) -> tuple[Iterable[Partial], bool]:
+        self._submit([from_ipc(value) if isinstance(value, bytes) else value for value in values])
+        return self._collect(at_most=self._max_rows), self.RETAIN
+
+    def on_notify(self) -> tuple[Iterable[Partial], bool]:
+        return self._collect(at_most=self._max_rows), self.RETAIN
+
+    def on_eof(self) -> tuple[Iterable[Partial], bool]:
+        return self._collect(at_most=0), self.RETAIN
+
+    def notify_at(self) -> datetime | None:
+        return self._clock() + timedelta(seconds=0.25) if self._counting else None
+
+    def snapshot(self) -> dict[str, Any]:
+        rows = [to_ipc(batch) for counting in self._counting for batch in counting.batches]
+        return {"version": VERSION, "seen_until": self._seen_until, "rows": rows}
+
+    def _submit(self, batches: list[pa.RecordBatch]) -> None:
+        batches = [batch for batch in batches if batch.num_rows]
+        if batches:
+            result = self._executor.submit(_count_days, batches, self._count)
+            self._counting.append(_Counting(batches, sum(batch.num_rows for batch in batches), result))
+
+    def _collect(self, at_most: int) -> list[Partial]:
+        waiting = sum(counting.rows for counting in self._counting)
+        merged: dict[int, tuple[int, I64]] = {}
+        while self._counting and (waiting > at_most or self._counting[0].result.done()):
+            counting = self._counting.popleft()
+            waiting -= counting.rows
+            seen_until, days = counting.result.result()
+            self._seen_until = max(self._seen_until, seen_until)
+            for day, (rows, counts) in days.items():
+                before = merged.get(day)
+                merged[day] = (rows + before[0], counts + before[1]) if before else (rows, counts)
+        if not merged:
+            return []
+        days_counted = tuple((day, rows, counts.tobytes()) for day, (rows, counts) in sorted(merged.items()))
+        return [Partial(self._partition, self._identity, self._seen_until, days_counted)]
+
+
+def _count_days(batches: Sequence[pa.RecordBatch], count: Count) -> tuple[int, dict[int, tuple[int, I64]]]:
+    seen_until, days = NEVER, dict[int, tuple[int, I64]]()
+    for batch in batches:
+        times, scores = batch["at"].to_numpy(), batch["score"].to_numpy(zero_copy_only=False)
+        matrix = batch["matrix"].flatten().to_numpy().reshape(len(times), -1)
+        seen_until = max(seen_until, int(times.max()))
+        of_row = times // DAY_US
+        for day in np.unique(of_row).tolist():
+            here = of_row == day
+            counts = count(matrix, scores) if here.all() else count(matrix[here], scores[here])
+            rows, before = days.get(day, (0, 0))
+            days[day] = (rows + int(here.sum()), counts + before)
+    return seen_until, days
+
+
+class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
+    """Adds up the partitions' counts per day and, when a day is over, emits its report, a record batch as REPORT.
+
+    A day is over when every partition has been seen past its end; of `partitions` those not yet seen stand at the first event.
+    One that is more than `patience_days` of event time behind the others is not waited for. A row of a day that is over
+    is late: counted (`on_late`) and left out. A day of less than min_rows rows is not judged, nor is the first one
+    the job sees if it has less than half the reference's rows a day (it began before the job): it gets one row with the
+    statistic "rows", no feature, and the rows it would have needed as threshold.
+    The end of the input is no end of a day, unless close_on_eof. Counts kept from a job with another reference are
+    dropped and counted as late.
+    """
+
+    def __init__(
+        self,
+        resume: dict[str, Any] | None,
+        *,
+        pipeline: str,
+        reference: Reference,
+        rate: float,
+        partitions: Sequence[str] = (),
+        min_rows: int = 100,
+        patience_days: float = 3.0,
+        on_late: Callable[[int], None] = lambda rows: None,
+        close_on_eof: bool = False,
+    ) -> None:
+        self._pipeline = pipeline
+        self._reference = reference
+        self._thresholds = reference.thresholds(rate)
+        self._min_rows = min_rows
+        self._patience = int(patience_days * DAY_US)
+        self._on_late = on_late
+        self._close_on_eof = close_on_eof
+        self._partitions = partitions
+        self._seen: dict[str, int] = {}
+        self._first: int | None = None
+        self._closed = NEVER
+        self._open: dict[int, tuple[int, I64]] = {}
+        if resume is not None:
+            self._load(_checked(resume))
+
+    def on_batch(self, values: list[Partial]) -> tuple[Iterable[pa.RecordBatch], bool]:
+        for partial in values:
+            self._add(partial)
+        horizon = self._horizon()
+        self._closed = max(self._closed, horizon // DAY_US - 1)
+        return self._close([day for day in sorted(self._open) if day <= self._closed]), self.RETAIN
+
+    def on_eof(self) -> tuple[Iterable[pa.RecordBatch], bool]:
+        if not self._close_on_eof or not self._open:
+            return [], self.RETAIN
+        self._closed = max(self._open)
+        return self._close(sorted(self._open)), self.RETAIN
+
+    def snapshot(self) -> dict[str, Any]:
+        return {
+            "version": VERSION,
+            "reference": self._reference.identity,
+            "seen": dict(self._seen),
+            "first": self._first,
+            "closed": self._closed,
+            "open": {day: (rows, counts.tobytes()) for day, (rows, counts) in self._open.items()},
+        }
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self._seen, self._first, self._closed = dict(state["seen"]), state["first"], state["closed"]
+        if state["reference"] == self._reference.identity:
+            self._open = {day: (rows, self._counts(data)) for day, (rows, data) in state["open"].items()}
+        elif state["open"]:
+            self._on_late(sum(rows for rows, _ in state["open"].values()))
+
+    def _counts(self, data: bytes) -> I64:
+        return np.frombuffer(data, np.int64).reshape(self._reference.total.shape)
+
+    def _add(self, partial: Partial) -> None:
+        if self._first is None:
+            self._first = partial.days[0][0]
+            self._seen = dict.fromkeys(self._partitions, self._first * DAY_US)
+        self._seen[partial.partition] = max(self._seen.get(partial.partition, NEVER), partial.seen_until)
+        for day, rows, data in partial.days:
+            if day <= self._closed or partial.reference != self._reference.identity:
+                self._on_late(rows)
+            else:
+                rows_before, before = self._open.get(day, (0, 0))
+                self._open[day] = (rows_before + rows, self._counts(data) + before)
+
+    def _horizon(self) -> int:
+        newest = max(self._seen.values())
+        return min(seen for seen in self._seen.values() if seen >= newest - self._patience)
+
+    def _close(self, days: Iterable[int]) -> list[pa.RecordBatch]:
+        return [self._report(day, *self._open.pop(day)) for day in days]
+
+    def _report(self, day: int, rows: int, counts: I64) -> pa.RecordBatch:
+        needed = max(self._min_rows, self._reference.rows_a_day // 2) if day == self._first else self._min_rows
+        if rows < needed:
+            columns: list[Any] = [[None], ["rows"], [float(rows)], [float(needed)], [False]]
+        else:
+            columns = list(judge(self._reference, counts, self._thresholds))
+        n = len(columns[0])
+        start = np.full(n, day * DAY_US)
+        head = [[self._pipeline] * n, start.view("datetime64[us]"), (start + DAY_US).view("datetime64[us]")]
+        arrays = [*head, *columns, np.full(n, rows)]
+        made = [pa.array(array, field.type) for array, field in zip(arrays, REPORT, strict=True)]
+        return pa.RecordBatch.from_arrays(made, schema=REPORT)
+
+
+def _checked(state: dict[str, Any]) -> dict[str, Any]:
+    if state["version"] != VERSION:
+        raise ValueError(f"drift: expected state of version {VERSION}, got {state['version']}")
+    return state
