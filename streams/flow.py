@@ -1,21 +1,25 @@
 """The way of an event, as one visible flow: event → features → batch → model → decision → sink → drift."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import bytewax.operators as op
 import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow, Stream
-from sinks.messages import Messages, encode_dead, encode_decisions
 
 from features.expressions import mask
 from features.streaming import microseconds
+from sinks.messages import Messages, encode_dead, encode_decisions, encode_drift
 from streams.decide import Work, together
+from streams.drift import DriftCounter, DriftJudge, Item, Partial, sample
 from streams.exchange import Base, Gather, Parcel, Part, Shard, cut
 from streams.job import Job
 from streams.ordering import Held
 from streams.output import Output
+from streams.routing import shard_name
 from streams.source import Polled
 
 
@@ -73,6 +77,31 @@ def build(job: Job) -> Dataflow:
         meters.decided(_counts(decisions["decision"]), {name: int(raised.sum()) for name, raised in work.flags.items()})
         return encoded
 
+    def watch(work: Work) -> list[tuple[str, Item]]:
+        with meters.stage("drift"):
+            times = microseconds(work.batch[pipeline.events.time])
+            edges = np.cumsum([0, *(rows for _, rows in work.origins)]).tolist()
+            pieces = zip(work.origins, pairwise(edges), strict=True)
+            return [(name, sample(times[a:b], work.matrix[a:b], work.scores[a:b])) for (name, _), (a, b) in pieces]
+
+    def counter(resume: dict[str, Any] | None) -> DriftCounter:
+        return DriftCounter("", resume, count=job.count_drift, identity=job.reference.identity, executor=job.drift_thread)
+
+    def judge(resume: dict[str, Any] | None) -> DriftJudge:
+        return DriftJudge(
+            resume,
+            pipeline=pipeline.name,
+            reference=job.reference,
+            rate=pipeline.drift.rate if pipeline.drift else 0.0,
+            on_late=meters.drift_late.inc,
+        )
+
+    def report(item: tuple[str, pa.RecordBatch]) -> tuple[str, Messages]:
+        for row in item[1].to_pylist():
+            if row["feature"] is not None:
+                meters.drift(row["feature"], row["statistic"], row["value"], row["alarmed"])
+        return item[0], encode_drift(item[1], pipeline.drift.topic if pipeline.drift else "")
+
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
     decoded = op.branch("decoded", op.flat_map("decode", polled, decode), lambda item: isinstance(item[1], tuple))
@@ -84,12 +113,20 @@ def build(job: Job) -> Dataflow:
     scored = op.map("model", op.map("complete", batched, complete), score)
     decisions = op.flat_map("decision", scored, decide)
     outputs = [decisions, decoded.falses]
+    if pipeline.drift:
+        counted = op.stateful_batch("drift", op.flat_map("watch", scored, watch), counter)
+        judged = op.stateful_batch("judge", op.map("counted", counted, _to_judge), judge)
+        outputs.append(op.map("report", judged, report))
     op.output("sink", op.merge("outputs", *outputs), Output(lambda: job.events.partitions, lambda: job.output, meters))
     return flow
 
 
 def _to_partition(item: tuple[str, Part]) -> tuple[str, Part]:
     return item[1].partition, item[1]
+
+
+def _to_judge(item: tuple[str, Partial]) -> tuple[str, Partial]:
+    return shard_name(0), replace(item[1], partition=item[0])
 
 
 def _counts(column: pa.Array) -> dict[str, int]:

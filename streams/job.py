@@ -2,22 +2,25 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from features.stored import StoredFeatures
-from models.engine import Engine, OnnxEngine
-from models.reference import Reference
-from models.registry import resolve
 from prometheus_client import CollectorRegistry
-from sinks.kafka import KafkaSink
-from sinks.messages import Sink
 
 from features.expressions import Expression, compile_expression
 from features.spec import Derived, Fields
+from features.stored import StoredFeatures
 from features.streaming import Cutter
+from models.engine import Engine, OnnxEngine
+from models.reference import Reference
+from models.registry import resolve
+from sinks.kafka import KafkaSink
+from sinks.messages import Sink
 from streams.decide import Deciding, Names
 from streams.decode import Decoder
 from streams.meters import Meters
@@ -110,6 +113,26 @@ class Job:
             return None
         return StoredFeatures(self.settings.feast_repo, service, clock=lambda: self.clock_ns() / 1e9)
 
+    @property
+    def reference(self) -> Reference:
+        """What drift is measured from. Raises ValueError for a model without one."""
+        reference = self.champion_in_use.reference
+        if reference is None:
+            name = self.pipeline.model.name
+            raise ValueError(
+                f"model {name}: it has no reference profile to measure drift from: headrace train {self.pipeline.name}"
+            )
+        return reference
+
+    @cached_property
+    def drift_thread(self) -> Executor:
+        return ThreadPoolExecutor(1, "drift")
+
+    def count_drift(self, matrix: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """Counts on the drift thread, and the time that takes."""
+        with self.meters.stage("drift", len(scores)):
+            return self.reference.count(matrix, scores)
+
     @cached_property
     def deciding(self) -> Deciding:
         pipeline, champion, stored = self.pipeline, self.champion_in_use, self.stored
@@ -147,8 +170,11 @@ class Job:
         _ = self.decoder, self.cutters, self.deciding, self.output
 
     def close(self) -> None:
-        """Closes what was opened."""
+        """Closes what was opened, but not what was given."""
         opened = vars(self)
-        for name in ("output", "champion_in_use"):
-            if name in opened and opened[name] not in (self.sink, self.champion):
-                (opened[name].engine if name == "champion_in_use" else opened[name]).close()
+        if "drift_thread" in opened:
+            self.drift_thread.shutdown(wait=False, cancel_futures=True)
+        if "output" in opened and self.sink is None:
+            self.output.close()
+        if "champion_in_use" in opened and self.champion is None:
+            self.champion_in_use.engine.close()

@@ -32,6 +32,8 @@ class Meters:
         self.late = Counter(
             "headrace_late_updates", "Updates too late for their window", ["pipeline"], registry=registry
         ).labels(pipeline)
+        drift_late = Counter("headrace_drift_late_rows", "Rows of windows already judged", ["pipeline"], registry=registry)
+        self.drift_late = drift_late.labels(pipeline)
         early = Counter("headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry)
         self.early = early.labels(pipeline)
 

@@ -47,10 +47,11 @@ def run(
     flow = build(job)
     on_ready()
     try:
-        if len(addresses) > 1:
-            cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
-        else:
-            run_main(flow, epoch_interval=epoch, recovery_config=recovery)
+        with native_errors_to(settings.home / f"native-{worker}.log"):
+            if len(addresses) > 1:
+                cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
+            else:
+                run_main(flow, epoch_interval=epoch, recovery_config=recovery)
     except BaseException as error:
         inner = innermost(error)
         if inner is error:
@@ -58,6 +59,25 @@ def run(
         raise inner from None
     finally:
         job.close()
+
+
+@contextmanager
+def native_errors_to(log: Path) -> Iterator[None]:
+    """What native code writes to stderr (Rust's panics, librdkafka's log) goes to a file: people get the Python error."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    python_stderr = sys.stderr
+    python_stderr.flush()
+    kept = os.dup(2)
+    try:
+        with log.open("wb") as file, os.fdopen(os.dup(kept), "w", buffering=1) as ours:
+            os.dup2(file.fileno(), 2)
+            if python_stderr is sys.__stderr__:
+                sys.stderr = ours
+            yield
+    finally:
+        sys.stderr = python_stderr
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def innermost(error: BaseException) -> BaseException:
