@@ -1,0 +1,148 @@
+"""Engines: what turns a matrix into scores. ONNX Runtime on a CPU is the default; others fit the same protocol."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+
+from models.spec import ModelSpec
+
+Matrix = npt.NDArray[np.float32]
+PLAIN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+WARM_SIZES = (1, 7, 64, 1024)
+
+
+class Engine(Protocol):
+    """A loaded model. One thread uses it at a time."""
+
+    spec: ModelSpec
+
+    def warm(self) -> None:
+        """Called once before the first batch: makes later calls as fast as they will be."""
+
+    def profile(self, sizes: Sequence[int]) -> dict[int, float]:
+        """The seconds that `infer` takes for each number of rows: the median of a few calls."""
+
+    def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
+        """Scores float32 [n] of a matrix float32 [n, K], its columns as in spec.inputs; `out` [n] is written into and returned."""
+
+    def close(self) -> None:
+        """Called once after the last batch: gives back threads and memory."""
+
+
+class ModelRefused(ValueError):  # noqa: N818
+    """The files of a model cannot be served; the message says which and why."""
+
+
+class OnnxEngine:
+    """model.onnx of a folder beside its model.json, in ONNX Runtime on the CPU.
+
+    threads: those of one call. The graph takes one float matrix [n, K] with any n and gives one float [n] or [n, 1]. Raises
+    ModelRefused for another shape, weights outside the file, or operators that are not ONNX's own.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        self.spec = ModelSpec.read(folder)
+        path = folder / "model.onnx"
+        try:
+            content = path.read_bytes()
+            _check_file(onnx.load_model_from_string(content), path)
+        except (OSError, onnx.parser.ParseError) as error:
+            raise ModelRefused(f"{path}: cannot read the model: {error}") from None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._input, self._output = _check_shape(self._session, self.spec, path)
+
+    def warm(self) -> None:
+        for rows in WARM_SIZES:
+            self.infer(np.full((rows, len(self.spec.inputs)), np.nan, np.float32))
+
+    def profile(self, sizes: Sequence[int]) -> dict[int, float]:
+        return {rows: profile_once(self, rows) for rows in sizes}
+
+    def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
+        expected = len(self.spec.inputs)
+        if matrix.ndim != 2 or matrix.shape[1] != expected or matrix.dtype != np.float32:
+            found = f"{matrix.dtype} {list(matrix.shape)}"
+            raise ValueError(f"model {self.spec.name}: expected a matrix float32 [n, {expected}], got {found}")
+        if len(matrix):
+            scores = self._session.run([self._output], {self._input: matrix})[0].reshape(len(matrix))
+        else:
+            scores = np.empty(0, np.float32)
+        if out is None:
+            return scores
+        out[:] = scores
+        return out
+
+    def close(self) -> None:
+        del self._session
+
+
+def profile_once(engine: Engine, rows: int, calls: int = 9) -> float:
+    """The median seconds of `calls` calls with `rows` rows."""
+    matrix = np.zeros((rows, len(engine.spec.inputs)), np.float32)
+    taken = []
+    for _ in range(calls):
+        start = time.perf_counter()
+        engine.infer(matrix)
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken))
+
+
+def _check_file(model: onnx.ModelProto, path: Path) -> None:
+    local = {(function.domain, function.name) for function in model.functions}
+    for graph in _graphs(model.graph):
+        sparse = [part for each in graph.sparse_initializer for part in (each.values, each.indices)]
+        for tensor in (*graph.initializer, *sparse):
+            _check_tensor(tensor, path)
+        for node in graph.node:
+            _check_node(node, path, local)
+    for function in model.functions:
+        for node in function.node:
+            _check_node(node, path, local)
+
+
+def _check_node(node: onnx.NodeProto, path: Path, local: set[tuple[str, str]]) -> None:
+    if node.domain not in PLAIN_DOMAINS and (node.domain, node.op_type) not in local:
+        raise ModelRefused(f"{path}: node {node.name}: expected an operator of ONNX, got {node.domain}::{node.op_type}")
+    for attribute in node.attribute:
+        for tensor in (attribute.t, *attribute.tensors):
+            _check_tensor(tensor, path)
+
+
+def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "another file")
+        raise ModelRefused(f"{path}: weights {tensor.name}: expected them inside the file, got {where}")
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _graphs(inner)
+
+
+def _check_shape(session: ort.InferenceSession, spec: ModelSpec, path: Path) -> tuple[str, str]:
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    expected = f"one input float [n, {len(spec.inputs)}] and one output float [n] or [n, 1]"
+    found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
+    good = len(inputs) == len(outputs) == 1 and inputs[0].type == outputs[0].type == "tensor(float)"
+    if good:
+        rows, *rest = inputs[0].shape
+        good = not isinstance(rows, int) and rest == [len(spec.inputs)]
+        good = good and not isinstance(outputs[0].shape[0], int) and outputs[0].shape[1:] in ([], [1])
+    if not good:
+        raise ModelRefused(f"{path}: expected {expected} as in model.json, got {found}")
+    return inputs[0].name, outputs[0].name

@@ -1,0 +1,178 @@
+"""What goes into a model: the list of its inputs, kept beside it as model.json, and the matrix made of a batch's columns."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+FORMAT = 1
+FILE = "model.json"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One column of the model's matrix. vocabulary: the known values of a category, the first one coded 1."""
+
+    name: str
+    kind: Literal["number", "category"]
+    vocabulary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's inputs in the order of its matrix's columns, and how it came to be.
+
+    seed and metrics are those of the training that made it. Raises ValueError for an input twice, a number with a vocabulary,
+    or a vocabulary that has a value twice or is too long for exact codes in float32.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    seed: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [each.name for each in self.inputs]
+        for each in self.inputs:
+            if names.count(each.name) > 1:
+                raise ValueError(f"model {self.name}: input {each.name} is there {names.count(each.name)} times, expected once")
+            if each.kind not in ("number", "category"):
+                raise ValueError(f"model {self.name}: input {each.name}: expected number or category, got {each.kind!r}")
+            if each.kind == "number" and each.vocabulary:
+                raise ValueError(f"model {self.name}: input {each.name}: a number has no vocabulary")
+            if len(set(each.vocabulary)) < len(each.vocabulary) or len(each.vocabulary) >= 2**24:
+                raise ValueError(f"model {self.name}: input {each.name}: expected fewer than 2^24 different values")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The columns that the model needs."""
+        return tuple(each.name for each in self.inputs)
+
+    @cached_property
+    def lookups(self) -> dict[str, pc.SetLookupOptions]:
+        """The vocabulary of each category, as Arrow looks it up."""
+        return {
+            each.name: pc.SetLookupOptions(pa.array(each.vocabulary, pa.string()), skip_nulls=True)
+            for each in self.inputs
+            if each.kind == "category"
+        }
+
+    def write(self, folder: Path) -> None:
+        """Writes model.json."""
+        content = {
+            "format": FORMAT,
+            "name": self.name,
+            "seed": self.seed,
+            "metrics": dict(self.metrics),
+            "inputs": [
+                {"name": each.name, "kind": each.kind} | ({"vocabulary": each.vocabulary} if each.kind == "category" else {})
+                for each in self.inputs
+            ],
+        }
+        (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "ModelSpec":
+        """Reads model.json. Raises ValueError, naming file and field, where it is not as `write` writes it."""
+        path = folder / FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: cannot read the model's description: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            found = content.get("format") if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{path}: expected format {FORMAT}, got {found}")
+        try:
+            inputs = tuple(_input(item) for item in content["inputs"])
+            metrics = {str(name): float(value) for name, value in content["metrics"].items()}
+            return cls(str(content["name"]), inputs, int(content["seed"]), metrics)
+        except KeyError as error:
+            raise ValueError(f"{path}: expected a field {error.args[0]}, got none") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _input(item: Any) -> Input:
+    vocabulary = item.get("vocabulary", [])
+    if not isinstance(vocabulary, list) or not all(isinstance(value, str) for value in vocabulary):
+        raise ValueError(f"input {item['name']}: expected a vocabulary of strings, got {vocabulary!r:.80}")
+    return Input(str(item["name"]), item["kind"], tuple(vocabulary))
+
+
+def assemble(
+    batch: pa.RecordBatch, spec: ModelSpec, out: npt.NDArray[np.float32] | None = None
+) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.bool_]]]:
+    """The model's matrix float32 [n, K] of a batch's n rows, and for each category a mask bool [n] of values it does not know.
+
+    Numbers: NaN for null. Categories: the place in the vocabulary plus 1, and 0 for null and for unknown values; null is not in
+    the mask. out: float32 [n, K] to write into, returned as the matrix. Raises ValueError, naming the input, for a column that
+    is not there or of another kind.
+    """
+    n = batch.num_rows
+    matrix = np.empty((n, len(spec.inputs)), np.float32) if out is None else out
+    if matrix.shape != (n, len(spec.inputs)):
+        raise ValueError(f"model {spec.name}: expected a matrix of {n} x {len(spec.inputs)}, got {matrix.shape}")
+    unknown: dict[str, npt.NDArray[np.bool_]] = {}
+    schema = batch.schema
+    for k, each in enumerate(spec.inputs):
+        place = schema.get_field_index(each.name)
+        if place < 0:
+            raise ValueError(f"model {spec.name}: input {each.name}: expected a column of this name, got none in the batch")
+        column = batch.column(place)
+        try:
+            if each.kind == "category":
+                codes = _codes(column, spec.lookups[each.name])
+                matrix[:, k] = codes
+                unknown[each.name] = _unknown(column, codes)
+            else:
+                matrix[:, k] = _numbers(column)
+        except (pa.ArrowException, TypeError):
+            raise ValueError(f"model {spec.name}: input {each.name}: expected a {each.kind}, got {column.type}") from None
+    return matrix, unknown
+
+
+INDEX_IN = pc.get_function("index_in")
+
+
+def _numbers(column: pa.Array) -> npt.NDArray[Any]:
+    kind = column.type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+        raise TypeError
+    if column.null_count:
+        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _codes(column: pa.Array, lookup: pc.SetLookupOptions) -> npt.NDArray[np.int64]:
+    """Codes int [n], 0 for null and for what is not in the vocabulary."""
+    if isinstance(column, pa.DictionaryArray):
+        by_code = np.append(_codes(column.dictionary, lookup), 0)
+        return by_code[column.indices.fill_null(len(by_code) - 1).to_numpy()]
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        raise TypeError
+    found = INDEX_IN.call([column], lookup)
+    return (found.fill_null(-1) if found.null_count else found).to_numpy().astype(np.int64) + 1
+
+
+def _unknown(column: pa.Array, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    missing = codes == 0
+    return missing & column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else missing
+
+
+def digest(folder: Path) -> str:
+    """The SHA-256, in hex, of the names (relative to the folder, in order) and bytes of all files of a folder."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            name, content = path.relative_to(folder).as_posix().encode(), path.read_bytes()
+            total.update(b"%d %d\n" % (len(name), len(content)) + name)
+            total.update(content)
+    return total.hexdigest()
