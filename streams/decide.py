@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from features.expressions import Expression
 from features.stored import StoredFeatures
+from features.streaming import microseconds
 from models.engine import Engine
 from models.policy import Policy
 from models.spec import assemble
-
-from features.expressions import Expression
-from features.streaming import microseconds
 
 Mask = npt.NDArray[np.bool_]
 

@@ -1,11 +1,10 @@
 """Will this flight arrive late? Decided when it appears on the board, from what is known at that moment."""
 
+from features.schema import Integer, Kind, Number, Schema, Text, Time
+from features.spec import Derived, Fields, Label, Last, Stored, Window
 from models.flights import train
 from models.flights_history import history
 from models.policy import Bands, Rule
-
-from features.schema import Integer, Kind, Number, Schema, Text, Time
-from features.spec import Derived, Fields, Label, Last, Stored, Window
 from streams.pipeline import Decisions, Drift, Model, Pipeline
 from streams.topic import Topic
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
-from sinks.messages import Messages, Sink
 
+from sinks.messages import Messages, Sink
 from streams.meters import Meters
 from streams.routing import shard_name, shard_number
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
-from models.policy import Bands
 
 from features.expressions import compile_expression
 from features.spec import Derived, Feature, Fields, Label, Stored, seconds
 from features.streaming import Cutter, Group, groups
+from models.policy import Bands
 from streams.settings import JobSettings
 from streams.topic import Topic
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from models.policy import Bands
-from models.spec import Input, ModelSpec
-from sinks.memory import MemorySink
 
 from features.schema import Integer, Kind, Number, Schema, Text, Time
 from features.spec import Fields, Last, Window
+from models.policy import Bands
+from models.spec import Input, ModelSpec
+from sinks.memory import MemorySink
 from streams.job import Champion
 from streams.pipeline import Decisions, Drift, Model, Pipeline
 from streams.settings import JobSettings

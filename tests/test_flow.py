@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from payments import CHAMPION, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
-from sinks.memory import MemorySink
 
+from sinks.memory import MemorySink
 from streams.run import run
 from streams.source import MemorySource
 
