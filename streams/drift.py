@@ -49,7 +49,7 @@ REPORT = pa.schema(
 class Partial:
     """Counts of one partition: (day, rows, counts i64 [F+1, B+1] as bytes) for each day concerned.
 
-    reference: the identity of the reference whose edges were used. seen_until: the latest event time counted so far, µs.
+    reference: the identity of the reference whose edges were used. seen_until: the latest event time among them, µs.
     """
 
     partition: str
@@ -103,10 +103,8 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
         self._clock = clock
         self._max_rows = max_rows
         self._counting: deque[_Counting] = deque()
-        self._seen_until = NEVER
         if resume is not None:
-            self._seen_until = _checked(resume)["seen_until"]
-            self._submit([from_ipc(data) for data in resume["rows"]])
+            self._submit([from_ipc(data) for data in _checked(resume)["rows"]])
 
     def on_batch(self, values: list[Item]) -> tuple[Iterable[Partial], bool]:
         self._submit([from_ipc(value) if isinstance(value, bytes) else value for value in values])
@@ -123,7 +121,7 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
 
     def snapshot(self) -> dict[str, Any]:
         rows = [to_ipc(batch) for counting in self._counting for batch in counting.batches]
-        return {"version": VERSION, "seen_until": self._seen_until, "rows": rows}
+        return {"version": VERSION, "rows": rows}
 
     def _submit(self, batches: list[pa.RecordBatch]) -> None:
         batches = [batch for batch in batches if batch.num_rows]
@@ -134,18 +132,19 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
     def _collect(self, at_most: int) -> list[Partial]:
         waiting = sum(counting.rows for counting in self._counting)
         merged: dict[int, tuple[int, I64]] = {}
+        seen_until = NEVER
         while self._counting and (waiting > at_most or self._counting[0].result.done()):
             counting = self._counting.popleft()
             waiting -= counting.rows
-            seen_until, days = counting.result.result()
-            self._seen_until = max(self._seen_until, seen_until)
+            latest, days = counting.result.result()
+            seen_until = max(seen_until, latest)
             for day, (rows, counts) in days.items():
                 before = merged.get(day)
                 merged[day] = (rows + before[0], counts + before[1]) if before else (rows, counts)
         if not merged:
             return []
         days_counted = tuple((day, rows, counts.tobytes()) for day, (rows, counts) in sorted(merged.items()))
-        return [Partial(self._partition, self._identity, self._seen_until, days_counted)]
+        return [Partial(self._partition, self._identity, seen_until, days_counted)]
 
 
 def _count_days(batches: Sequence[pa.RecordBatch], count: Count) -> tuple[int, dict[int, tuple[int, I64]]]:
