@@ -165,11 +165,11 @@ def _count_days(batches: Sequence[pa.RecordBatch], count: Count) -> tuple[int, d
 class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
     """Adds up the partitions' counts per day and, when a day is over, emits its report, a record batch as REPORT.
 
-    A day is over when every partition has been seen past its end; of `partitions` those not yet seen stand at the first event.
-    One that is more than `patience_days` of event time behind the others is not waited for. A row of a day that is over
-    is late: counted (`on_late`) and left out. A day of less than min_rows rows is not judged, nor is the first one
-    the job sees if it has less than half the reference's rows a day (it began before the job): it gets one row with the
-    statistic "rows", no feature, and the rows it would have needed as threshold.
+    A day is over when every partition has been seen past its end, and each of `partitions` has been seen at all. One that is
+    more than `patience_days` of event time behind the newest (not seen yet: behind the first day) is not waited for. A row
+    of a day that is over is late: counted (`on_late`) and left out. A day of less than min_rows rows is not judged, nor is
+    the first one the job sees if it has less than half the reference's rows a day (it began before the job): it gets one
+    row with the statistic "rows", no feature, and the rows it would have needed as threshold.
     The end of the input is no end of a day, unless close_on_eof. Counts kept from a job with another reference are
     dropped and counted as late.
     """
@@ -238,7 +238,6 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
     def _add(self, partial: Partial) -> None:
         if self._first is None:
             self._first = partial.days[0][0]
-            self._seen = dict.fromkeys(self._partitions, self._first * DAY_US)
         self._seen[partial.partition] = max(self._seen.get(partial.partition, NEVER), partial.seen_until)
         for day, rows, data in partial.days:
             if day <= self._closed or partial.reference != self._reference.identity:
@@ -249,6 +248,9 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
 
     def _horizon(self) -> int:
         newest = max(self._seen.values())
+        unseen = any(partition not in self._seen for partition in self._partitions)
+        if unseen and self._first is not None and newest < self._first * DAY_US + self._patience:
+            return NEVER
         return min(seen for seen in self._seen.values() if seen >= newest - self._patience)
 
     def _close(self, days: Iterable[int]) -> list[pa.RecordBatch]:

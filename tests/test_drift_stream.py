@@ -231,7 +231,7 @@ def test_a_day_is_judged_when_all_partitions_have_passed_its_end(reference: Refe
 
 
 def test_rows_out_of_order_do_not_turn_a_partitions_clock_back(reference: Reference) -> None:
-    logic = judge(reference)
+    logic = judge(reference, partitions=("a", "b"))
     for item in (("a", 1, 12.0), ("b", 0, 23.0), ("a", 0, 5.0)):
         assert logic.on_batch([partial(reference, item[0], item[1], hour=item[2])])[0] == []
     assert days_reported(list(logic.on_batch([partial(reference, "b", 1, hour=1.0)])[0])) == [0]
