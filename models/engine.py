@@ -29,7 +29,7 @@ class Engine(Protocol):
         """The seconds that `infer` takes for each number of rows: the median of a few calls."""
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
-        """Scores float32 [n] of a matrix float32 [n, K], its columns as in spec.inputs; `out` [n] is written into and returned."""
+        """Scores float32 [n] of a matrix float32 [n, K], columns as in spec.inputs; `out` [n] is written into and returned."""
 
     def close(self) -> None:
         """Called once after the last batch: gives back threads and memory."""

@@ -1,0 +1,163 @@
+"""The model registry: MLflow, with SQLite and a folder of files beside it by default. Only files cross, never a pickle.
+
+A version is the folder that a training wrote (model.onnx, model.json, reference.*), logged as a run's artifacts, with the
+digest of its files as a tag. `resolve` checks that digest before anything opens a file.
+"""
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.spec import digest
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+SQLITE = "sqlite:///"
+DIGEST = "headrace.digest"
+FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a model in the registry, with its files in a local folder."""
+
+    name: str
+    version: int
+    digest: str
+    folder: Path
+
+
+class ModelNotFound(LookupError):  # noqa: N818
+    """There is no such model in the registry; the message says how to make one."""
+
+
+class DigestMismatch(ValueError):  # noqa: N818
+    """The files of a model are not those that were recorded."""
+
+
+def record(
+    uri: str,
+    name: str,
+    folder: Path,
+    *,
+    params: Mapping[str, object],
+    metrics: Mapping[str, float],
+    alias: str = "champion",
+) -> Version:
+    """Records the files of `folder` as the next version of a model, as a run with params and metrics, and gives it the alias.
+
+    uri: MLflow's tracking URI; for sqlite:///PATH the files go to `artifacts` beside PATH. The alias moves last, so that
+    whoever resolves it sees the old version or all of the new one. Raises FileNotFoundError for a folder without files.
+    """
+    total = digest(folder)
+    if not any(path.is_file() for path in folder.rglob("*")):
+        raise FileNotFoundError(f"model {name}: expected files in {folder}, got none")
+    database = _database(uri)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
+    client = _client(uri)
+    run = client.create_run(_experiment(client, name, database), run_name=name, tags={DIGEST: total}).info
+    try:
+        for key, value in params.items():
+            client.log_param(run.run_id, key, value)
+        for key, number in metrics.items():
+            client.log_metric(run.run_id, key, number)
+        client.log_artifacts(run.run_id, str(folder), FOLDER)
+        _register(client, name)
+        made = client.create_model_version(name, f"{run.artifact_uri}/{FOLDER}", run.run_id, tags={DIGEST: total})
+        client.set_registered_model_alias(name, alias, made.version)
+    except BaseException:
+        client.set_terminated(run.run_id, "FAILED")
+        raise
+    client.set_terminated(run.run_id)
+    return Version(name, int(made.version), total, folder)
+
+
+def resolve(uri: str, name: str, alias: str = "champion", *, into: Path) -> Version:
+    """The version that has the alias, its files in a folder of `into` named by name, version and digest.
+
+    Raises ModelNotFound where there is none, and DigestMismatch, with expected and got, where the registry's files are not the
+    recorded ones; then nothing is left in `into`.
+    """
+    place = re.sub("//[^/@]*@", "//", uri)
+    missing = f"no model {name} with alias {alias} in {place}: train it first (headrace train {name})"
+    database = _database(uri)
+    if database is not None and not database.exists():
+        raise ModelNotFound(missing)
+    from mlflow.exceptions import MlflowException
+
+    client = _client(uri)
+    try:
+        found = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ModelNotFound(missing) from None
+    expected = found.tags.get(DIGEST)
+    if expected is None:
+        raise DigestMismatch(
+            f"model {name} version {found.version}: expected the tag {DIGEST}, got none: not recorded by headrace"
+        )
+    folder = into / f"{name}-{found.version}-{expected[:12]}"
+    if not folder.is_dir() or digest(folder) != expected:
+        into.mkdir(parents=True, exist_ok=True)
+        _download(uri, found.source, folder, f"model {name} version {found.version}", expected)
+    return Version(name, int(found.version), expected, folder)
+
+
+def _download(uri: str, source: str, folder: Path, what: str, expected: str) -> None:
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".download-") as scratch:
+        try:
+            files = Path(download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=uri))
+        except OSError as error:
+            raise ModelNotFound(f"{what}: its files are gone from {source}: train it again ({error})") from None
+        got = digest(files)
+        if got != expected:
+            raise DigestMismatch(f"{what}: files at {source}: expected digest {expected}, got {got}")
+        if folder.exists() and digest(folder) != expected:
+            shutil.rmtree(folder)
+        try:
+            files.rename(folder)
+        except OSError:
+            if not folder.is_dir() or digest(folder) != expected:
+                raise
+
+
+def _database(uri: str) -> Path | None:
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def _client(uri: str) -> "MlflowClient":
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow.tracking import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    return MlflowClient(uri, uri)
+
+
+def _experiment(client: "MlflowClient", name: str, database: Path | None) -> str:
+    known = client.get_experiment_by_name(name)
+    if known is not None:
+        return str(known.experiment_id)
+    where = None if database is None else (database.parent / "artifacts" / name).absolute().as_uri()
+    return str(client.create_experiment(name, artifact_location=where))
+
+
+def _register(client: "MlflowClient", name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise

@@ -1,0 +1,86 @@
+"""What is recorded comes back, byte for byte or not at all, and what is missing is said in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.registry import DigestMismatch, ModelNotFound, record, resolve
+from models.spec import digest
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+
+
+def uri(home: Path) -> str:
+    return f"sqlite:///{home / 'registry' / 'mlflow.db'}"
+
+
+def trained(folder: Path, weights: bytes) -> Path:
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(weights)
+    (folder / "model.json").write_text(json.dumps({"name": "m"}))
+    (folder / "deep").mkdir()
+    (folder / "deep" / "reference.npz").write_bytes(b"r" * 10)
+    return folder
+
+
+def test_the_champion_is_the_last_recorded_with_its_files_params_and_metrics(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    first = record(uri(tmp_path), "m", trained(tmp_path / "a", b"one"), params={"seed": 7}, metrics={"auc": 0.75})
+    assert resolve(uri(tmp_path), "m", into=tmp_path / "models").version == first.version == 1
+    second = record(uri(tmp_path), "m", trained(tmp_path / "b", b"two"), params={"seed": 8}, metrics={"auc": 0.5})
+    found = resolve(uri(tmp_path), "m", into=tmp_path / "models")
+    assert (found.version, found.digest, second.digest) == (2, digest(tmp_path / "b"), found.digest)
+    assert (found.folder / "model.onnx").read_bytes() == b"two"
+    assert (found.folder / "deep" / "reference.npz").read_bytes() == b"r" * 10
+    assert digest(found.folder) == found.digest
+    assert (tmp_path / "registry" / "artifacts" / "m").is_dir()
+
+    client = MlflowClient(uri(tmp_path))
+    runs = client.search_runs([client.get_experiment_by_name("m").experiment_id])
+    assert {(run.data.params["seed"], run.data.metrics["auc"], run.info.status) for run in runs} == {
+        ("7", 0.75, "FINISHED"),
+        ("8", 0.5, "FINISHED"),
+    }
+
+
+def test_files_that_were_changed_are_refused_with_expected_and_got(tmp_path: Path) -> None:
+    made = record(uri(tmp_path), "m", trained(tmp_path / "a", b"one"), params={}, metrics={})
+    stored = next((tmp_path / "registry" / "artifacts").rglob("model.onnx"))
+    stored.write_bytes(b"evil")
+    with pytest.raises(
+        DigestMismatch, match=f"model m version 1: .* expected digest {made.digest}, got {digest(stored.parent)}"
+    ):
+        resolve(uri(tmp_path), "m", into=tmp_path / "models")
+    assert list((tmp_path / "models").iterdir()) == []
+    stored.write_bytes(b"one")
+    found = resolve(uri(tmp_path), "m", into=tmp_path / "models")
+    (found.folder / "model.onnx").write_bytes(b"evil")
+    assert (resolve(uri(tmp_path), "m", into=tmp_path / "models").folder / "model.onnx").read_bytes() == b"one"
+
+
+def test_a_missing_registry_model_or_alias_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match=r"no model flights with alias champion in .*\(headrace train flights\)"):
+        resolve(uri(tmp_path), "flights", into=tmp_path / "models")
+    assert not (tmp_path / "registry").exists()
+    record(uri(tmp_path), "m", trained(tmp_path / "a", b"one"), params={}, metrics={}, alias="other")
+    for name in ("m", "flights"):
+        with pytest.raises(ModelNotFound, match=f"no model {name} with alias champion"):
+            resolve(uri(tmp_path), name, into=tmp_path / "models")
+    with pytest.raises(FileNotFoundError, match="expected files in"):
+        record(uri(tmp_path), "m", tmp_path / "nothing", params={}, metrics={})
+
+
+def test_the_digest_tells_names_and_bytes_apart(tmp_path: Path) -> None:
+    """Bytes moved from a file's end to the next one's beginning, or to another name, are another digest."""
+    found = set()
+    for k, (one, two) in enumerate([("ab", "c"), ("a", "bc"), ("abc", "")]):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        (folder / "x").write_text(one)
+        (folder / "y").write_text(two)
+        found.add(digest(folder))
+        (folder / "y").rename(folder / "z")
+        found.add(digest(folder))
+    assert len(found) == 6
