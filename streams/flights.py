@@ -37,7 +37,15 @@ FlightEvent = Schema(
 
 flights = Pipeline(
     name="flights",
-    events=Topic("flight-events", schema=FlightEvent, time="at", key="tailnum", id="flight_id", ties=("kind", "flight_id")),
+    events=Topic(
+        "flight-events",
+        schema=FlightEvent,
+        time="at",
+        key="tailnum",
+        other_keys=("flight_id", "origin"),
+        id="flight_id",
+        ties=("kind", "flight_id"),
+    ),
     decide_on="kind == 'scheduled'",
     features=[
         Fields("carrier", "origin", "dest", "distance"),
