@@ -65,7 +65,7 @@ class OnnxEngine:
 
     def warm(self) -> None:
         for rows in WARM_SIZES:
-            self.infer(np.full((rows, len(self.spec.inputs)), np.nan, np.float32))
+            self.infer(np.zeros((rows, len(self.spec.inputs)), np.float32))
 
     def profile(self, sizes: Sequence[int]) -> dict[int, float]:
         return {rows: profile_once(self, rows) for rows in sizes}
