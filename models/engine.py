@@ -9,11 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from models.spec import ModelSpec
 
 Matrix = npt.NDArray[np.float32]
 PLAIN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+UNLOADABLE = (native.Fail, native.InvalidArgument, native.InvalidGraph, native.NotImplemented, native.RuntimeException)
 WARM_SIZES = (1, 7, 64, 1024)
 
 
@@ -52,7 +55,7 @@ class OnnxEngine:
         try:
             content = path.read_bytes()
             _check_file(onnx.load_model_from_string(content), path)
-        except (OSError, onnx.parser.ParseError) as error:
+        except (OSError, DecodeError) as error:
             raise ModelRefused(f"{path}: cannot read the model: {error}") from None
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -60,7 +63,10 @@ class OnnxEngine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
-        self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        try:
+            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except UNLOADABLE as error:
+            raise ModelRefused(f"{path}: ONNX Runtime cannot load it: {error}") from None
         self._input, self._output = _check_shape(self._session, self.spec, path)
 
     def warm(self) -> None:

@@ -19,6 +19,7 @@ Matrix = npt.NDArray[np.float32]
 class Fit:
     """How a network is fitted: layers and embedding width, epochs, rows per step, AdamW's peak rate and decay (one cycle).
 
+    rows: of a step at most; it is a hundredth of all rows, and at least 64, where that is less.
     unknown: the share of category codes that are hidden in each step, so that the network knows what to do with unknown values.
     """
 
@@ -147,7 +148,7 @@ def _descend(
     fit: Fit,
     progress: Callable[[float], None],
 ) -> None:
-    rows = min(fit.rows, len(labels))
+    rows = min(fit.rows, max(64, len(labels) // 100), len(labels))
     steps = len(labels) // rows * fit.epochs
     optimiser = torch.optim.AdamW(network.parameters(), fit.rate, weight_decay=fit.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, fit.rate, total_steps=steps)

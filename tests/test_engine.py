@@ -1,0 +1,181 @@
+"""The matrix is what the spec says, and ONNX Runtime serves just the models that match it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from models.engine import ModelRefused, OnnxEngine
+from models.spec import Input, ModelSpec, assemble
+
+SPEC = ModelSpec(
+    "m",
+    (Input("x", "number"), Input("carrier", "category", ("UA", "AA")), Input("n", "number"), Input("kind", "category", ("b",))),
+    seed=3,
+    metrics={"auc": 0.5},
+)
+KIND = pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 0], pa.int8()), pa.array(["a", "b"]))
+BATCH = pa.record_batch(
+    {
+        "kind": KIND,
+        "n": pa.array([1, None, 3, 4]),
+        "carrier": pa.array(["AA", "ZZ", None, "UA"]),
+        "x": pa.array([0.5, None, 1.5, float("nan")]),
+    }
+)
+
+
+def test_the_matrix_holds_numbers_and_codes_and_names_what_it_does_not_know() -> None:
+    matrix, unknown = assemble(BATCH, SPEC)
+    nan = np.nan
+    np.testing.assert_array_equal(
+        matrix, np.array([[0.5, 2, 1, 0], [nan, 0, nan, 1], [1.5, 0, 3, 0], [nan, 1, 4, 0]], np.float32)
+    )
+    assert {name: mask.tolist() for name, mask in unknown.items()} == {
+        "carrier": [False, True, False, False],
+        "kind": [True, False, False, True],
+    }
+
+
+def test_a_slice_and_a_buffer_of_ones_own_give_the_same_rows() -> None:
+    whole, _ = assemble(BATCH, SPEC)
+    out = np.full((2, 4), np.nan, np.float32)
+    part, unknown = assemble(BATCH.slice(1, 2), SPEC, out)
+    assert part is out
+    np.testing.assert_array_equal(part, whole[1:3])
+    assert unknown["carrier"].tolist() == [True, False]
+    none, _ = assemble(BATCH.slice(4), SPEC)
+    assert none.shape == (0, 4)
+
+
+def test_a_column_missing_or_of_another_kind_is_named() -> None:
+    with pytest.raises(ValueError, match="model m: input x: expected a column of this name, got none"):
+        assemble(BATCH.select(["n", "carrier", "kind"]), SPEC)
+    with pytest.raises(ValueError, match="model m: input x: expected a number, got string"):
+        assemble(pa.record_batch({"x": pa.array(["1"]), "carrier": pa.array(["AA"])}), SPEC)
+    with pytest.raises(ValueError, match="model m: input carrier: expected a category, got int64"):
+        assemble(pa.record_batch({"x": pa.array([1.0]), "carrier": pa.array([1])}), SPEC)
+    with pytest.raises(ValueError, match=r"expected a matrix of 4 x 4, got \(3, 4\)"):
+        assemble(BATCH, SPEC, np.empty((3, 4), np.float32))
+
+
+def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
+    SPEC.write(tmp_path)
+    assert ModelSpec.read(tmp_path) == SPEC
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "model.json: expected format 1, got 2"),
+        ({"inputs": [{"name": "x"}]}, "model.json: expected a field kind, got none"),
+        ({"inputs": [{"name": "x", "kind": "text"}]}, "input x: expected number or category, got 'text'"),
+        ({"inputs": [{"name": "x", "kind": "number"}] * 2}, "input x is there 2 times"),
+        (
+            {"inputs": [{"name": "c", "kind": "category", "vocabulary": [1]}]},
+            r"input c: expected a vocabulary of strings, got \[1\]",
+        ),
+        ({"metrics": {"auc": "good"}}, "could not convert"),
+    ],
+)
+def test_a_broken_spec_is_refused_with_file_and_field(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    SPEC.write(tmp_path)
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message) as caught:
+        ModelSpec.read(tmp_path)
+    assert str(path) in str(caught.value)
+
+
+def linear(
+    folder: Path, *, columns: int = 4, rows: str | int = "n", domain: str = "", external: bool = False, flat: bool = True
+) -> Path:
+    """A model sum_k (k + 1) x_k of a matrix [rows, columns]."""
+    weights = numpy_helper.from_array(np.arange(1, columns + 1, dtype=np.float32)[:, None], "w")
+    if external:
+        (folder / "w.bin").write_bytes(weights.raw_data)
+        weights.ClearField("raw_data")
+        weights.data_location = TensorProto.EXTERNAL
+        weights.external_data.add(key="location", value="w.bin")
+    nodes = [helper.make_node("MatMul", ["matrix", "w"], ["product"], name="product", domain=domain)]
+    output = "product"
+    if flat:
+        shape = numpy_helper.from_array(np.array([-1], np.int64), "shape")
+        nodes.append(helper.make_node("Reshape", ["product", "shape"], ["score"]))
+        output = "score"
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("matrix", TensorProto.FLOAT, [rows, columns])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [rows] if flat else [rows, 1])],
+        [weights, *([shape] if flat else [])],
+    )
+    imports = [helper.make_opsetid("", 18), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    model = helper.make_model(graph, opset_imports=imports, ir_version=9)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    SPEC.write(folder)
+    return folder
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_scores_are_the_graphs_for_any_number_of_rows(tmp_path: Path, flat: bool) -> None:
+    engine = OnnxEngine(linear(tmp_path, flat=flat), threads=1)
+    engine.warm()
+    for n in (0, 1, 3, 257):
+        matrix = np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)
+        out = np.full(n, np.nan, np.float32)
+        assert engine.infer(matrix, out) is out
+        np.testing.assert_allclose(out, matrix @ np.array([1, 2, 3, 4]), rtol=1e-5, atol=1e-5)
+        assert engine.infer(matrix).shape == (n,)
+    profile = engine.profile([1, 100])
+    assert list(profile) == [1, 100]
+    assert all(0 < taken < 1 for taken in profile.values())
+    with pytest.raises(ValueError, match=r"model m: expected a matrix float32 \[n, 4\], got float32 \[3, 5\]"):
+        engine.infer(np.zeros((3, 5), np.float32))
+    with pytest.raises(ValueError, match="got float64"):
+        engine.infer(np.zeros((3, 4)))  # type: ignore[arg-type]
+    engine.close()
+
+
+def test_a_model_that_is_not_what_its_spec_says_is_refused(tmp_path: Path) -> None:
+    for k, (options, message) in enumerate(
+        [
+            ({"columns": 5}, r"expected one input float \[n, 4\] and one output .* got matrix tensor\(float\) \['n', 5\]"),
+            ({"rows": 7}, r"got matrix tensor\(float\) \[7, 4\]"),
+            ({"domain": "evil"}, "node product: expected an operator of ONNX, got evil::MatMul"),
+            ({"external": True}, "weights w: expected them inside the file, got w.bin"),
+        ]
+    ):
+        folder = tmp_path / str(k)
+        folder.mkdir()
+        with pytest.raises(ModelRefused, match=message):
+            OnnxEngine(linear(folder, **options))  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    SPEC.write(tmp_path)
+    with pytest.raises(ModelRefused, match="cannot read the model"):
+        OnnxEngine(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(b"\x00nonsense")
+    with pytest.raises(ModelRefused, match="cannot read the model"):
+        OnnxEngine(tmp_path)
+    model = onnx.load(linear(tmp_path) / "model.onnx")
+    model.graph.node[0].input[0] = "nowhere"
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match=r"ONNX Runtime cannot load it: .*nowhere"):
+        OnnxEngine(tmp_path)
+
+
+def test_a_custom_operator_hidden_in_a_branch_is_refused(tmp_path: Path) -> None:
+    linear(tmp_path)
+    model = onnx.load(tmp_path / "model.onnx")
+    node = helper.make_node("Hidden", [], ["y"], name="hidden", domain="evil")
+    inner = helper.make_graph([node], "inner", [], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
+    model.graph.node.append(helper.make_node("If", ["c"], ["z"], then_branch=inner, else_branch=inner))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match=r"node hidden: .* got evil::Hidden"):
+        OnnxEngine(tmp_path)
