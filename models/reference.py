@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from kernels.drift_statistics import kolmogorov_smirnov, missing_difference, psi
 from kernels.histogram.cpu import histogram
@@ -119,7 +119,8 @@ class Reference:
     def save(self, folder: Path) -> None:
         """Writes reference.safetensors and reference.json."""
         arrays = {"edges": self.edges, "days": self.days, "counts": self.counts, "null": self.null}
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "reference.safetensors")
+        content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+        (folder / "reference.safetensors").write_bytes(content)
         words = {
             "version": VERSION,
             "statistics": STATISTICS,
