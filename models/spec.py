@@ -146,8 +146,8 @@ def _numbers(column: pa.Array) -> npt.NDArray[Any]:
     kind = column.type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
         raise TypeError
-    if column.null_count:
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if column.null_count and pa.types.is_boolean(kind):
+        column = column.cast(pa.float32())
     return column.to_numpy(zero_copy_only=False)
 
 
@@ -159,7 +159,10 @@ def _codes(column: pa.Array, lookup: pc.SetLookupOptions) -> npt.NDArray[np.int6
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise TypeError
     found = INDEX_IN.call([column], lookup)
-    return (found.fill_null(-1) if found.null_count else found).to_numpy().astype(np.int64) + 1
+    if found.null_count == 0:
+        return found.to_numpy().astype(np.int64) + 1
+    places = found.to_numpy(zero_copy_only=False)
+    return np.where(np.isnan(places), 0, places + 1).astype(np.int64)
 
 
 def _unknown(column: pa.Array, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

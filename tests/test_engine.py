@@ -41,6 +41,12 @@ def test_the_matrix_holds_numbers_and_codes_and_names_what_it_does_not_know() ->
     }
 
 
+def test_truths_and_whole_numbers_are_numbers_too() -> None:
+    spec = ModelSpec("m", (Input("p", "number"), Input("q", "number")))
+    batch = pa.record_batch({"p": pa.array([True, None, False]), "q": pa.array([True, False, True])})
+    np.testing.assert_array_equal(assemble(batch, spec)[0], np.array([[1, 1], [np.nan, 0], [0, 1]], np.float32))
+
+
 def test_a_slice_and_a_buffer_of_ones_own_give_the_same_rows() -> None:
     whole, _ = assemble(BATCH, SPEC)
     out = np.full((2, 4), np.nan, np.float32)
