@@ -1,0 +1,24 @@
+"""Flat JSON objects to columns: one object per message, each field of one type, as a list of `Field` says."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Type = Literal["text", "number", "integer", "time", "kind"]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What one field of the object has to be.
+
+    text: at most `high` bytes of UTF-8. number: float64 in [low, high]. integer: int64 in [low, high]. time: microseconds
+    since 1970-01-01 UTC in [low, high). kind: one of `values`, decoded to its place among them. on: the kinds, by their
+    place, whose messages have the field; empty: all. optional: may be absent or null there.
+    """
+
+    name: str
+    type: Type
+    low: float = 0
+    high: float = 0
+    on: tuple[int, ...] = ()
+    optional: bool = False
+    values: tuple[str, ...] = ()

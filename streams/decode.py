@@ -1,0 +1,112 @@
+"""From raw batches of a poll to rows and dead letters."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from features.schema import Field as SchemaField
+from features.schema import Integer, Kind, Number, Schema, Text, Time
+from kernels.flat_json import Field
+from kernels.flat_json.columns import Reader
+from kernels.flat_json.naive import Fault
+
+PROVENANCE = pa.schema(
+    [
+        ("_key", pa.binary()),
+        ("_partition", pa.int32()),
+        ("_offset", pa.int64()),
+        ("_appended_at", pa.int64()),
+        ("_polled_at", pa.int64()),
+    ]
+)
+DEAD = pa.schema(
+    [
+        ("code", pa.string()),
+        ("reason", pa.string()),
+        ("value", pa.binary()),
+        ("size", pa.int64()),
+        ("sha256", pa.string()),
+        *PROVENANCE,
+    ]
+)
+KEPT_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What became of a raw batch; each message is in one of the two, in order.
+
+    rows: the schema's columns, `_key` and provenance. dead: a row per bad message with `code`, `reason`, `value` (its first
+    64 kB, null for a tombstone), `size` and `sha256` (hex) of the whole value, `_key` and provenance.
+    """
+
+    rows: pa.RecordBatch
+    dead: pa.RecordBatch
+
+
+Decoder = Callable[[pa.RecordBatch], Decoded]
+"""Takes a raw batch: `_key`, `_value` (binary, nullable), `_partition`, `_offset`, `_appended_at` (ms), `_polled_at` (ns)."""
+
+
+def json_decoder(schema: Schema, *, max_bytes: int = 1_000_000, step: str = "decode", topic: str = "") -> Decoder:
+    """A decoder of JSON objects by a flat schema. It raises for no bytes whatever; a bad message costs only itself.
+
+    step and topic are named in reasons: `flights/decode: expected float, got "n/a" at $.dep_delay (flight-events/3@1742)`.
+    Codes: too_large (more than max_bytes, looked at first), not_json (also NaN, Infinity, no value), bad_utf8, not_object,
+    unknown_kind, missing_field, null_value, wrong_type (also text that is no time), out_of_range (also a text too long),
+    time_out_of_range. Fields unknown or not of the row's kind are ignored; of equal names the last one counts.
+    """
+    reader = Reader(json_fields(schema), max_bytes)
+    columns = pa.schema([*schema.arrow(), *PROVENANCE])
+    none_dead = pa.RecordBatch.from_pylist([], schema=DEAD)
+
+    def decode(batch: pa.RecordBatch) -> Decoded:
+        read = reader.read(batch.column("_value"))
+        provenance = [batch.column(name) for name in PROVENANCE.names]
+        rows = pa.RecordBatch.from_arrays([*read.values, *provenance], schema=columns)
+        if not read.faults:
+            return Decoded(rows, none_dead)
+        good = pa.array([i not in read.faults for i in range(batch.num_rows)], pa.bool_())
+        return Decoded(rows.filter(good), _dead(batch, read.faults, step, topic))
+
+    return decode
+
+
+def json_fields(schema: Schema) -> list[Field]:
+    """The schema as the JSON kernel takes it."""
+    places = {kind: place for place, kind in enumerate(schema.kinds)}
+    return [_json_field(name, field, tuple(places[kind] for kind in field.on)) for name, field in schema.fields.items()]
+
+
+def _json_field(name: str, field: SchemaField, on: tuple[int, ...]) -> Field:
+    match field:
+        case Text():
+            return Field(name, "text", 0, field.max_bytes, on, field.optional)
+        case Number():
+            return Field(name, "number", field.low, field.high, on, field.optional)
+        case Integer():
+            return Field(name, "integer", field.low, field.high, on, field.optional)
+        case Time():
+            return Field(name, "time", *field.bounds_us, on, field.optional)
+        case Kind():
+            return Field(name, "kind", values=field.values)
+
+
+def _dead(batch: pa.RecordBatch, faults: dict[int, Fault], step: str, topic: str) -> pa.RecordBatch:
+    places = batch.select(PROVENANCE.names).take(pa.array(list(faults), pa.int64()))
+    messages = [batch.column("_value")[i].as_py() for i in faults]
+    positions = zip(places.column("_partition").to_pylist(), places.column("_offset").to_pylist(), strict=True)
+    reasons = [
+        f"{step}: expected {fault.expected}, got {fault.got} at {fault.path} ({topic}/{partition}@{offset})"
+        for fault, (partition, offset) in zip(faults.values(), positions, strict=True)
+    ]
+    arrays = [
+        pa.array([fault.code for fault in faults.values()], pa.string()),
+        pa.array(reasons, pa.string()),
+        pa.array([None if message is None else message[:KEPT_BYTES] for message in messages], pa.binary()),
+        pa.array([len(message or b"") for message in messages], pa.int64()),
+        pa.array([hashlib.sha256(message or b"").hexdigest() for message in messages], pa.string()),
+    ]
+    return pa.RecordBatch.from_arrays([*arrays, *places.columns], schema=DEAD)
