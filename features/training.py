@@ -38,7 +38,7 @@ def training_frame(
         cut = Cutter(group, batch.schema, time)(batch, reads)
         made = np.full((len(group.names), decided.num_rows), np.nan)
         made[:, cut.row[cut.reads]] = State(group).update(cut)
-        columns |= {name: pa.array(values) for name, values in zip(group.names, made, strict=True)}
+        columns |= {name: pa.array(values, from_pandas=True) for name, values in zip(group.names, made, strict=True)}
     frame: dict[str, pa.Array] = {}
     for feature in features:
         if isinstance(feature, Fields):

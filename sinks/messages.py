@@ -7,7 +7,7 @@ Arrow call. A column that is the same in every row becomes part of the constant 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ YEAR_1 = -62_135_596_800_000_000
 YEAR_10000 = 253_402_300_800_000_000
 TIME_WIDTH = len("2013-01-01 10:15:00.000000")
 
-Piece = pa.Array | str
+Piece: TypeAlias = "pa.Array | str"
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ def build(job: Job) -> Dataflow:
             pipeline=pipeline.name,
             reference=job.reference,
             rate=pipeline.drift.rate if pipeline.drift else 0.0,
+            partitions=[shard_name(number) for number in range(job.events.partitions)],
             on_late=meters.drift_late.inc,
         )
 

@@ -14,10 +14,11 @@ class Topic:
     """Events on a Kafka topic.
 
     topic: its name. time: the field with the event's time. key: the field with the entity that the messages are keyed
-    by (`other_keys`: where it is null, the first of these that is not). id: the field with the event's own id. order: "arrival" (each shard sees each partition in its own order) or
-    "event" (a shard sees rows by time, then by `ties`, as soon as every partition with a backlog has passed that time;
-    at most `held_rows` of a group wait in a shard). max_bytes: the largest message that is decoded. decoder: from raw
-    batches to rows and dead letters; JSON by the schema if not given.
+    by (`other_keys`: where it is null, the first of these that is not). id: the field with the event's own id. order:
+    "arrival" (each shard sees each partition in its own order) or "event" (a shard sees rows by time, then by `ties`,
+    as soon as every partition with a backlog has passed that time; at most `held_rows` of a group wait in a shard).
+    max_bytes: the largest message that is decoded. decoder: from raw batches to rows and dead letters; JSON by the
+    schema if not given.
 
     Raises ValueError for fields that the schema does not have.
     """
@@ -35,7 +36,8 @@ class Topic:
     decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
-        for role, names in (("time", [self.time]), ("key", [self.key]), ("id", [self.id]), ("ties", self.ties), ("other_keys", self.other_keys)):
+        roles = {"time": [self.time], "key": [self.key, *self.other_keys], "id": [self.id], "ties": self.ties}
+        for role, names in roles.items():
             for name in names:
                 if name not in self.schema.fields:
                     raise ValueError(f"topic {self.topic}: {role}: no field {name} in schema {self.schema.name}")

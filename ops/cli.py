@@ -1,0 +1,172 @@
+"""headrace demo | train | run | topics."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from ops.errors import USAGE, report
+
+if TYPE_CHECKING:
+    from streams.settings import JobSettings
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Real-time decisions from event streams."
+)
+
+Name = Annotated[str, typer.Argument(help="PATH.py:NAME of a pipeline, or flights")]
+Brokers = Annotated[str | None, typer.Option(help="Kafka bootstrap servers  [default: 127.0.0.1:9092]", show_default=False)]
+Home = Annotated[Path | None, typer.Option(help="where the job keeps what it keeps  [default: .headrace]", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
+
+
+def settings_of(**flags: Any) -> "JobSettings":
+    """Settings from flags that were given, then the environment, then headrace.toml."""
+    from pydantic import ValidationError
+
+    from streams.settings import JobSettings
+
+    try:
+        return JobSettings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise click.UsageError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}") from None
+
+
+def pipeline_of(name: str) -> Any:
+    """The pipeline of that name, or a usage error that says what to name."""
+    from streams.pipeline import PipelineNotFoundError, load
+
+    try:
+        return load(name)
+    except PipelineNotFoundError as error:
+        raise click.UsageError(str(error)) from None
+
+
+@app.command()
+def run(
+    pipeline: Name,
+    brokers: Brokers = None,
+    workers: Annotated[int | None, typer.Option(help="processes  [default: 1]", show_default=False)] = None,
+    epoch: Annotated[float | None, typer.Option(help="seconds between snapshots  [default: 0.25]", show_default=False)] = None,
+    order: Annotated[str | None, typer.Option(help="arrival or event  [default: the topic's]", show_default=False)] = None,
+    home: Home = None,
+    metrics_port: Annotated[int | None, typer.Option(help="worker k serves on port + k; 0: none", show_default=False)] = None,
+) -> None:
+    """Run a pipeline until SIGTERM or Ctrl-C, which let it drain and leave."""
+    flags = {"brokers": brokers, "workers": workers, "epoch_seconds": epoch, "order": order, "home": home}
+    settings = settings_of(**flags, metrics_port=metrics_port)
+    loaded = pipeline_of(pipeline)
+    if settings.workers == 1:
+        from ops.worker import work
+
+        work(loaded, settings)
+    else:
+        from ops.workers import run_cluster
+
+        run_cluster(pipeline, settings)
+
+
+@app.command()
+def train(
+    pipeline: Name,
+    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="train on events before this day, UTC")] = datetime(
+        2013, 10, 1
+    ),
+    seed: Annotated[int, typer.Option(help="the same seed gives the same model")] = 0,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Train a pipeline's model on its history and record it as champion."""
+    from ops.progress import bar
+    from ops.train import train as train_pipeline
+
+    loaded, settings = pipeline_of(pipeline), settings_of(home=home)
+    with bar(quiet=as_json) as progress:
+        trained = train_pipeline(loaded, settings, seed=seed, until=until.replace(tzinfo=UTC), progress=progress)
+    version = trained.version
+    if as_json:
+        result = {"model": version.name, "version": version.version, "digest": version.digest, "metrics": trained.metrics}
+        print(json.dumps(result | {"registry": settings.registry_uri}))
+        return
+    print(f"{version.name} version {version.version} is champion, digest {version.digest[:16]}")
+    print("  " + ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items()))
+    print(f"  to look at it: mlflow ui --backend-store-uri {settings.registry_uri}")
+
+
+@app.command()
+def topics(
+    pipeline: Name,
+    brokers: Brokers = None,
+    create: Annotated[bool, typer.Option("--create", help="make those that are missing")] = False,
+    partitions: Annotated[int, typer.Option(min=1, max=840, help="of topics that are made")] = 1,
+    as_json: Json = False,
+) -> None:
+    """List a pipeline's topics with their partitions and messages; make them with --create."""
+    from confluent_kafka import KafkaException
+
+    from ops.topics import counts
+    from ops.topics import create as create_topics
+    from streams.source import SourceError
+
+    loaded, settings = pipeline_of(pipeline), settings_of(brokers=brokers)
+    try:
+        made = create_topics(settings.brokers, loaded.topics(), partitions, settings.kafka) if create else []
+        found = counts(settings.brokers, loaded.topics(), settings.kafka)
+    except KafkaException as error:
+        raise SourceError(f"no Kafka broker answers at {settings.brokers} ({error.args[0].str()})") from None
+    if as_json:
+        print(json.dumps({"made": made, "messages": found}))
+        return
+    for name, partition_counts in found.items():
+        if partition_counts is None:
+            print(f"{name}: missing (make it with --create)")
+        else:
+            note = " (made)" if name in made else ""
+            print(f"{name}: {len(partition_counts)} partitions, {sum(partition_counts):,} messages{note}")
+
+
+@app.command()
+def demo(
+    all_year: Annotated[bool, typer.Option("--all", help="the whole year, not October to December")] = False,
+    partitions: Annotated[int, typer.Option(min=1, max=64, help="of the topic of events")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="processes")] = 1,
+    speed: Annotated[float | None, typer.Option(help="seconds of event time a second; as fast as it goes if not given")] = None,
+    order: Annotated[str | None, typer.Option(help="arrival or event", show_default=False)] = None,
+    brokers: Annotated[
+        str | None, typer.Option(help="a broker of yours, instead of the embedded one", show_default=False)
+    ] = None,
+    home: Home = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the results to this file, too")] = None,
+) -> None:
+    """Decide a year of real flights: trains the model if there is none, replays, decides, measures, sums up."""
+    from ops.demo import DemoOptions
+    from ops.demo import demo as run_demo
+
+    settings = settings_of(home=home, workers=workers, order=order)
+    run_demo(settings, DemoOptions(all_year, partitions, speed, brokers, json_file))
+
+
+def main() -> None:
+    """The command headrace."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: list[str]) -> int:
+    """Runs one command; returns 0, 1 for what failed, 2 for wrong use, each said in one line on stderr."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except (click.UsageError, typer.BadParameter) as error:
+        print(f"headrace: {error.format_message()} (headrace --help)", file=sys.stderr)
+        return USAGE
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BaseException as error:  # noqa: BLE001 - Bytewax raises panics, which are BaseExceptions; people get one line
+        return report(error)
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,258 @@
+"""The demo: real flights through the whole way, on an embedded broker, with what it did counted from its topics."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from prometheus_client.parser import text_string_to_metric_families
+
+from features.expressions import compile_expression, mask
+from features.training import labels
+from models.metrics import auc
+from models.registry import ModelNotFound, resolve
+from ops.broker import embedded, free_port
+from ops.feast_repo import prepare
+from ops.probe import as_new, probe
+from ops.progress import bar
+from ops.replay import between
+from ops.summary import live_view, print_summary
+from ops.topics import create
+from ops.train import train
+from ops.watch import Watcher
+from ops.workers import as_environment, end
+from streams.meters import STAGES
+from streams.pipeline import Pipeline, load
+from streams.settings import JobSettings
+
+HISTORY_AS_OF = datetime(2013, 10, 1, 4, tzinfo=UTC)  # features/repo is materialised as of then (ops/feast_repo.py)
+OCTOBER = datetime(2013, 10, 1, tzinfo=UTC)
+PROBE_EVENTS, PROBE_RATE = 10_000, 1_000.0
+QUIET_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What the demo's flags say."""
+
+    all_year: bool
+    partitions: int
+    speed: float | None
+    brokers: str | None
+    json_file: Path | None
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on, or its counts do not add up."""
+
+
+def demo(settings: JobSettings, options: DemoOptions) -> None:
+    """Runs the demo and prints its summary. Raises DemoError if what came out is not what went in."""
+    pipeline = load("flights")
+    home = settings.home / "demo"
+    shutil.rmtree(home, ignore_errors=True)
+    with bar() as progress:
+        ready(pipeline, settings, progress)
+    assert pipeline.model.history is not None
+    history = between(pipeline.model.history(), pipeline.events.time, None if options.all_year else OCTOBER, None)
+    with ExitStack() as stack:
+        brokers = options.brokers or stack.enter_context(embedded()).address
+        made = create(brokers, pipeline.topics(), options.partitions, settings.kafka)
+        if options.brokers and set(made) != set(pipeline.topics()):
+            used = ", ".join(sorted(set(pipeline.topics()) - set(made)))
+            raise DemoError(f"the broker at {brokers} already has {used}: the demo needs topics of its own, delete them first")
+        job = settings.model_copy(
+            update={"brokers": brokers, "home": home, "registry": settings.registry_uri, "metrics_port": free_port()}
+        )
+        source = stack.enter_context(replaying(brokers, options))
+        process = stack.enter_context(running(job))
+        watcher = Watcher(brokers, pipeline.topics()[1:], settings.kafka)
+        result = Demo(pipeline, job, history, watcher, process).run(source, options)
+    print_summary(result, pipeline, options.all_year)
+    if options.json_file:
+        options.json_file.write_text(json.dumps(result, indent=2) + "\n")
+    wrong = {name: gap for name, gap in result["unaccounted"].items() if gap}
+    if wrong:
+        raise DemoError(f"the counts do not add up: {wrong}")
+
+
+def ready(pipeline: Pipeline, settings: JobSettings, progress: Callable[[str, float], None]) -> None:
+    """Feature repo and model: made if they are not there."""
+    prepare(settings.feast_repo, lambda doing: progress(doing, 0.0))
+    try:
+        resolve(settings.registry_uri, pipeline.model.name, into=settings.home / "models")
+    except ModelNotFound:
+        progress("no model yet: training one", 0.0)
+        train(pipeline, settings, seed=0, until=OCTOBER, progress=progress)
+
+
+@contextmanager
+def running(settings: JobSettings) -> Iterator[subprocess.Popen[bytes]]:
+    """The job, as `headrace run flights` in a process of its own, from when it is ready. Raises DemoError if it dies before."""
+    command = [sys.executable, "-m", "ops", "run", "flights"]
+    import os
+
+    process = subprocess.Popen(command, env=os.environ | as_environment(settings), stdout=subprocess.DEVNULL)
+    try:
+        for worker in range(settings.workers):
+            while not _get(f"http://127.0.0.1:{settings.metrics_port + worker}/readyz"):
+                if process.poll() is not None:
+                    raise DemoError("the job did not start: see above")
+                time.sleep(0.05)
+        yield process
+    finally:
+        end([process], grace=40)
+
+
+@contextmanager
+def replaying(brokers: str, options: DemoOptions) -> Iterator[subprocess.Popen[str]]:
+    """The replay in a process of its own; it gets its messages ready and waits for a line on its standard input."""
+    command = [sys.executable, "-m", "ops.replay", "flights", "--brokers", brokers, "--malformed", "--wait"]
+    command += [] if options.all_year else ["--start", f"{OCTOBER:%Y-%m-%d}"]
+    command += ["--speed", str(options.speed)] if options.speed else []
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+@dataclass
+class Demo:
+    """What the demo runs on, once everything is up."""
+
+    pipeline: Pipeline
+    settings: JobSettings
+    history: pa.Table
+    watcher: Watcher
+    process: subprocess.Popen[bytes]
+
+    def run(self, source: subprocess.Popen[str], options: DemoOptions) -> dict[str, Any]:
+        """Replays, waits until all is decided, probes the latency, and sums up."""
+        decisions, dead, drift = (self.pipeline.sinks[0].topic, self.pipeline.events.dead, self.pipeline.topics()[-1])
+        batch = self.history.combine_chunks().to_batches()[0]
+        expected = mask(compile_expression(self.pipeline.decide_on, batch.schema), batch)
+        assert source.stdin is not None
+        assert source.stdout is not None
+        messages = json.loads(source.stdout.readline() or "{}").get("ready", 0)
+        source.stdin.write("\n")
+        source.stdin.flush()
+        bad = messages - self.history.num_rows
+        moved = time.monotonic()
+        seen = -1
+        with live_view(self.watcher, decisions, dead, drift, self.rows_read, messages) as show:
+            while self.watcher.count(decisions) < expected.sum() or self.watcher.count(dead) < bad:
+                self.check(source)
+                done = self.watcher.count(decisions) + self.watcher.count(dead) + int(self.rows_read())
+                moved, seen = (time.monotonic(), done) if done != seen else (moved, seen)
+                if time.monotonic() - moved > QUIET_SECONDS:
+                    break
+                show()
+                time.sleep(0.2)
+        sent = json.loads(source.stdout.readline() or "{}")
+        steps = self.steps()
+        took = self.watcher.last_came(decisions) - sent["began"]
+        counted = self.watcher.count(decisions)
+        print(f"measuring latency: {PROBE_EVENTS:,} more events, {PROBE_RATE:,.0f} a second", flush=True)
+        again = as_new(self.history.slice(self.history.num_rows - PROBE_EVENTS), self.pipeline)
+        brokers = self.settings.brokers
+        latency = probe(brokers, self.settings.kafka, self.pipeline, again, PROBE_RATE, self.watcher, decisions)
+        end([self.process], grace=40)
+        time.sleep(0.5)
+        self.watcher.close()
+        if self.process.returncode != 0:
+            raise DemoError(f"the job did not leave cleanly: code {self.process.returncode}")
+        table = pl.read_ndjson(b"\n".join(self.watcher.values[decisions][:counted]))
+        letters = [json.loads(value) for value in self.watcher.values[dead]]
+        unique = table.n_unique("decision_id")
+        return {
+            "events": messages,
+            "events_per_s": round(messages / took),
+            "seconds": round(took, 2),
+            "decisions": unique,
+            "duplicates": table.height - unique,
+            "by_decision": dict(table["decision"].value_counts().sort("count", descending=True).iter_rows()),
+            "dead_letters": dict(sorted(pl.Series([x["code"] for x in letters]).value_counts().iter_rows())),
+            "unaccounted": {"decisions": int(expected.sum()) - unique, "dead_letters": bad - len(letters)},
+            "latency_ms": {
+                "p50": round(float(np.quantile(latency, 0.5)), 2),
+                "p99": round(float(np.quantile(latency, 0.99)), 2),
+            },
+            "auc": round(self.auc(batch, expected, table), 4),
+            "drift": self.drift(drift),
+            "steps": steps,
+            "model_version": int(table["model_version"][-1]),
+        }
+
+    def check(self, source: subprocess.Popen[str]) -> None:
+        """Raises DemoError if the job or the replay has died, or the watcher failed."""
+        if self.process.poll() is not None:
+            raise DemoError(f"the job died (code {self.process.returncode}): see above")
+        if source.poll() not in (None, 0):
+            raise DemoError(f"the replay died (code {source.returncode}): see above")
+        if self.watcher.failed:
+            raise self.watcher.failed
+
+    def samples(self) -> dict[tuple[str, str], float]:
+        """The job's counters by (name, stage), added up over its workers."""
+        totals: dict[tuple[str, str], float] = {}
+        for worker in range(self.settings.workers):
+            page = _get(f"http://127.0.0.1:{self.settings.metrics_port + worker}/metrics") or ""
+            for family in text_string_to_metric_families(page):
+                for sample in family.samples:
+                    key = sample.name, sample.labels.get("stage", "")
+                    totals[key] = totals.get(key, 0.0) + sample.value
+        return totals
+
+    def rows_read(self) -> float:
+        """Messages the job has read so far."""
+        return self.samples().get(("headrace_rows_total", "event"), 0.0)
+
+    def steps(self) -> dict[str, float]:
+        """Seconds of work per stage, over all workers; drift is on a thread of its own."""
+        samples = self.samples()
+        return {stage: round(samples.get(("headrace_seconds_total", stage), 0.0), 3) for stage in STAGES}
+
+    def auc(self, batch: pa.RecordBatch, expected: np.ndarray, decisions: pl.DataFrame) -> float:
+        """Of decisions after the stored features were made, on what came true later."""
+        label = self.pipeline.label
+        assert label is not None
+        decided = batch.filter(pa.array(expected))
+        true = labels(batch, decided, label, self.pipeline.events.time)
+        truth = pl.DataFrame(
+            {"event_id": pl.Series(decided[self.pipeline.events.id]), "at": pl.Series(decided["at"]), "label": pl.Series(true)}
+        )
+        after = truth.filter(pl.col("at") >= HISTORY_AS_OF)
+        judged = after.join(
+            decisions.unique("decision_id", keep="first").select("event_id", "score"), on="event_id"
+        ).drop_nulls()
+        return auc(judged["label"].to_numpy(), judged["score"].to_numpy())
+
+    def drift(self, topic: str) -> list[dict[str, Any]]:
+        """The alarms, one for each feature, window and statistic."""
+        reports = [json.loads(value) for value in self.watcher.values[topic]]
+        return [
+            {"feature": r["feature"], "window": r["window_start"], **{k: r[k] for k in ("statistic", "value", "threshold")}}
+            for r in reports
+            if r["alarmed"]
+        ]
+
+
+def _get(url: str) -> str | None:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return answer.read().decode()
+    except OSError:
+        return None

@@ -1,0 +1,91 @@
+"""Training: past events to a frame, a model, its reference profile, and a version in the registry."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.stored import historical
+from features.training import training_frame
+from models.engine import OnnxEngine
+from models.reference import build_reference
+from models.registry import Version, record
+from models.spec import assemble
+from ops.feast_repo import prepare
+from streams.pipeline import Pipeline
+from streams.settings import JobSettings
+
+OWN_REPO = Path(__file__).parent.parent / "features" / "repo"
+Progress = Callable[[str, float], None]
+
+
+class CannotTrainError(RuntimeError):
+    """The pipeline says nothing of how its model is made."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A new version in the registry, and what it reached on the rows held out."""
+
+    version: Version
+    metrics: dict[str, float]
+
+
+def frame(pipeline: Pipeline, settings: JobSettings, history: pa.Table) -> pa.Table:
+    """The pipeline's training frame of a history (features/training.py)."""
+    service, time = pipeline.service, pipeline.events.time
+    return training_frame(
+        history,
+        features=pipeline.features,
+        decide_on=pipeline.decide_on,
+        time=time,
+        ties=pipeline.events.ties,
+        id=pipeline.events.id,
+        label=pipeline.label,
+        historical=(lambda decided: historical(settings.feast_repo, service, decided, time)) if service else None,
+    )
+
+
+def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: datetime | None, progress: Progress) -> Trained:
+    """Trains on the decided events before `until` and records the model as champion. Raises CannotTrainError."""
+    if pipeline.model.train is None or pipeline.model.history is None or pipeline.label is None:
+        raise CannotTrainError(
+            f"pipeline {pipeline.name}: its Model needs train and history, and the pipeline a label, to be trained"
+        )
+    if settings.feast_repo.resolve() == OWN_REPO.resolve():
+        prepare(settings.feast_repo, lambda doing: progress(doing, 0.0))
+    progress("reading the history", 0.0)
+    history = pipeline.model.history()
+    progress("computing features", 0.0)
+    rows = frame(pipeline, settings, history)
+    if until is not None:
+        rows = rows.filter(pc.less(rows["event_time"], pa.scalar(until.astimezone(UTC), rows["event_time"].type)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        metrics = pipeline.model.train(rows, folder, seed=seed, progress=progress)
+        progress("profiling the reference", 0.0)
+        write_reference(rows, folder)
+        params = {
+            "pipeline": pipeline.name,
+            "seed": seed,
+            "rows": rows.num_rows,
+            "until": until.isoformat() if until else "end",
+        }
+        progress("recording", 0.0)
+        version = record(settings.registry_uri, pipeline.model.name, folder, params=params, metrics=metrics)
+    return Trained(version, metrics)
+
+
+def write_reference(rows: pa.Table, folder: Path) -> None:
+    """Scores the rows with the new model and writes what they and their scores look like beside it."""
+    engine = OnnxEngine(folder, threads=2)
+    matrix, _ = assemble(rows.combine_chunks().to_batches()[0], engine.spec)
+    names = [each.name for each in engine.spec.inputs]
+    categorical = [each.kind == "category" for each in engine.spec.inputs]
+    times = rows["event_time"].combine_chunks().cast(pa.int64()).to_numpy()
+    build_reference(names, categorical, matrix, engine.infer(matrix), times).save(folder)
+    engine.close()
