@@ -1,0 +1,276 @@
+"""Stored features: equal to Feast's own read, with their age and what is missing told by flags."""
+
+import contextlib
+import io
+import shutil
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.stored import StoredFeatures, StoredFeaturesError, historical
+
+DAY = datetime(2024, 1, 10, tzinfo=UTC)
+CARDS = {
+    "card": ["a", "a", "b", "c"],
+    "mean": [1.5, 2.5, 0.1, None],
+    "count": [1, 2, 3, 4],
+    "unused": [0.0, 0.0, 0.0, 0.0],
+    "event_timestamp": [DAY - timedelta(days=3), DAY, DAY - timedelta(days=1), DAY],
+}
+PLACES = {
+    "shop_id": [1, 1, 2],
+    "city": ["Ulm", "Bonn", "Ulm"],
+    "rate": [0.25, 0.5, 0.75],
+    "open": [True, False, True],
+    "event_timestamp": [DAY, DAY, DAY - timedelta(days=400)],
+}
+NAMES = ("card_history__mean", "card_history__count", "place__rate", "place__open")
+
+
+def definitions() -> list[Any]:
+    """What a repo's .py files define: two views that are used, and one that cannot be."""
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+    from feast.types import Bool, Float32, Float64, Int64, String
+
+    def source(name: str) -> Any:
+        return FileSource(name=name, path=f"data/{name}.parquet", timestamp_field="event_timestamp")
+
+    def fields(**types: Any) -> list[Any]:
+        return [Field(name=name, dtype=dtype) for name, dtype in types.items()]
+
+    card = Entity(name="card", join_keys=["card"], value_type=ValueType.STRING)
+    shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
+    city = Entity(name="city", join_keys=["city"], value_type=ValueType.STRING)
+    cards = fields(card=String, mean=Float32, count=Int64, unused=Float64)
+    places = fields(shop_id=Int64, city=String, rate=Float64, open=Bool)
+    card_history = FeatureView(
+        name="card_history", entities=[card], ttl=timedelta(days=2), schema=cards, source=source("cards")
+    )
+    place = FeatureView(name="place", entities=[shop, city], ttl=timedelta(0), schema=places, source=source("places"))
+    words = FeatureView(name="words", entities=[card], schema=fields(card=String, word=String), source=source("words"))
+    services = [
+        FeatureService(name="pay_v1", features=[card_history[["mean", "count"]], place]),
+        FeatureService(name="worded", features=[words]),
+    ]
+    return [card, shop, city, card_history, place, words, *services]
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from feast import FeatureStore
+
+    folder = tmp_path_factory.mktemp("feast")
+    (folder / "data").mkdir()
+    (folder / "feature_store.yaml").write_text(
+        "project: pay\nprovider: local\nregistry: data/registry.db\nonline_store: {type: sqlite, path: data/online.db}\n"
+        "offline_store: {type: file}\nentity_key_serialization_version: 3\n"
+    )
+    pq.write_table(pa.table(CARDS), folder / "data" / "cards.parquet")
+    pq.write_table(pa.table(PLACES), folder / "data" / "places.parquet")
+    pq.write_table(pa.table({"card": ["a"], "word": ["x"], "event_timestamp": [DAY]}), folder / "data" / "words.parquet")
+    store = FeatureStore(repo_path=str(folder))
+    with contextlib.redirect_stdout(io.StringIO()):
+        store.apply(definitions())
+        store.materialize(DAY - timedelta(days=500), DAY + timedelta(days=1))
+    return folder
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def events(cards: Sequence[str | None], shops: Sequence[int | None], cities: Sequence[str | None]) -> pa.RecordBatch:
+    columns = [pa.array(cards, pa.string()), pa.array(shops, pa.int64()), pa.array(cities).dictionary_encode()]
+    return pa.RecordBatch.from_arrays(columns, ["card", "shop_id", "city"])
+
+
+def at(*days: float) -> Any:
+    start = int(DAY.timestamp()) * 1_000_000
+    return np.array([start + int(day * 86_400_000_000) for day in days], np.int64)
+
+
+EVENTS = events(["a", "b", None, "nobody", "c", "a"], [1, 1, 2, 3, None, 1], ["Ulm", "Bonn", "Ulm", "Ulm", "Ulm", None])
+
+
+def test_reads_what_feast_reads(repo: Path) -> None:
+    from feast import FeatureStore
+
+    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    assert stored.names == NAMES
+    assert stored.entities == {"card", "shop_id", "city"}
+    read = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0))
+    again = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0))
+    store = FeatureStore(repo_path=str(repo))
+    # Feast takes no nulls as keys; a key that is nowhere reads the same.
+    rows = {
+        "card": [card or "nowhere" for card in EVENTS["card"].to_pylist()],
+        "shop_id": [shop or -1 for shop in EVENTS["shop_id"].to_pylist()],
+        "city": [city or "nowhere" for city in EVENTS["city"].to_pylist()],
+    }
+    own = store.get_online_features(store.get_feature_service("pay_v1"), entity_rows=rows, full_feature_names=True).to_dict()
+    for name in NAMES:
+        expected = [None if value is None else np.float32(value) for value in own[name]]
+        assert read.columns[name].to_pylist() == expected == again.columns[name].to_pylist()
+        assert read.columns[name].type == pa.float32()
+
+
+def test_flags_tell_what_is_missing(repo: Path) -> None:
+    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    flags = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0)).flags
+    assert tuple(flags) == stored.flags
+    assert flags["missing:card_history"].tolist() == [False, False, True, True, False, False]
+    assert flags["missing:place"].tolist() == [False, False, False, True, True, True]
+    assert not flags["stale:card_history"].any()
+    assert not flags["future:card_history"].any()
+
+
+def test_older_than_the_ttl_is_null_and_later_than_the_event_is_kept_both_flagged(repo: Path) -> None:
+    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    batch = events(["a"] * 4, [1, 1, 1, 2], ["Ulm"] * 4)
+    read = stored.read(batch, at(-1, 0, 2, 2.001))
+    assert read.columns["card_history__mean"].to_pylist() == [2.5, 2.5, 2.5, None]
+    assert read.columns["card_history__count"].to_pylist() == [2.0, 2.0, 2.0, None]
+    assert read.flags["stale:card_history"].tolist() == [False, False, False, True]
+    assert read.flags["future:card_history"].tolist() == [True, False, False, False]
+    assert read.flags["future:place"].tolist() == [True, False, False, False]
+    assert not read.flags["stale:place"].any()
+    assert read.columns["place__rate"].to_pylist() == [0.25, 0.25, 0.25, 0.75]
+    assert stored.read(batch, at(-1, 0, 2, 2)).columns["card_history__mean"].to_pylist() == [2.5] * 4
+
+
+@pytest.fixture
+def reads(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+    """The reads that reach the online store: (view, keys)."""
+    from feast.infra.online_stores.sqlite import SqliteOnlineStore
+
+    seen: list[tuple[str, int]] = []
+    own = SqliteOnlineStore.online_read
+
+    def online_read(self: Any, config: Any, table: Any, keys: Any, features: Any = None) -> Any:
+        seen.append((table.name, len(keys)))
+        return own(self, config, table, keys, features)
+
+    monkeypatch.setattr(SqliteOnlineStore, "online_read", online_read)
+    yield seen
+
+
+def test_the_store_is_asked_once_for_each_key_and_again_when_it_is_due(repo: Path, reads: list[tuple[str, int]]) -> None:
+    clock = Clock()
+    stored = StoredFeatures(repo, "pay_v1", refresh_seconds=100, clock=clock)
+    reads.clear()
+    batch = events(["a", "b", "a", None, "nobody"] * 3, [1] * 15, ["Ulm"] * 15)
+    stored.read(batch, at(*[0] * 15))
+    assert reads == [("card_history", 3), ("place", 1)]
+    clock.now += 50
+    stored.read(batch, at(*[0] * 15))
+    assert len(reads) == 2
+    stored.read(events(["c"], [1], ["Ulm"]), at(0))
+    assert reads[2:] == [("card_history", 1)]
+    clock.now += 51
+    reads.clear()
+    stored.read(batch, at(*[0] * 15))
+    assert reads == [("card_history", 3), ("place", 1)]
+
+
+def test_a_new_value_is_seen_when_the_old_one_is_due(repo: Path, tmp_path: Path) -> None:
+    from feast import FeatureStore
+
+    folder = tmp_path / "repo"
+    shutil.copytree(repo, folder)
+    clock = Clock()
+    stored = StoredFeatures(folder, "pay_v1", refresh_seconds=100, clock=clock)
+    batch = events(["a"], [1], ["Ulm"])
+    assert stored.read(batch, at(1)).columns["card_history__mean"].to_pylist() == [2.5]
+    table = pa.table({"card": ["a"], "mean": [9.0], "count": [3], "unused": [0.0], "event_timestamp": [DAY + timedelta(1)]})
+    store = FeatureStore(repo_path=str(folder))
+    store.write_to_online_store("card_history", table.to_pandas())
+    assert stored.read(batch, at(1)).columns["card_history__mean"].to_pylist() == [2.5]
+    clock.now += 100
+    assert stored.read(batch, at(1)).columns["card_history__mean"].to_pylist() == [9.0]
+
+
+def test_many_entities_and_a_full_cache(repo: Path, reads: list[tuple[str, int]]) -> None:
+    stored = StoredFeatures(repo, "pay_v1", clock=Clock(), max_entities=100)
+    for start in range(0, 1000, 70):
+        cards = [f"x{k}" for k in range(start, start + 70)] + ["a"]
+        read = stored.read(events(cards, [1] * 71, ["Ulm"] * 71), at(*[0] * 71))
+        assert read.columns["card_history__mean"].to_pylist() == [None] * 70 + [2.5]
+    large = StoredFeatures(repo, "pay_v1", clock=Clock())
+    reads.clear()
+    cards = [f"x{k}" for k in range(9000)] + ["a", "b"]
+    for _ in range(2):
+        read = large.read(events(cards, [1] * 9002, ["Ulm"] * 9002), at(*[0] * 9002))
+        assert read.flags["missing:card_history"].sum() == 9000
+        assert read.columns["card_history__mean"][9000:].to_pylist() == [2.5, np.float32(0.1)]
+    assert sum(keys for view, keys in reads if view == "card_history") == 9002
+
+
+def test_a_batch_without_rows(repo: Path) -> None:
+    read = StoredFeatures(repo, "pay_v1", clock=Clock()).read(EVENTS.slice(0, 0), at())
+    assert [len(read.columns[name]) for name in NAMES] == [0] * 4
+
+
+def test_wrong_columns_are_named(repo: Path) -> None:
+    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    with pytest.raises(StoredFeaturesError, match=r"view card_history: expected the columns card, got no .*card"):
+        stored.read(EVENTS.select(["shop_id", "city"]), at(*[0] * 6))
+    wrong = pa.RecordBatch.from_pydict({"card": [1], "shop_id": [1], "city": ["Ulm"]})
+    with pytest.raises(StoredFeaturesError, match="view card_history: expected text, got int64 at card"):
+        stored.read(wrong, at(0))
+
+
+def test_what_is_missing_in_the_repo_is_said_with_what_to_do(repo: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoredFeaturesError, match=r"no Feast repo at .*: expected a file feature_store\.yaml"):
+        StoredFeatures(tmp_path, "pay_v1", clock=Clock())
+    with pytest.raises(StoredFeaturesError, match=r"no feature service pay_v2 .*it has pay_v1, worded.*run feast -c .* apply"):
+        StoredFeatures(repo, "pay_v2", clock=Clock())
+    with pytest.raises(StoredFeaturesError, match="expected numbers, got String at words__word"):
+        StoredFeatures(repo, "worded", clock=Clock())
+    bare = tmp_path / "bare"
+    shutil.copytree(repo, bare)
+    (bare / "data" / "online.db").unlink()
+    with pytest.raises(StoredFeaturesError, match=r"cannot read card_history .*no such table.*: run feast -c .* materialize"):
+        StoredFeatures(bare, "pay_v1", clock=Clock())
+    (bare / "data" / "registry.db").unlink()
+    with pytest.raises(StoredFeaturesError, match="has no registry at .*: run feast -c .* apply"):
+        StoredFeatures(bare, "pay_v1", clock=Clock())
+
+
+def test_history_is_as_of_each_rows_time_in_the_rows_order(repo: Path) -> None:
+    """Rows that share a view's key and time, rows with stale or no history, and null keys: none is lost or moved."""
+    days = [1.0, -3.0, -2.5, -0.5, 2.0, 2.001, 1.0, 1.0, 1.0, -4.0, 1.0]
+    batch = events(
+        ["a", "a", "a", "a", "a", "a", "b", "b", None, "a", "zz"],
+        [1, 1, 1, 1, 1, 2, 1, 1, 2, 1, 1],
+        ["Ulm", "Ulm", "Ulm", "Bonn", None, "Ulm", "Ulm", "Bonn", "Ulm", "Ulm", "Ulm"],
+    )
+    table = pa.Table.from_batches([batch]).append_column("when", pa.array(at(*days)).cast(pa.timestamp("us", "UTC")))
+    features = historical(repo, "pay_v1", table, "when")
+    assert tuple(features.column_names) == NAMES
+    assert set(features.schema.types) == {pa.float32()}
+    third = np.float32(0.1)
+    assert features["card_history__mean"].to_pylist() == [2.5, 1.5, 1.5, None, 2.5, None, third, third, None, None, None]
+    assert features["card_history__count"].to_pylist() == [2, 1, 1, None, 2, None, 3, 3, None, None, None]
+    expected = [0.25, None, None, None, None, 0.75, 0.25, 0.5, 0.75, None, 0.25]
+    assert features["place__rate"].to_pylist() == expected
+    assert features["place__open"].to_pylist() == [None if rate is None else float(rate != 0.5) for rate in expected]
+
+
+def test_history_and_serving_agree_where_the_newest_row_holds(repo: Path) -> None:
+    """All of the store's rows are known at this time, so that the join as of it finds what the online store has."""
+    times = at(*[0.25] * EVENTS.num_rows)
+    served = StoredFeatures(repo, "pay_v1", clock=Clock()).read(EVENTS, times)
+    table = pa.Table.from_batches([EVENTS]).append_column("when", pa.array(times).cast(pa.timestamp("us", "UTC")))
+    trained = historical(repo, "pay_v1", table, "when")
+    for name in NAMES:
+        assert served.columns[name].to_pylist() == trained[name].to_pylist()
