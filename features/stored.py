@@ -1,187 +1,317 @@
-"""Stored features: Feast defines, materialises and joins; what a batch needs is read through a columnar cache.
+"""Features that Feast stores: read through a columnar cache while serving, and joined as of their time for training.
 
-Feast's online read costs about 80 µs a row in Python, so rows are kept in arrays beside it: the hash of the entity leads to a row
-of a float32 matrix with the row's event time. What is not there is fetched in one batch through the store's own `online_read`.
+Feast's own online read costs some 80 µs a row in Python. So what was read is kept by view as arrays (hash of the entity key →
+row of a float32 matrix, with the time of the row), and only keys that are not there yet, or have been there too long, go to the
+online store, all of a batch in one read. Two entities with the same 64-bit hash would share a row: among a million entities
+the chance that any two do is one in 37 million.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
+from features.streaming import microseconds
 from kernels.hashing.cpu import hash_columns
-from kernels.table import cpu as table
+from kernels.table.cpu import find, grow, insert, new_table
 
-if TYPE_CHECKING:
-    from feast import FeatureStore, FeatureView
-
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 Mask = npt.NDArray[np.bool_]
-ABSENT = -(2**63)
+Rows = list[tuple[Any, dict[str, Any] | None]]
+Fetch = Callable[[list[pa.Array]], Rows]
+
+READ_KEYS = 4096
+NUMBERS = ("INT32", "INT64", "FLOAT", "DOUBLE", "BOOL")
 
 
-class StoredFeaturesError(RuntimeError):
-    """The Feast repo cannot serve what the pipeline asks for; the message says what to run."""
+class StoredFeaturesError(ValueError):
+    """The Feast repo cannot give what was asked of it; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class StoredRead:
-    """What was stored for n rows: columns float32 [n] by full name, null where there is no value, and flags bool [n] by name."""
+    """columns: float32 by full feature name, null where missing or stale; flags: bool by name, true where it is so."""
 
     columns: dict[str, pa.Array]
     flags: dict[str, Mask]
 
 
-def open_store(repo: Path, service: str) -> tuple["FeatureStore", list[tuple["FeatureView", list[str]]]]:
-    """The store of a Feast repo, and the service's views with the names of their features. Raises StoredFeaturesError."""
-    from feast import FeatureStore
-    from feast.errors import FeatureServiceNotFoundException
+@dataclass(frozen=True)
+class View:
+    """A feature view as a service asks for it.
+
+    columns: the event's columns with the entity, in the order of `join_keys`, Feast's names for them; key_types: their Feast
+    types. ttl_us: how old a value may be, in microseconds; 0: any age. table: Feast's own object.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    join_keys: tuple[str, ...]
+    key_types: tuple[Any, ...]
+    features: tuple[str, ...]
+    ttl_us: int
+    table: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full names, as Feast has them."""
+        return tuple(f"{self.name}__{feature}" for feature in self.features)
+
+
+def open_store(repo: Path) -> Any:
+    """The FeatureStore of a Feast repo. Raises StoredFeaturesError if there is none, or it was never applied."""
+    from feast import FeatureStore  # takes seconds to import, and many pipelines have no stored features
 
     if not (repo / "feature_store.yaml").is_file():
-        raise StoredFeaturesError(f"no Feast repo at {repo}: expected a feature_store.yaml there")
+        raise StoredFeaturesError(f"no Feast repo at {repo}: expected a file feature_store.yaml there")
     store = FeatureStore(repo_path=str(repo))
+    registry = store.config.registry
+    if registry.registry_type == "file" and "://" not in registry.path and not (repo / registry.path).is_file():
+        raise StoredFeaturesError(f"the Feast repo {repo} has no registry at {repo / registry.path}: run feast -c {repo} apply")
+    return store
+
+
+def views(store: Any, repo: Path, service: str) -> list[View]:
+    """The views of a FeatureService. Raises StoredFeaturesError if there is no such service, or a feature is no number."""
+    from feast.errors import FeastObjectNotFoundException
+    from feast.feature_view import FeatureView
+
     try:
-        found = store.get_feature_service(service)
-    except FeatureServiceNotFoundException:
-        raise StoredFeaturesError(f"no feature service {service} in {repo}: feast -c {repo} apply") from None
-    projections = found.feature_view_projections
-    return store, [(store.get_feature_view(p.name), [feature.name for feature in p.features]) for p in projections]
+        projections = store.get_feature_service(service).feature_view_projections
+        found = [(projection, store.get_feature_view(projection.name)) for projection in projections]
+    except FeastObjectNotFoundException as error:
+        known = ", ".join(sorted(known.name for known in store.list_feature_services())) or "none"
+        raise StoredFeaturesError(
+            f"no feature service {service} in the Feast repo {repo} (it has {known}; {error}): run feast -c {repo} apply"
+        ) from error
+    for projection, table in found:
+        name = projection.name_to_use()
+        if not isinstance(table, FeatureView) or not table.entities or table.entities == ["__dummy"]:
+            raise StoredFeaturesError(f"feature service {service}: expected views of stored rows with entities, got {name}")
+        for feature in projection.features:
+            if feature.dtype.to_value_type().name not in NUMBERS:
+                raise StoredFeaturesError(
+                    f"feature service {service}: expected numbers, got {feature.dtype} at {name}__{feature.name}"
+                )
+    return [_view(projection, table) for projection, table in found]
+
+
+def _view(projection: Any, table: Any) -> View:
+    return View(
+        name=projection.name_to_use(),
+        columns=tuple(projection.join_key_map.get(column.name, column.name) for column in table.entity_columns),
+        join_keys=tuple(column.name for column in table.entity_columns),
+        key_types=tuple(column.dtype.to_value_type() for column in table.entity_columns),
+        features=tuple(feature.name for feature in projection.features),
+        ttl_us=int(table.ttl.total_seconds() * 1_000_000) if table.ttl else 0,
+        table=table,
+    )
 
 
 class StoredFeatures:
-    """A Feast service's features for the hot path. `names` are "view__feature", `entities` the event columns it needs."""
+    """A FeatureService, read by batches. Open it once per worker; use it from one thread.
 
-    def __init__(self, repo: Path, service: str, *, clock: Callable[[], float], refresh_seconds: float = 600.0) -> None:
-        """clock: seconds now. A cached row is fetched again after refresh_seconds, or after its view's ttl if that is shorter.
+    refresh_seconds: how long a row read from the store is used at most (a view's ttl, if that is shorter); each is read again
+    at a moment of its own in the second half of that time, so that they do not all come due together. max_entities: how
+    many rows are kept per view; with more the cache begins anew. clock: seconds, never going back.
 
-        Raises StoredFeaturesError if the repo has no such service.
-        """
-        store, views = open_store(repo, service)
-        self._views = [_View(store, view, features, clock, refresh_seconds) for view, features in views]
-        self.names = tuple(name for view in self._views for name in view.names)
-        self.entities = frozenset(key for view in self._views for key in view.keys)
+    names: the features, "view__feature". entities: the event's columns that `read` needs. flags: for every view
+    "missing:view" (no such entity, or null), "stale:view" (older than the view's ttl: its values are null) and "future:view"
+    (the row is from later than the event: its values are kept).
 
-    def read(self, batch: pa.RecordBatch, times_us: npt.NDArray[np.int64]) -> StoredRead:
-        """Values for n rows at their event times int64 [n] (microseconds).
-
-        Flags: `missing:view` (nothing stored, or no entity), `stale:view` (older than the view's ttl at the event's time: its
-        values are null), `future:view` (stored later than the event: its values are there).
-        """
-        columns: dict[str, pa.Array] = {}
-        flags: dict[str, Mask] = {}
-        for view in self._views:
-            values, stored_at = view.lookup(batch)
-            missing = stored_at == ABSENT
-            age = times_us - np.where(missing, times_us, stored_at)
-            stale = age > view.ttl_us if view.ttl_us else np.zeros(len(age), np.bool_)
-            if stale.any():
-                values = np.where(stale, np.float32(np.nan), values)
-            flags |= {f"missing:{view.name}": missing, f"stale:{view.name}": stale, f"future:{view.name}": age < 0}
-            columns |= {name: pa.array(row, from_pandas=True) for name, row in zip(view.names, values, strict=True)}
-        return StoredRead(columns, flags)
-
-
-class _View:
-    """The cache of one feature view: values float32 [f, rows], stored_at int64 [rows] (ABSENT: nothing stored)."""
+    Raises StoredFeaturesError, with what to do, if the repo, its registry, the service or a table of the online store is
+    missing.
+    """
 
     def __init__(
-        self, store: "FeatureStore", view: "FeatureView", features: list[str], clock: Callable[[], float], refresh: float
+        self,
+        repo: Path,
+        service: str,
+        *,
+        refresh_seconds: float = 600,
+        clock: Callable[[], float],
+        max_entities: int = 1_000_000,
     ) -> None:
-        self.name: str = view.name
-        self.keys: list[str] = list(view.join_keys)
-        self.names = [f"{view.name}__{feature}" for feature in features]
-        ttl = view.ttl.total_seconds() if view.ttl else 0.0
-        self.ttl_us = int(ttl * 1e6)
-        self._store, self._feast_view, self._features, self._clock = store, view, features, clock
-        self._refresh = min(refresh, ttl) if ttl else refresh
-        self._kinds = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
-        self._table = table.new_table()
-        self._used = 0
-        self._values = np.empty((len(features), 0), np.float32)
-        self._stored_at = np.empty(0, np.int64)
-        self._fetched_at = np.empty(0)
+        store = open_store(repo)
+        used = views(store, repo, service)
+        self._clock = clock
+        self._caches = [_Cache(view, _reader(store, repo, view), refresh_seconds, max_entities) for view in used]
+        self.names: tuple[str, ...] = tuple(name for view in used for name in view.names)
+        self.entities: frozenset[str] = frozenset(column for view in used for column in view.columns)
+        self.flags: tuple[str, ...] = tuple(f"{flag}:{view.name}" for view in used for flag in ("missing", "stale", "future"))
 
-    def lookup(self, batch: pa.RecordBatch) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        """Values [f, n] (NaN: none) and stored_at [n] of each row's entity."""
-        hashes = hash_columns([batch[key] for key in self.keys])
-        slots = np.empty(len(hashes), np.int32)
-        table.find(*self._table, hashes, slots)
-        wanted = slots < 0
-        if self._used:
-            wanted |= self._fetched_at[slots] < self._clock() - self._refresh
+    def read(self, batch: pa.RecordBatch, times_us: I64) -> StoredRead:
+        """The features of the entities in a batch, at times int64 [n], microseconds since 1970-01-01 UTC.
+
+        Raises StoredFeaturesError for a missing entity column or one of the wrong type, and what the store raises.
+        """
+        now = self._clock()
+        read = StoredRead({}, {})
+        for cache in self._caches:
+            cache.read(batch, times_us, now, read)
+        return read
+
+
+class _Cache:
+    """The rows of one view. Row 0 is that of no entity: all missing, never due."""
+
+    def __init__(self, view: View, fetch: Fetch, refresh_seconds: float, max_entities: int) -> None:
+        self.view = view
+        self._fetch = fetch
+        self._refresh = min(refresh_seconds, view.ttl_us / 1e6) if view.ttl_us else refresh_seconds
+        self._max_entities = max_entities
+        self._clear()
+
+    def _clear(self) -> None:
+        self._keys, self._slots = new_table()
+        self._used = 1
+        self._values = np.full((len(self.view.features), 8), np.nan, np.float32)
+        self._times = np.zeros(8, np.int64)
+        self._present = np.zeros(8, np.bool_)
+        self._due = np.full(8, np.inf)
+
+    def read(self, batch: pa.RecordBatch, times_us: I64, now: float, into: StoredRead) -> None:
+        """Adds this view's columns and flags."""
+        view = self.view
+        rows = self._rows(batch, now)
+        present, times = self._present[rows], self._times[rows]
+        stale = present & (times_us - times > view.ttl_us) if view.ttl_us else np.zeros(len(rows), np.bool_)
+        blank = stale.any()
+        for name, kept in zip(view.names, self._values, strict=True):
+            values = kept[rows]
+            if blank:
+                values[stale] = np.nan
+            into.columns[name] = pa.array(values, from_pandas=True)
+        into.flags[f"missing:{view.name}"] = ~present
+        into.flags[f"stale:{view.name}"] = stale
+        into.flags[f"future:{view.name}"] = present & (times > times_us)
+
+    def _rows(self, batch: pa.RecordBatch, now: float) -> npt.NDArray[np.int32]:
+        """The row of each event's entity, read from the store where it is not there or due."""
+        hashes = hash_columns(self._entity(batch))
+        rows = np.empty(len(hashes), np.int32)
+        find(self._keys, self._slots, hashes, rows)
+        wanted = (rows < 0) | (self._due[rows] <= now)
+        if not wanted.any():
+            return rows
         wanted &= hashes != 0
-        if wanted.any():
-            self._fetch(batch, hashes, wanted)
-            table.find(*self._table, hashes, slots)
-        if not self._used:
-            return np.full((len(self.names), len(hashes)), np.nan, np.float32), np.full(len(hashes), ABSENT)
-        known = slots >= 0
-        stored_at = np.where(known, self._stored_at[slots], ABSENT)
-        return np.where(known, self._values[:, slots], np.float32(np.nan)), stored_at
+        count = int(wanted.sum())
+        if self._used + count > self._max_entities:
+            self._clear()
+            wanted = hashes != 0
+        if count:
+            self._load(batch, hashes, wanted, now)
+            find(self._keys, self._slots, hashes, rows)
+        return np.maximum(rows, 0, out=rows)
 
-    def _fetch(self, batch: pa.RecordBatch, hashes: npt.NDArray[np.uint64], wanted: Mask) -> None:
-        from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-        from feast.type_map import python_values_to_proto_values
+    def _entity(self, batch: pa.RecordBatch) -> list[pa.Array]:
+        try:
+            return [batch.column(name) for name in self.view.columns]
+        except KeyError as error:
+            raise StoredFeaturesError(
+                f"features/stored: view {self.view.name}: expected the columns {', '.join(self.view.columns)}, got no {error}"
+            ) from error
 
-        unique, first = np.unique(hashes[wanted], return_index=True)
-        rows = pa.array(np.flatnonzero(wanted)[first])
-        columns = [python_values_to_proto_values(batch[key].take(rows).to_pylist(), self._kinds[key]) for key in self.keys]
-        keys = [EntityKey(join_keys=self.keys, entity_values=list(values)) for values in zip(*columns, strict=True)]
-        provider = self._store._get_provider()
-        found = provider.online_store.online_read(self._store.config, self._feast_view, keys, self._features)
-        self._table = table.grow(*self._table, self._used + len(unique))
-        slots = np.empty(len(unique), np.int32)
-        self._used = table.insert(*self._table, unique, slots, self._used)
-        self._grow()
-        self._fetched_at[slots] = self._clock()
-        self._stored_at[slots] = [ABSENT if at is None else _microseconds(at) for at, _ in found]
-        self._values[:, slots] = [[_number(values, feature) for _, values in found] for feature in self._features]
+    def _load(self, batch: pa.RecordBatch, hashes: U64, wanted: Mask, now: float) -> None:
+        """Reads the entities of the wanted rows from the store, each once."""
+        unique, positions = np.unique(hashes[wanted], return_index=True)
+        chosen = pa.array(np.flatnonzero(wanted)[positions])
+        read = self._fetch([column.take(chosen) for column in self._entity(batch)])
+        self._make_room(self._used + len(unique))
+        rows = np.empty(len(unique), np.int32)
+        self._used = insert(self._keys, self._slots, unique, rows, self._used)
+        self._values[:, rows] = [[_number(values, name) for _, values in read] for name in self.view.features]
+        self._times[rows] = [0 if when is None else round(when.timestamp() * 1_000_000) for when, _ in read]
+        self._present[rows] = [values is not None for _, values in read]
+        self._due[rows] = now + self._refresh * (0.5 + 0.5 * (unique >> np.uint64(11)).astype(np.float64) / 2.0**53)
 
-    def _grow(self) -> None:
-        size = max(2 * len(self._stored_at), self._used)
-        if len(self._stored_at) < self._used:
-            more = size - len(self._stored_at)
-            self._values = np.concatenate([self._values, np.full((len(self.names), more), np.nan, np.float32)], axis=1)
-            self._stored_at = np.concatenate([self._stored_at, np.full(more, ABSENT)])
-            self._fetched_at = np.concatenate([self._fetched_at, np.zeros(more)])
-
-
-def _microseconds(at: datetime) -> int:
-    from datetime import UTC
-
-    aware = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return round(aware.timestamp() * 1e6)
+    def _make_room(self, entries: int) -> None:
+        self._keys, self._slots = grow(self._keys, self._slots, entries)
+        if entries > len(self._times):
+            extra = max(entries, 2 * len(self._times)) - len(self._times)
+            self._values = np.pad(self._values, ((0, 0), (0, extra)), constant_values=np.nan)
+            self._times = np.pad(self._times, (0, extra))
+            self._present = np.pad(self._present, (0, extra))
+            self._due = np.pad(self._due, (0, extra))
 
 
-def _number(values: dict[str, Any] | None, feature: str) -> float:
-    if not values or feature not in values:
-        return np.nan
-    which = values[feature].WhichOneof("val")
-    return float(getattr(values[feature], which)) if which else np.nan
+def _number(values: dict[str, Any] | None, name: str) -> float:
+    """A feature of a row as Feast gives it: NaN for no row, no value, or null."""
+    value = values.get(name) if values is not None else None
+    kind = value.WhichOneof("val") if value is not None else None
+    return float("nan") if kind is None or kind == "null_val" else float(getattr(value, kind))
 
 
-def historical(repo: Path, service: str, events: pa.Table, time: str) -> pa.Table:
-    """The service's features as of each event's time, by Feast's point-in-time join: n events, n rows in the same order.
+def _reader(store: Any, repo: Path, view: View) -> Fetch:
+    """Reads entities, given as one column per join key, from the online store. Tries it once before it returns."""
+    from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+    from feast.type_map import python_values_to_proto_values
 
-    Each view is joined by itself, on its own keys: joined together, Feast leaves out the rows for which any view has nothing.
+    def fetch(columns: list[pa.Array]) -> Rows:
+        protos = []
+        for name, column, kind in zip(view.columns, columns, view.key_types, strict=True):
+            if (kind.name == "STRING") == pa.types.is_integer(column.type):
+                expected = "text" if kind.name == "STRING" else "whole numbers"
+                raise StoredFeaturesError(
+                    f"features/stored: view {view.name}: expected {expected}, got {column.type} at {name}"
+                )
+            protos.append(python_values_to_proto_values(column.to_pylist(), kind))
+        keys = [EntityKey(join_keys=view.join_keys, entity_values=values) for values in zip(*protos, strict=True)]
+        read: Rows = []
+        for start in range(0, len(keys), READ_KEYS):
+            some = keys[start : start + READ_KEYS]
+            read += store.provider.online_read(store.config, view.table, some, list(view.features))
+        return read
+
+    try:
+        fetch([pa.array([""] if kind.name == "STRING" else [0]) for kind in view.key_types])
+    except Exception as error:
+        raise StoredFeaturesError(
+            f"the online store of the Feast repo {repo} cannot read {view.name} ({error}): "
+            f"run feast -c {repo} apply, then feast -c {repo} materialize START END"
+        ) from error
+    return fetch
+
+
+def historical(repo: Path, service: str, entities: pa.Table, time_column: str) -> pa.Table:
+    """The features of a service as they were at each row's time, by Feast's own point-in-time join.
+
+    entities: the entity columns and `time_column`, timestamp[us, UTC]. Returns float32 columns with the service's full
+    names, row for row: null where there was none, or none younger than the view's ttl.
+
+    Each view is joined by itself, with each entity and time once: Feast 0.67's file store, asked for several views at once,
+    keeps one row per key of the first view and time, and drops rows that have only stale ones.
     """
-    store, views = open_store(repo, service)
-    made = pl.DataFrame({"row": np.arange(events.num_rows)})
-    for view, features in views:
-        keys = [*view.join_keys, "event_timestamp"]
-        asked = pl.DataFrame(events.select([*view.join_keys, time])).rename({time: "event_timestamp"})
-        names = [f"{view.name}:{feature}" for feature in features]
-        job = store.get_historical_features(
-            entity_df=asked.unique().drop_nulls().to_pandas(), features=names, full_feature_names=True
-        )
-        came = pl.from_pandas(job.to_df()).with_columns(pl.col("event_timestamp").cast(pl.Datetime("us", "UTC")))
-        joined = asked.join(came.unique(keys), on=keys, how="left", maintain_order="left")
-        made = pl.concat(
-            [made, joined.select(pl.col(f"{view.name}__{f}").cast(pl.Float32) for f in features)], how="horizontal"
-        )
-    return made.drop("row").to_arrow()
+    store = open_store(repo)
+    columns: dict[str, pa.Array] = {}
+    for view in views(store, repo, service):
+        columns |= _as_of(store, view, entities, time_column)
+    return pa.table(columns)
+
+
+def _as_of(store: Any, view: View, entities: pa.Table, time_column: str) -> dict[str, pa.Array]:
+    import pytz
+
+    keys = [entities[column] for column in view.columns]
+    keys = [key.cast(key.type.value_type) if pa.types.is_dictionary(key.type) else key for key in keys]
+    asked = pl.DataFrame([pl.Series(name, key) for name, key in zip(view.join_keys, keys, strict=True)])
+    asked = asked.with_columns(event_timestamp=pl.Series(microseconds(entities[time_column])).cast(pl.Datetime("us", "UTC")))
+    by = [*view.join_keys, "event_timestamp"]
+    names = dict(zip((f"{view.table.name}__{feature}" for feature in view.features), view.names, strict=True))
+    frame = asked.drop_nulls().unique(by, maintain_order=True).to_pandas()
+    if len(frame) == 0:
+        return {name: pa.nulls(len(asked), pa.float32()) for name in view.names}
+    # Feast converts times one by one in Python unless they are in pytz's UTC.
+    frame["event_timestamp"] = frame["event_timestamp"].dt.tz_convert(pytz.UTC)
+    references = [f"{view.table.name}:{feature}" for feature in view.features]
+    job = store.get_historical_features(entity_df=frame, features=references, full_feature_names=True)
+    known = pl.from_pandas(job.to_df()[[*by, *names]]).with_columns(pl.col("event_timestamp").cast(pl.Datetime("us", "UTC")))
+    joined = asked.join(known, on=by, how="left", maintain_order="left")
+    table = joined.select(pl.col(old).cast(pl.Float32).fill_nan(None).alias(new) for old, new in names.items()).to_arrow()
+    return {name: table[name].combine_chunks() for name in view.names}

@@ -3,7 +3,7 @@
 import contextlib
 import io
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def test_older_than_the_ttl_is_null_and_later_than_the_event_is_kept_both_flagge
 
 
 @pytest.fixture
-def reads(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int]]]:
+def reads(repo: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The reads that reach the online store: (view, keys)."""
     from feast.infra.online_stores.sqlite import SqliteOnlineStore
 
@@ -161,7 +161,7 @@ def reads(repo: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[st
         return own(self, config, table, keys, features)
 
     monkeypatch.setattr(SqliteOnlineStore, "online_read", online_read)
-    yield seen
+    return seen
 
 
 def test_the_store_is_asked_once_for_each_key_and_again_when_it_is_due(repo: Path, reads: list[tuple[str, int]]) -> None:
@@ -242,7 +242,7 @@ def test_what_is_missing_in_the_repo_is_said_with_what_to_do(repo: Path, tmp_pat
     with pytest.raises(StoredFeaturesError, match=r"cannot read card_history .*no such table.*: run feast -c .* materialize"):
         StoredFeatures(bare, "pay_v1", clock=Clock())
     (bare / "data" / "registry.db").unlink()
-    with pytest.raises(StoredFeaturesError, match="has no registry at .*: run feast -c .* apply"):
+    with pytest.raises(StoredFeaturesError, match=r"has no registry at .*: run feast -c .* apply"):
         StoredFeatures(bare, "pay_v1", clock=Clock())
 
 
