@@ -296,7 +296,7 @@ def historical(repo: Path, service: str, entities: pa.Table, time_column: str) -
 
 
 def _as_of(store: Any, view: View, entities: pa.Table, time_column: str) -> dict[str, pa.Array]:
-    import pytz
+    import pytz  # type: ignore[import-untyped]
 
     keys = [entities[column] for column in view.columns]
     keys = [key.cast(key.type.value_type) if pa.types.is_dictionary(key.type) else key for key in keys]

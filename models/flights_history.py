@@ -67,8 +67,8 @@ def flights() -> pl.DataFrame:
 def _arrivals(flights: pl.DataFrame) -> pl.DataFrame:
     """Adds `arrived` to flights whose destinations share one zone: the scheduled arrival is the first time on the
     destination's clock that is at least 20 minutes after the scheduled departure, and the real one is arr_delay later.
-    Of a diverted flight that did reach its destination no delay is recorded; there the real arrival is the first such time after the
-    departure, and the delay follows."""
+    Of a diverted flight that did reach its destination no delay is recorded; there the real arrival is the first such
+    time after the departure, and the delay follows."""
     zone = flights["zone"][0]
     planned = _next_on_clock("scheduled", "sched_arr_time", zone)
     reached = _next_on_clock("departed", "arr_time", zone)
@@ -107,7 +107,7 @@ def _unzipped(path: Path) -> bytes:
 
 
 def history() -> pa.Table:
-    """Every event of the year as decoded columns, in total order: time, then weather, arrived, departed, scheduled, then flight."""
+    """The year's events as decoded columns, in total order: time, then weather, arrived, departed, scheduled, then flight."""
     board = flights()
     weather = _csv(data_folder() / "weather.csv").select(
         "origin",

@@ -26,14 +26,16 @@ Damage = Callable[[dict[str, Any], int, random.Random], bytes]
 def malformed(
     schema: Schema, sample: Sequence[bytes], *, max_bytes: int = 1_000_000, large: int = 10_000_000, seed: int = 0
 ) -> list[tuple[str, bytes]]:
-    """A hundred (code, message) pairs, ten different messages of each code, in an order that mixes the codes; the same each time.
+    """A hundred (code, message) pairs, ten different messages of each code, the codes mixed; the same each time.
 
-    sample: valid messages of the schema. max_bytes: the largest message that the decoder takes; of the too large ones the first
-    has `large` bytes, the second one byte too many. Raises ValueError without a sample, or for a schema that cannot be broken in
-    all ten ways (it needs a Kind and a Time).
+    sample: valid messages of the schema. max_bytes: the largest message that the decoder takes; of the too large ones the
+    first has `large` bytes, the second one byte too many. Raises ValueError without a sample, or for a schema that cannot be
+    broken in all ten ways (it needs a Kind and a Time).
     """
     if not sample:
         raise ValueError("malformed: expected at least one valid message, got none")
+    if not schema.kind or not any(isinstance(field, Time) for field in schema.fields.values()):
+        raise ValueError(f"malformed: expected a schema with a Kind and a Time, got {schema.name}")
     rng = random.Random(seed)
     made = [
         (code, message)
@@ -104,7 +106,7 @@ def _ten(code: str, damage: Damage, sample: Sequence[bytes], rng: random.Random)
     for _ in range(TRIES):
         try:
             made[damage(json.loads(rng.choice(sample)), len(made), rng)] = None
-        except (KeyError, IndexError) as error:
+        except (KeyError, IndexError, OverflowError) as error:
             raise ValueError(f"malformed: expected a schema and a sample that can be broken as {code}") from error
         if len(made) == EACH:
             return list(made)

@@ -13,11 +13,11 @@ def bar(quiet: bool = False) -> Iterator[Callable[[str, float], None]]:
         yield lambda doing, share: None
     elif sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
-            tasks = {}
+            tasks: dict[str, TaskID] = {}
 
             def show(doing: str, share: float) -> None:
                 if doing not in tasks:

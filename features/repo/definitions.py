@@ -1,4 +1,4 @@
-"""What is known of a flight before it appears on the board: how its route, carrier and plane have done up to the last month end."""
+"""What is known before a flight appears on the board: how its route, carrier and plane have done up to the last month end."""
 
 from datetime import timedelta
 

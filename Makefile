@@ -1,0 +1,57 @@
+# make demo [ARGS="--all --json out.json"]    a year of real flights through the whole way
+# make test [FAST=1]                          lint, types, imports, every test; FAST=1 leaves out the slow ones
+# PYTHON=/path/to/python3.12 names the Python to build .venv with.
+
+SHELL := /bin/bash
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+TORCH := torch==2.13.0
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	@$(BIN)/headrace demo $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m pytest -q $(if $(FAST),-m "not slow") $(ARGS)
+
+clean:
+	rm -rf $(VENV) .headrace features/repo/data
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	@echo "installing headrace into $(VENV): about 0.4 GB of wheels, a minute or two"
+	@$(PIP) -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	@echo "installing headrace and its test tools into $(VENV): about 0.4 GB of wheels, a minute or two"
+	@$(PIP) -e ".[dev]"
+	@touch $@ $(VENV)/.demo
+
+# PyTorch's default build for Linux brings gigabytes of CUDA: its CPU index is asked first, for 3 seconds.
+$(VENV)/.torch: Makefile $(BIN)/python
+	@if $(BIN)/python -c 'import signal, urllib.request as u; signal.alarm(3); u.urlopen("$(TORCH_CPU)/torch/", timeout=3)' 2>/dev/null; then \
+	  echo "installing $(TORCH) for CPUs into $(VENV): about 0.2 GB"; \
+	  $(PIP) $(TORCH) --index-url $(TORCH_CPU); \
+	else \
+	  echo "installing $(TORCH) into $(VENV): about 0.2 GB (3 GB if this index has only the CUDA build)"; \
+	  $(PIP) $(TORCH); \
+	fi
+	@touch $@
+
+$(BIN)/python:
+	@for python in $(PYTHON) python3.12 python3.11 python3; do \
+	  if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; then \
+	    echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "headrace needs Python 3.11 or 3.12 with venv: install it (Debian, Ubuntu: apt install python3.12-venv;" \
+	  "macOS: brew install python@3.12; anywhere: uv python install 3.12), or name it with make PYTHON=..." >&2; \
+	exit 1

@@ -1,0 +1,45 @@
+"""What tests share: brokers that are started and stopped for them, and topics of their own."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from ops.broker import Broker, apache, embedded, find_apache
+
+settings.register_profile("headrace", deadline=None, max_examples=60)
+settings.load_profile("headrace")
+
+
+@pytest.fixture(scope="session")
+def embedded_broker() -> Iterator[Broker]:
+    """The embedded broker, in memory."""
+    with embedded() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Apache Kafka; skipped, and loudly, where there is none."""
+    home = find_apache()
+    if home is None:
+        pytest.skip(
+            "NO APACHE KAFKA: set KAFKA_HOME to a Kafka 4 download (and have Java 17): delivery is NOT proven without it"
+        )
+    with apache(home, Path(tmp_path_factory.mktemp("kafka"))) as broker:
+        yield broker
+
+
+@pytest.fixture(params=["embedded", "apache"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each broker in turn."""
+    return request.getfixturevalue("embedded_broker" if request.param == "embedded" else "apache_kafka")
+
+
+@pytest.fixture
+def name() -> Callable[[str], str]:
+    """Makes names of topics that no other test uses."""
+    suffix = uuid.uuid4().hex[:8]
+    return lambda topic: f"{topic}-{suffix}"
