@@ -6,11 +6,10 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
-TORCH := torch==2.13.0
+TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test clean
-.DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	@$(BIN)/headrace demo $(ARGS)
@@ -25,31 +24,33 @@ test: $(VENV)/.dev
 clean:
 	rm -rf $(VENV) .headrace features/repo/data
 
-$(VENV)/.demo: $(VENV)/.torch pyproject.toml
-	@echo "installing headrace into $(VENV): about 0.4 GB of wheels, a minute or two"
+$(VENV)/.demo: $(VENV)/.torch
+	@echo "installing headrace into $(VENV): about 0.4 GB of wheels"
 	@$(PIP) -e ".[demo]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	@echo "installing headrace and its test tools into $(VENV): about 0.4 GB of wheels, a minute or two"
+$(VENV)/.dev: $(VENV)/.torch
+	@echo "installing headrace and what its tests need into $(VENV): about 0.4 GB of wheels"
 	@$(PIP) -e ".[dev]"
-	@touch $@ $(VENV)/.demo
+	@touch $(VENV)/.demo $@
 
-# PyTorch's default build for Linux brings gigabytes of CUDA: its CPU index is asked first, for 3 seconds.
-$(VENV)/.torch: Makefile $(BIN)/python
-	@if $(BIN)/python -c 'import signal, urllib.request as u; signal.alarm(3); u.urlopen("$(TORCH_CPU)/torch/", timeout=3)' 2>/dev/null; then \
+# On Linux PyTorch's build on PyPI brings gigabytes of CUDA, so its index of builds for CPUs is asked first, for 3 seconds.
+$(VENV)/.torch: $(VENV)/.made pyproject.toml
+	@if $(BIN)/python -c 'import signal, urllib.request as u; signal.alarm(3); u.urlopen("$(TORCH_CPU)/torch/", timeout=3)' \
+	  >/dev/null 2>&1; then \
 	  echo "installing $(TORCH) for CPUs into $(VENV): about 0.2 GB"; \
-	  $(PIP) $(TORCH) --index-url $(TORCH_CPU); \
+	  $(PIP) "$(TORCH)" --index-url $(TORCH_CPU); \
 	else \
-	  echo "installing $(TORCH) into $(VENV): about 0.2 GB (3 GB if this index has only the CUDA build)"; \
-	  $(PIP) $(TORCH); \
+	  echo "installing $(TORCH) into $(VENV): about 0.2 GB (3 GB where pip only finds the build for CUDA)"; \
+	  $(PIP) "$(TORCH)"; \
 	fi
 	@touch $@
 
-$(BIN)/python:
+$(VENV)/.made:
 	@for python in $(PYTHON) python3.12 python3.11 python3; do \
 	  if $$python -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; then \
-	    echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	    echo "making $(VENV) with $$($$python --version)"; \
+	    $$python -m venv $(VENV) && touch $@; exit; \
 	  fi; \
 	done; \
 	echo "headrace needs Python 3.11 or 3.12 with venv: install it (Debian, Ubuntu: apt install python3.12-venv;" \
