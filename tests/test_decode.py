@@ -124,7 +124,7 @@ def check(messages: Sequence[bytes | None], skip: int = 0) -> Decoded:
         (
             with_(flight_id=2**64),
             "out_of_range",
-            "expected integer in [0, 9007199254740992], got 1.8446744073709552e19 at $.flight_id",
+            "expected integer in [0, 9007199254740992], got 1.8446744073709552e+19 at $.flight_id",
         ),
         (with_(origin="x" * 9), "out_of_range", 'expected at most 8 bytes, got 9 bytes: "xxxxxxxxx" at $.origin'),
         (

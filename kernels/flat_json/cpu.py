@@ -25,12 +25,12 @@ HIGHEST = np.uint64(2**63 - 1)
 MOST_DIGITS = 19
 MOST_EXPONENT = 40
 UNCERTAIN = -(2**63)
-U0, U1, U10, U11, U32, U63, U64 = (np.uint64(n) for n in (0, 1, 10, 11, 32, 63, 64))
+U0, U1, U10, U11, U32, U63 = (np.uint64(n) for n in (0, 1, 10, 11, 32, 63))
 LOW32 = np.uint64(2**32 - 1)
 ONES = np.uint64(2**64 - 1)
 TEN = np.uint64(10)
 EXACT = np.uint64(2**53)
-POWERS = 10.0 ** np.arange(23)
+POWERS = np.array([float(10**k) for k in range(23)])
 DAYS_BEFORE = np.array([0, 0, 31, 59, 90, 120, 151, 181, 212, 243, 273, 304, 334, 365])
 DAYS_TO_1970 = 1969 * 365 + 1969 // 4 - 1969 // 100 + 1969 // 400
 
