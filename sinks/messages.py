@@ -85,8 +85,8 @@ def encode_decisions(batch: pa.RecordBatch, topic: str, features: Sequence[str] 
 def encode_dead(batch: pa.RecordBatch, topic: str, source_topic: str) -> Messages:
     """Dead letters as JSON, one message per row, with the key of the message they are about.
 
-    batch: code, reason, sha256 string; _key binary; value binary, the message's bytes or the first of them; size int64, how
-    many there were; _partition, _offset, the position in `source_topic`.
+    batch: code, reason, sha256 string; _key binary; value binary, the message's bytes or the first of them (null: it had no
+    value); size int64, how many there were; _partition, _offset, the position in `source_topic`.
     """
     value = batch["value"]
     fields = [
@@ -99,7 +99,7 @@ def encode_dead(batch: pa.RecordBatch, topic: str, source_topic: str) -> Message
         *_field("value_base64", _base64(value)),
         *_field("size", batch["size"]),
         *_field("sha256", batch["sha256"]),
-        *_field("truncated", pc.less(pc.binary_length(value), batch["size"])),
+        *_field("truncated", pc.less(pc.fill_null(pc.binary_length(value), 0), batch["size"])),
     ]
     return Messages(topic, batch["_key"].to_pylist(), _objects(fields, batch.num_rows))
 
@@ -190,8 +190,9 @@ def _times(name: str, column: pa.Array) -> list[Piece]:
         return [f'"{(EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")}Z"']
     text = column.view(pa.timestamp("us")).cast(TEXT)
     bitmap, offsets, data = text.buffers()
-    characters = np.frombuffer(data, np.uint8).copy() if data else np.empty(0, np.uint8)
-    if len(characters) != TIME_WIDTH * (len(column) - column.null_count):
+    used = np.frombuffer(offsets, np.int32, len(column) + 1)[-1] if len(column) else 0
+    characters = np.frombuffer(data, np.uint8, used).copy() if used else np.empty(0, np.uint8)
+    if used != TIME_WIDTH * (len(column) - column.null_count):
         raise ValueError(f"sink/encode: expected a time in the years 1 to 9999, got another at {name}")
     characters[10::TIME_WIDTH] = ord("T")
     text = pa.Array.from_buffers(TEXT, len(column), [bitmap, offsets, pa.py_buffer(characters)])
