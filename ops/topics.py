@@ -1,17 +1,29 @@
 """The topics of a pipeline: made, listed, counted."""
 
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ops.broker import MAX_MESSAGE
 
+TIMEOUT = 10.0
+
+
+class BrokerMissingError(ConnectionError):
+    """No broker answers; the message says where and what to do."""
+
 
 def create(brokers: str, topics: Sequence[str], partitions: int, config: Mapping[str, str]) -> list[str]:
-    """Makes those topics that are not there, with messages to 16 MB; returns their names. Raises KafkaException."""
+    """Makes those topics that are not there, with messages to 16 MB; returns their names in order.
+
+    Raises BrokerMissingError, or KafkaException for what the broker refuses.
+    """
+    client = AdminClient({"bootstrap.servers": brokers, "log_level": 0, **config})
+    _answers(client, brokers, TIMEOUT)
     settings = {"max.message.bytes": str(MAX_MESSAGE)}
-    client = AdminClient({"bootstrap.servers": brokers, **config})
     wanted = [NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings) for name in topics]
     made = []
     for name, future in client.create_topics(wanted).items():
@@ -21,23 +33,65 @@ def create(brokers: str, topics: Sequence[str], partitions: int, config: Mapping
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
-    return made
+    return sorted(made, key=topics.index)
 
 
-def counts(brokers: str, topics: Sequence[str], config: Mapping[str, str]) -> dict[str, list[int] | None]:
-    """Messages in each partition of each topic, None where there is no such topic. Raises KafkaException."""
-    consumer = Consumer({"bootstrap.servers": brokers, "group.id": "headrace-topics", "enable.auto.commit": False, **config})
+def counts(
+    brokers: str, topics: Sequence[str], config: Mapping[str, str], timeout: float = TIMEOUT
+) -> dict[str, list[int] | None]:
+    """Messages in each partition of each topic, None where there is no such topic.
+
+    An embedded broker says the offset after the first message of the last batch when asked for the end, so the tail is read:
+    where it ends is right on every broker. Raises BrokerMissingError, or KafkaException for what the broker refuses.
+    """
+    consumer = Consumer(
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "headrace-topics",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 5,
+            "fetch.message.max.bytes": MAX_MESSAGE,
+            "log_level": 0,
+            **config,
+        }
+    )
     try:
-        there = consumer.list_topics(timeout=10).topics
-        found: dict[str, list[int] | None] = {}
-        for name in topics:
-            if name not in there or there[name].error is not None:
-                found[name] = None
-                continue
-            marks = [
-                consumer.get_watermark_offsets(TopicPartition(name, p), timeout=10) for p in sorted(there[name].partitions)
-            ]
-            found[name] = [high - low for low, high in marks]
-        return found
+        there = _answers(consumer, brokers, timeout)
+        found = {name: sorted(there[name].partitions) if name in there else None for name in topics}
+        places = [(name, partition) for name, partitions in found.items() for partition in partitions or ()]
+        ends = _ends(consumer, places, timeout)
+        return {name: None if parts is None else [ends[name, part] for part in parts] for name, parts in found.items()}
     finally:
         consumer.close()
+
+
+def _ends(consumer: Consumer, places: Sequence[tuple[str, int]], timeout: float) -> dict[tuple[str, int], int]:
+    """Messages by topic and partition."""
+    marks = {place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=timeout) for place in places}
+    consumer.assign([TopicPartition(*place, max(low, high - 1)) for place, (low, high) in marks.items()])
+    found = {place: high - low for place, (low, high) in marks.items()}
+    reading = set(places)
+    deadline = time.monotonic() + timeout
+    while reading and time.monotonic() < deadline:
+        for message in consumer.consume(10_000, 0.01):
+            place = message.topic(), message.partition()
+            if message.error() is None:
+                found[place] = message.offset() + 1 - marks[place][0]
+            elif message.error().code() == KafkaError._PARTITION_EOF:
+                found[place] = message.offset() - marks[place][0]
+                reading.discard(place)
+            else:
+                raise KafkaException(message.error())
+    return found
+
+
+def _answers(client: AdminClient | Consumer, brokers: str, timeout: float) -> Mapping[str, Any]:
+    try:
+        topics = client.list_topics(timeout=timeout).topics
+    except KafkaException as error:
+        reason = error.args[0].str()
+        raise BrokerMissingError(
+            f"no Kafka broker answers at {brokers} ({reason}): start one, or name it with --brokers"
+        ) from None
+    return {name: topic for name, topic in topics.items() if topic.error is None}

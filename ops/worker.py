@@ -40,7 +40,7 @@ def work(
     finally:
         health.alive = False
         if server:
-            server.shutdown()
+            server.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
