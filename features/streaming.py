@@ -133,12 +133,14 @@ def _ranks(column: pa.Array) -> npt.NDArray[np.int64]:
 
 def microseconds(column: pa.Array) -> npt.NDArray[np.int64]:
     """A timestamp[us] column without nulls as int64."""
-    return column.cast(pa.int64()).to_numpy()
+    return column.view(pa.int64()).to_numpy()
 
 
 def floats(column: pa.Array) -> npt.NDArray[np.float64]:
     """A numeric column as float64, null as NaN."""
-    return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if column.type != pa.float64():
+        column = column.cast(pa.float64())
+    return column.to_numpy(zero_copy_only=False)
 
 
 class State:
@@ -150,6 +152,7 @@ class State:
         self.late = 0
         self._used = 0
         self._table = table.new_table()
+        self._plan = _plan(group)
         self._arrays: dict[str, npt.NDArray[Any]] = {
             name: np.empty((0, *shape), kind) for name, (shape, kind, _) in self._layout().items()
         }
@@ -162,22 +165,16 @@ class State:
         reads = cut.reads
         count = int(np.count_nonzero(reads))
         out = np.empty((len(self._group.names), count))
-        at = value = 0
-        for j, feature in enumerate(self._group.features):
+        for j, (span, rows, inputs, aggs, state) in enumerate(self._plan):
             updates = (cut.bits >> (j + 1) & 1).astype(np.bool_)
-            rows = slice(at, at + len(feature.names))
-            values = cut.values[value : value + len(feature.values)]
-            if isinstance(feature, Window):
+            arrays = [self._arrays[name] for name in state]
+            if aggs:
                 read = np.empty((count, 4))
-                tile = tile_seconds(seconds(feature.over)) * MICROSECONDS
-                state = [self._arrays[f"{j}.{name}"] for name in ("newest", "ids", "count", "total", "low", "high")]
-                self.late += windows.window(slots, cut.time, values[0], updates, reads, tile, *state, read)
-                out[rows] = [_aggregate(read, name) for name in feature.aggs]
+                self.late += windows.window(slots, cut.time, cut.values[inputs.start], updates, reads, span, *arrays, read)
+                for row, name in enumerate(aggs, rows.start):
+                    _aggregate(read, name, out[row])
             else:
-                within = seconds(feature.within) * MICROSECONDS
-                state = [self._arrays[f"{j}.{name}"] for name in ("seen_at", "seen")]
-                windows.last(slots, cut.time, values, updates, reads, within, *state, out[rows])
-            at, value = rows.stop, value + len(feature.values)
+                windows.last(slots, cut.time, cut.values[inputs], updates, reads, span, *arrays, out[rows])
         return out
 
     def dump(self) -> Dump:
@@ -245,7 +242,26 @@ class State:
         return layout
 
 
-def _aggregate(read: npt.NDArray[np.float64], name: Aggregate) -> npt.NDArray[np.float64]:
-    if name != "mean":
-        return read[:, READ.index(name)]
-    return np.divide(read[:, 1], read[:, 0], out=np.full(len(read), np.nan), where=read[:, 0] > 0)
+def _plan(group: Group) -> list[tuple[int, slice, slice, tuple[Aggregate, ...], list[str]]]:
+    """For each feature: its tile or age in microseconds, its rows of the output, its values of the cut, its aggregates
+    (none: last values), and the names of its arrays in the kernels' order."""
+    plan = []
+    row = value = 0
+    for j, feature in enumerate(group.features):
+        rows, inputs = slice(row, row + len(feature.names)), slice(value, value + len(feature.values))
+        if isinstance(feature, Window):
+            span, aggs = tile_seconds(seconds(feature.over)), feature.aggs
+            state = [f"{j}.{name}" for name in ("newest", "ids", "count", "total", "low", "high")]
+        else:
+            span, aggs, state = seconds(feature.within), (), [f"{j}.seen_at", f"{j}.seen"]
+        plan.append((span * MICROSECONDS, rows, inputs, aggs, state))
+        row, value = rows.stop, inputs.stop
+    return plan
+
+
+def _aggregate(read: npt.NDArray[np.float64], name: Aggregate, out: npt.NDArray[np.float64]) -> None:
+    if name == "mean":
+        out[:] = np.nan
+        np.divide(read[:, 1], read[:, 0], out=out, where=read[:, 0] > 0)
+    else:
+        out[:] = read[:, READ.index(name)]
