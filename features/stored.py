@@ -6,6 +6,7 @@ online store, all of a batch in one read. Two entities with the same 64-bit hash
 the chance that any two do is one in 37 million.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ Rows = list[tuple[Any, dict[str, Any] | None]]
 Fetch = Callable[[list[pa.Array]], Rows]
 
 READ_KEYS = 4096
+METRICS_FILES = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
 NUMBERS = ("INT32", "INT64", "FLOAT", "DOUBLE", "BOOL")
 
 
@@ -64,13 +66,28 @@ class View:
         return tuple(f"{self.name}__{feature}" for feature in self.features)
 
 
+def load_feast() -> Any:
+    """The module feast, imported only where it is needed, since that takes seconds, and without what it does to metrics.
+
+    Feast sets an environment variable that makes prometheus_client keep its values in files: in this process, if it is not yet
+    imported, and in every process started from here.
+    """
+    import prometheus_client.values  # noqa: F401  how values are kept is settled here
+
+    before = {name: os.environ.get(name) for name in METRICS_FILES}
+    import feast
+
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+    return feast
+
+
 def open_store(repo: Path) -> Any:
     """The FeatureStore of a Feast repo. Raises StoredFeaturesError if there is none, or it was never applied."""
-    from feast import FeatureStore  # takes seconds to import, and many pipelines have no stored features
-
     if not (repo / "feature_store.yaml").is_file():
         raise StoredFeaturesError(f"no Feast repo at {repo}: expected a file feature_store.yaml there")
-    store = FeatureStore(repo_path=str(repo))
+    store = load_feast().FeatureStore(repo_path=str(repo))
     registry = store.config.registry
     if registry.registry_type == "file" and "://" not in registry.path and not (repo / registry.path).is_file():
         raise StoredFeaturesError(f"the Feast repo {repo} has no registry at {repo / registry.path}: run feast -c {repo} apply")
@@ -296,12 +313,14 @@ def historical(repo: Path, service: str, entities: pa.Table, time_column: str) -
 
 
 def _as_of(store: Any, view: View, entities: pa.Table, time_column: str) -> dict[str, pa.Array]:
-    import pytz  # type: ignore[import-untyped]
+    import pytz
 
     keys = [entities[column] for column in view.columns]
     keys = [key.cast(key.type.value_type) if pa.types.is_dictionary(key.type) else key for key in keys]
     asked = pl.DataFrame([pl.Series(name, key) for name, key in zip(view.join_keys, keys, strict=True)])
-    asked = asked.with_columns(event_timestamp=pl.Series(microseconds(entities[time_column])).cast(pl.Datetime("us", "UTC")))
+    asked = asked.with_columns(
+        event_timestamp=pl.Series(microseconds(entities[time_column].combine_chunks())).cast(pl.Datetime("us", "UTC"))
+    )
     by = [*view.join_keys, "event_timestamp"]
     names = dict(zip((f"{view.table.name}__{feature}" for feature in view.features), view.names, strict=True))
     frame = asked.drop_nulls().unique(by, maintain_order=True).to_pandas()

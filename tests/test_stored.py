@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import shutil
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.stored import StoredFeatures, StoredFeaturesError, historical
+from features.stored import METRICS_FILES, StoredFeatures, StoredFeaturesError, historical, load_feast
 
 DAY = datetime(2024, 1, 10, tzinfo=UTC)
 CARDS = {
@@ -63,8 +64,7 @@ def definitions() -> list[Any]:
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from feast import FeatureStore
-
+    feast = load_feast()
     folder = tmp_path_factory.mktemp("feast")
     (folder / "data").mkdir()
     (folder / "feature_store.yaml").write_text(
@@ -74,7 +74,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pq.write_table(pa.table(CARDS), folder / "data" / "cards.parquet")
     pq.write_table(pa.table(PLACES), folder / "data" / "places.parquet")
     pq.write_table(pa.table({"card": ["a"], "word": ["x"], "event_timestamp": [DAY]}), folder / "data" / "words.parquet")
-    store = FeatureStore(repo_path=str(folder))
+    store = feast.FeatureStore(repo_path=str(folder))
     with contextlib.redirect_stdout(io.StringIO()):
         store.apply(definitions())
         store.materialize(DAY - timedelta(days=500), DAY + timedelta(days=1))
@@ -213,6 +213,11 @@ def test_many_entities_and_a_full_cache(repo: Path, reads: list[tuple[str, int]]
         assert read.flags["missing:card_history"].sum() == 9000
         assert read.columns["card_history__mean"][9000:].to_pylist() == [2.5, np.float32(0.1)]
     assert sum(keys for view, keys in reads if view == "card_history") == 9002
+
+
+def test_feast_leaves_the_metrics_of_this_process_and_its_children_alone(repo: Path) -> None:
+    StoredFeatures(repo, "pay_v1", clock=Clock())
+    assert not set(METRICS_FILES) & set(os.environ)
 
 
 def test_a_batch_without_rows(repo: Path) -> None:
