@@ -114,12 +114,10 @@ class KafkaSink:
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         """Called from poll and flush, for failed messages only."""
         if error is not None:
-            unreached = error.code() == KafkaError._MSG_TIMED_OUT and not self._trouble
-            self._fail(
-                message.topic(),
-                1,
-                f"{error.str()}{' (no trouble with a broker seen: is there such a topic?)' if unreached else self._hint()}",
-            )
+            hint = self._hint()
+            if not hint and error.code() == KafkaError._MSG_TIMED_OUT:
+                hint = " (no trouble with a broker seen: is there such a topic?)"
+            self._fail(message.topic(), 1, error.str() + hint)
 
     def _on_trouble(self, error: KafkaError) -> None:
         """Called from poll and flush when a broker is in trouble, which librdkafka will try to overcome by itself."""
