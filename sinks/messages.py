@@ -148,6 +148,9 @@ def _json(name: str, column: pa.Array) -> list[Piece]:
         if _constant(column.indices):
             return [words[column.indices[0].as_py()]]
         return [_nullable(pa.array(words, TEXT).take(column.indices))]
+    if len(column) == 1 and (pa.types.is_string(kind) or pa.types.is_list(kind)):
+        only = column[0].as_py()
+        return [orjson.dumps([] if only is None and pa.types.is_list(kind) else only).decode()]
     if pa.types.is_string(kind):
         return ['"', _escaped(column), '"'] if column.null_count == 0 else [_nullable(_quoted(column))]
     if pa.types.is_list(kind):

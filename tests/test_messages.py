@@ -127,7 +127,9 @@ def test_no_score_is_null_however_it_is_missing() -> None:
 
 def test_nulls_are_null_and_null_lists_are_empty() -> None:
     rows = [row(1, event_id=None, decision=None, event_time=None, reasons=None), row(2)]
-    found = [json.loads(value) for value in encode_decisions(batch_of(rows), "t").values]
+    batch = batch_of(rows)
+    found = [json.loads(value) for value in encode_decisions(batch, "t").values]
+    assert encode_decisions(batch.slice(0, 1), "t").values == encode_decisions(batch, "t").values[:1]
     nulls = [found[0][name] for name in ("event_id", "decision", "event_time", "reasons")]
     assert nulls == [None, None, None, []]
     assert found[1]["event_time"] == "1970-01-03T00:00:00.000000Z"
