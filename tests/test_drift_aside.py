@@ -73,9 +73,9 @@ def test_reports_come_through_the_sink_and_the_metrics(tmp_path: Path, reference
         for k, (key, value) in enumerate(stream(900))
     ]
     sink, registry = MemorySink(), CollectorRegistry()
-    pipeline = payments(Drift("payment-drift", rate=0.05))
+    job = payments(Drift("payment-drift", rate=0.05)), settings(tmp_path)
     champion = Champion(1, Arithmetic(), reference)
-    run(pipeline, settings(tmp_path), registry=registry, source=MemorySource([log], rows=50), sink=sink, champion=champion)
+    run(*job, registry=registry, source=MemorySource([log], rows=50), sink=sink, champion=champion)
     reports = [json.loads(value) for value in sink.values("payment-drift")]
     judged = [report for report in reports if report["feature"]]
     assert {report["window_start"][:10] for report in judged} == {"2024-03-01", "2024-03-02"}
