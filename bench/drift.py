@@ -18,12 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.training import Historical, training_frame
 from kernels.histogram.cpu import histogram
 from models.engine import Engine, OnnxEngine
 from models.reference import DAY_US, Judgement, Reference, blocks, build_reference, judge
 from models.registry import resolve
 from models.spec import assemble
+from ops.train import frame
 from streams.pipeline import Pipeline, load
 from streams.settings import JobSettings
 
@@ -187,23 +187,6 @@ def tables(measured: dict[str, Any]) -> str:
     )
 
 
-def training(pipeline: Pipeline, historical: Historical | None) -> pa.Table:
-    """The pipeline's training frame over all its history. historical: its stored features, if it has any."""
-    if pipeline.model.history is None:
-        raise SystemExit(f"pipeline {pipeline.name}: its model has no history to make a frame of; give one with --frame")
-    topic = pipeline.events
-    return training_frame(
-        pipeline.model.history(),
-        features=pipeline.features,
-        decide_on=pipeline.decide_on,
-        time=topic.time,
-        ties=topic.ties,
-        id=topic.id,
-        label=None,
-        historical=historical,
-    )
-
-
 def champion(pipeline: Pipeline, settings: JobSettings) -> tuple[Engine, Reference]:
     """The engine and the reference of the pipeline's model in the registry."""
     version = resolve(settings.registry_uri, pipeline.model.name, into=settings.home / "models")
@@ -220,10 +203,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline, settings = load(chosen.pipeline), JobSettings()
     engine, reference = champion(pipeline, settings)
     rate = chosen.rate or (pipeline.drift.rate if pipeline.drift else 0.02)
-    if chosen.frame is None and pipeline.service is not None:
-        parser.error(f"pipeline {pipeline.name} has stored features: expected its training frame with --frame")
-    frame = training(pipeline, None) if chosen.frame is None else pq.read_table(chosen.frame)
-    measured = measure(scored(frame, engine), reference, rate)
+    if pipeline.model.history is None and chosen.frame is None:
+        parser.error(f"pipeline {pipeline.name}: its model has no history to make a frame of: give one with --frame")
+    if chosen.frame:
+        rows = pq.read_table(chosen.frame)
+    else:
+        assert pipeline.model.history is not None
+        print("computing the features of the whole history", file=sys.stderr, flush=True)
+        rows = frame(pipeline, settings, pipeline.model.history())
+    print("judging every day, in every month left out", file=sys.stderr, flush=True)
+    measured = measure(scored(rows, engine), reference, rate)
     print(tables(measured))
     if chosen.json:
         chosen.json.write_text(json.dumps(measured, indent=2) + "\n")
