@@ -71,6 +71,7 @@ class Job:
             clock_ns=self.clock_ns,
             stop=self.stop,
             until_end=self.until_end,
+            spent=lambda seconds: self.meters.spent("event", seconds),
         )
 
     @cached_property

@@ -42,9 +42,13 @@ class Meters:
         """Times the block as work of a stage on `rows` rows."""
         started = perf_counter()
         yield
-        self._seconds[name].inc(perf_counter() - started)
+        self.spent(name, perf_counter() - started)
         if rows:
             self._rows[name].inc(rows)
+
+    def spent(self, name: str, seconds: float) -> None:
+        """Counts seconds of a stage's work."""
+        self._seconds[name].inc(seconds)
 
     def dead(self, counts: dict[str, int]) -> None:
         """Counts dead letters by code."""

@@ -14,7 +14,7 @@ from operator import methodcaller
 import numpy as np
 import pyarrow as pa
 from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.routing import shard_name, shard_number
@@ -82,8 +82,10 @@ class _KafkaPartition(_Partition):
         clock_ns: Callable[[], int],
         stop: threading.Event,
         until_end: bool,
+        spent: Callable[[float], None],
     ) -> None:
         super().__init__(name, 0 if resume is None else resume, stop, until_end)
+        self._spent = spent
         self._topic = topic
         self._partition = shard_number(name)
         self._rows = rows
@@ -93,9 +95,15 @@ class _KafkaPartition(_Partition):
         self._consumer.assign([TopicPartition(topic, self._partition, start)])
 
     def poll(self) -> Polled | None:
+        started = time.perf_counter()
         messages = self._consumer.consume(self._rows, 0)
         if not messages:
             return None
+        polled = self._polled(messages)
+        self._spent(time.perf_counter() - started)
+        return polled
+
+    def _polled(self, messages: list[Message]) -> Polled:
         errors = [error for error in map(ERROR, messages) if error is not None]
         at_end = False
         if errors:
@@ -152,7 +160,10 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
         stop: threading.Event,
         until_end: bool = False,
         timeout: float = 10.0,
+        spent: Callable[[float], None] = lambda seconds: None,
     ) -> None:
+        """rows: most messages of a poll. until_end: end where the log ends. spent: told the seconds of polls that bring any."""
+        self._spent = spent
         self._topic = topic
         self._brokers = brokers
         self._client = config
@@ -185,7 +196,15 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _KafkaPartition:
         return _KafkaPartition(
-            for_part, self._topic, self._config, resume_state, self._rows, self._clock_ns, self._stop, self._until_end
+            for_part,
+            self._topic,
+            self._config,
+            resume_state,
+            self._rows,
+            self._clock_ns,
+            self._stop,
+            self._until_end,
+            self._spent,
         )
 
 
