@@ -4,21 +4,19 @@ import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import click
 import typer
 
-from ops.errors import USAGE, report
+from ops.errors import PREFIX, USAGE, hush, report
 
 if TYPE_CHECKING:
     from streams.settings import JobSettings
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Real-time decisions from event streams."
-)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Real-time decisions from event streams.")
 
-Name = Annotated[str, typer.Argument(help="PATH.py:NAME of a pipeline, or flights")]
+WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="PATH.py:NAME of a pipeline, or flights")]
 Brokers = Annotated[str | None, typer.Option(help="Kafka bootstrap servers  [default: 127.0.0.1:9092]", show_default=False)]
 Home = Annotated[Path | None, typer.Option(help="where the job keeps what it keeps  [default: .headrace]", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
@@ -26,7 +24,10 @@ Json = Annotated[bool, typer.Option("--json", help="print one JSON object and no
 
 def settings_of(**flags: Any) -> "JobSettings":
     """Settings from flags that were given, then the environment, then headrace.toml."""
+    from tomllib import TOMLDecodeError
+
     from pydantic import ValidationError
+    from pydantic_settings import SettingsError
 
     from streams.settings import JobSettings
 
@@ -34,7 +35,15 @@ def settings_of(**flags: Any) -> "JobSettings":
         return JobSettings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         first = error.errors()[0]
-        raise click.UsageError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}, got {first['input']!r}") from None
+        name = ".".join(map(str, first["loc"]))
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(JobSettings.model_fields)
+            raise WrongUseError(f"headrace.toml: no setting {name}, expected one of {known}") from None
+        raise WrongUseError(f"setting {name}: {first['msg']}, got {first['input']!r}") from None
+    except TOMLDecodeError as error:
+        raise WrongUseError(f"headrace.toml: {error}") from None
+    except SettingsError as error:
+        raise WrongUseError(f"{error}: expected JSON") from None
 
 
 def pipeline_of(name: str) -> Any:
@@ -44,7 +53,17 @@ def pipeline_of(name: str) -> Any:
     try:
         return load(name)
     except PipelineNotFoundError as error:
-        raise click.UsageError(str(error)) from None
+        raise WrongUseError(str(error)) from None
+    except Exception as error:
+        raise BrokenPipelineError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+class BrokenPipelineError(RuntimeError):
+    """The file of a pipeline raised when it was imported."""
+
+
+class WrongUseError(ValueError):
+    """The command line or a setting is wrong; the message says what was expected."""
 
 
 @app.command()
@@ -61,6 +80,10 @@ def run(
     flags = {"brokers": brokers, "workers": workers, "epoch_seconds": epoch, "order": order, "home": home}
     settings = settings_of(**flags, metrics_port=metrics_port)
     loaded = pipeline_of(pipeline)
+
+    from ops.topics import require
+
+    require(settings.brokers, loaded.topics(), settings.kafka, pipeline)
     if settings.workers == 1:
         from ops.worker import work
 
@@ -74,20 +97,23 @@ def run(
 @app.command()
 def train(
     pipeline: Name,
-    until: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="train on events before this day, UTC")] = datetime(
-        2013, 10, 1
-    ),
+    until: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="train on events before this day, UTC  [default: what is not served yet]"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same model")] = 0,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
     """Train a pipeline's model on its history and record it as champion."""
     from ops.progress import bar
+    from ops.train import last_day
     from ops.train import train as train_pipeline
 
     loaded, settings = pipeline_of(pipeline), settings_of(home=home)
+    end = until.replace(tzinfo=UTC) if until else last_day(loaded, settings)
     with bar(quiet=as_json) as progress:
-        trained = train_pipeline(loaded, settings, seed=seed, until=until.replace(tzinfo=UTC), progress=progress)
+        trained = train_pipeline(loaded, settings, seed=seed, until=end, progress=progress)
     version = trained.version
     if as_json:
         result = {"model": version.name, "version": version.version, "digest": version.digest, "metrics": trained.metrics}
@@ -100,25 +126,19 @@ def train(
 
 @app.command()
 def topics(
-    pipeline: Name,
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="PATH.py:NAME of a pipeline, or flights")] = "flights",
     brokers: Brokers = None,
     create: Annotated[bool, typer.Option("--create", help="make those that are missing")] = False,
     partitions: Annotated[int, typer.Option(min=1, max=840, help="of topics that are made")] = 1,
     as_json: Json = False,
 ) -> None:
     """List a pipeline's topics with their partitions and messages; make them with --create."""
-    from confluent_kafka import KafkaException
-
     from ops.topics import counts
     from ops.topics import create as create_topics
-    from streams.source import SourceError
 
     loaded, settings = pipeline_of(pipeline), settings_of(brokers=brokers)
-    try:
-        made = create_topics(settings.brokers, loaded.topics(), partitions, settings.kafka) if create else []
-        found = counts(settings.brokers, loaded.topics(), settings.kafka)
-    except KafkaException as error:
-        raise SourceError(f"no Kafka broker answers at {settings.brokers} ({error.args[0].str()})") from None
+    made = create_topics(settings.brokers, loaded.topics(), partitions, settings.kafka) if create else []
+    found = counts(settings.brokers, loaded.topics(), settings.kafka)
     if as_json:
         print(json.dumps({"made": made, "messages": found}))
         return
@@ -127,7 +147,8 @@ def topics(
             print(f"{name}: missing (make it with --create)")
         else:
             note = " (made)" if name in made else ""
-            print(f"{name}: {len(partition_counts)} partitions, {sum(partition_counts):,} messages{note}")
+            plural = "" if len(partition_counts) == 1 else "s"
+            print(f"{name}: {len(partition_counts)} partition{plural}, {sum(partition_counts):,} messages{note}")
 
 
 @app.command()
@@ -147,6 +168,8 @@ def demo(
     from ops.demo import DemoOptions
     from ops.demo import demo as run_demo
 
+    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
+        raise WrongUseError(f"--json {json_file}: expected a file in a folder that exists")
     settings = settings_of(home=home, workers=workers, order=order)
     run_demo(settings, DemoOptions(all_year, partitions, speed, brokers, json_file))
 
@@ -158,15 +181,23 @@ def main() -> None:
 
 def run_command(arguments: list[str]) -> int:
     """Runs one command; returns 0, 1 for what failed, 2 for wrong use, each said in one line on stderr."""
+    hush()
     try:
-        result = app(arguments, standalone_mode=False)
-    except (click.UsageError, typer.BadParameter) as error:
-        print(f"headrace: {error.format_message()} (headrace --help)", file=sys.stderr)
-        return USAGE
-    except click.exceptions.Exit as error:
+        app(arguments or ["--help"], prog_name="headrace", standalone_mode=False)
+    except WrongUseError as error:
+        return wrong_use(str(error))
+    except WRONG_USE as error:
+        return wrong_use(error.format_message())  # type: ignore[attr-defined]
+    except typer.Exit as error:
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         return 130
     except BaseException as error:  # noqa: BLE001 - Bytewax raises panics, which are BaseExceptions; people get one line
         return report(error)
-    return result if isinstance(result, int) else 0
+    return 0 if arguments else USAGE
+
+
+def wrong_use(message: str) -> int:
+    """Says in one line what was expected; returns the exit code."""
+    print(f"{PREFIX}{' '.join(message.split())} (headrace --help)", file=sys.stderr)
+    return USAGE

@@ -3,19 +3,34 @@
 import os
 import sys
 import traceback
+import warnings
 
 USAGE, FAILED = 2, 1
+PREFIX = "headrace: "
+BARE = (AssertionError, AttributeError, LookupError, TypeError)
 
 
 def explain(error: BaseException) -> str:
-    """The error in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) > 2 else f"{type(error).__name__}: {text}"
+    """The error in one line. What Python itself raises says little without its type and where."""
+    text = " ".join(str(error).split())
+    own = type(error).__module__.partition(".")[0] not in ("builtins", "pyo3_runtime")
+    if text and (own or not isinstance(error, BARE)) and isinstance(error, Exception):
+        return text
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = "".join(f" in {frame.name} ({frame.filename}:{frame.lineno})" for frame in place)
+    return f"{type(error).__name__}{f': {text}' if text else ''}{where}; HEADRACE_DEBUG=1 shows more"
 
 
 def report(error: BaseException) -> int:
     """Prints the error to stderr, with its traceback if HEADRACE_DEBUG is set, and returns the exit code."""
-    if os.environ.get("HEADRACE_DEBUG"):
+    if os.environ.get("HEADRACE_DEBUG", "0") != "0":
         traceback.print_exception(error, file=sys.stderr)
-    print(f"headrace: {explain(error)}", file=sys.stderr, flush=True)
+    print(f"{PREFIX}{explain(error)}", file=sys.stderr, flush=True)
     return FAILED
+
+
+def hush() -> None:
+    """Deprecation warnings of what we are built on are no news to whoever runs a job, unless Python is asked for them (-W)."""
+    if not sys.warnoptions:
+        for category in (DeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)

@@ -9,11 +9,24 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from ops.broker import MAX_MESSAGE
 
-TIMEOUT = 10.0
+TIMEOUT = 5.0
 
 
 class BrokerMissingError(ConnectionError):
     """No broker answers; the message says where and what to do."""
+
+
+class TopicMissingError(LookupError):
+    """The broker has no such topics; the message says how to make them."""
+
+
+def require(brokers: str, topics: Sequence[str], config: Mapping[str, str], pipeline: str) -> None:
+    """Raises BrokerMissingError, or TopicMissingError if any of the topics of `pipeline` is not there."""
+    client = AdminClient({"bootstrap.servers": brokers, "log_level": 0, **config})
+    there = _answers(client, brokers, TIMEOUT)
+    if missing := [name for name in topics if name not in there]:
+        make = f"headrace topics {pipeline} --brokers {brokers} --create"
+        raise TopicMissingError(f"the broker at {brokers} has no topic {', '.join(missing)}: make it with {make}")
 
 
 def create(brokers: str, topics: Sequence[str], partitions: int, config: Mapping[str, str]) -> list[str]:

@@ -20,6 +20,7 @@ from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 
 OWN_REPO = Path(__file__).parent.parent / "features" / "repo"
+OWN_REPO_ENDS = datetime(2013, 10, 1, 4, tzinfo=UTC)  # ops/feast_repo.py materialises until then, midnight in New York
 Progress = Callable[[str, float], None]
 
 
@@ -33,6 +34,12 @@ class Trained:
 
     version: Version
     metrics: dict[str, float]
+
+
+def last_day(pipeline: Pipeline, settings: JobSettings) -> datetime | None:
+    """Until when to train if nobody says: where the online store of our own Feast repo begins to serve; else to the end."""
+    own = pipeline.service is not None and settings.feast_repo.resolve() == OWN_REPO.resolve()
+    return OWN_REPO_ENDS if own else None
 
 
 def frame(pipeline: Pipeline, settings: JobSettings, history: pa.Table) -> pa.Table:
@@ -64,6 +71,10 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
     rows = frame(pipeline, settings, history)
     if until is not None:
         rows = rows.filter(pc.less(rows["event_time"], pa.scalar(until.astimezone(UTC), rows["event_time"].type)))
+    if rows.num_rows == 0:
+        raise CannotTrainError(
+            f"pipeline {pipeline.name}: no decided event{f' before {until:%Y-%m-%d}' if until else ''} to train on"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         metrics = pipeline.model.train(rows, folder, seed=seed, progress=progress)

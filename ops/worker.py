@@ -1,6 +1,7 @@
 """One worker of a job: the dataflow in this thread, metrics and health beside it, SIGTERM to drain and leave."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -9,16 +10,14 @@ from types import FrameType
 
 from prometheus_client import CollectorRegistry
 
-from ops.errors import report
+from ops.errors import FAILED, hush, report
 from ops.server import Health, serve
 from streams.pipeline import Pipeline, load
 from streams.run import run
 from streams.settings import JobSettings
 
 
-def work(
-    pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: Sequence[str] = (), say_ready: bool = True
-) -> None:
+def work(pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: Sequence[str] = ()) -> None:
     """Runs a worker until it is asked to leave by SIGTERM or SIGINT. Raises what stopped it otherwise."""
     stop = threading.Event()
     health, registry = Health(), CollectorRegistry()
@@ -29,18 +28,29 @@ def work(
 
     def ready() -> None:
         health.ready = True
-        if say_ready:
-            where = f", metrics on http://127.0.0.1:{server.server_port}/metrics" if server else ""
-            print(f"{pipeline.name}: worker {worker} of {max(1, len(addresses))} ready{where}", flush=True)
+        where = f", metrics on http://127.0.0.1:{server.server_port}/metrics" if server else ""
+        print(f"{pipeline.name}: worker {worker} of {max(1, len(addresses))} ready{where}", flush=True)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         run(pipeline, settings, registry=registry, worker=worker, addresses=addresses, stop=stop, on_ready=ready)
     finally:
         health.alive = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if server:
             server.close()
+
+
+def leave_with_parent() -> None:
+    """Ends this process when standard input ends, which is when the process that started it is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            continue
+        os._exit(FAILED)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--worker", type=int, required=True)
     parser.add_argument("--addresses", required=True, help="all workers' addresses, separated by ;")
     options = parser.parse_args(arguments)
+    hush()
+    leave_with_parent()
     try:
         work(load(options.pipeline), JobSettings(), options.worker, options.addresses.split(";"))
     except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this process and people must see it

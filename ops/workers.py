@@ -1,62 +1,127 @@
 """A job as a cluster of processes on this machine: all start, all stop, and if one dies the others do not go on without it."""
 
+import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import IO, Any
 
 from ops.broker import free_port
+from ops.errors import PREFIX
 from streams.settings import JobSettings
 
 GRACE_SECONDS = 30.0
+LOOK_SECONDS = 0.05
+
+Said = queue.SimpleQueue[tuple[int, str]]
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker ended by itself."""
+    """A worker ended by itself; the message says which, and what it said."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A worker's process, and the thread that reads what it says on stderr."""
+
+    number: int
+    process: subprocess.Popen[str]
+    listener: threading.Thread
 
 
 def run_cluster(pipeline: str, settings: JobSettings) -> None:
     """Starts settings.workers workers of a pipeline and waits for them; SIGTERM and SIGINT let all of them drain and leave.
 
-    Raises WorkerDiedError if one dies (it has said why on stderr); the others are ended.
+    Raises WorkerDiedError if one dies; the others are ended.
     """
     addresses = ";".join(f"127.0.0.1:{free_port()}" for _ in range(settings.workers))
-    environment = os.environ | as_environment(settings)
     command = [sys.executable, "-m", "ops.worker", pipeline, "--addresses", addresses, "--worker"]
-    processes = [
-        subprocess.Popen([*command, str(number)], env=environment, start_new_session=True) for number in range(settings.workers)
-    ]
-    asked = False
+    environment = os.environ | as_environment(settings)
+    asked, said, members, told = threading.Event(), Said(), list[Member](), False
+    with on_signals(asked.set):
+        try:
+            for number in range(settings.workers):
+                members.append(start([*command, str(number)], environment, number, said))
+            while any(member.process.poll() is None for member in members):
+                if died := [member for member in members if member.process.poll() not in (None, 0)]:
+                    raise WorkerDiedError(last_words(died, said, settings.workers))
+                if asked.is_set() and not told:
+                    told = True
+                    deadline = time.monotonic() + GRACE_SECONDS
+                    for member in members:
+                        member.process.terminate()
+                if told and time.monotonic() > deadline:
+                    slow = ", ".join(str(member.number) for member in members if member.process.poll() is None)
+                    raise WorkerDiedError(f"worker {slow} did not leave within {GRACE_SECONDS:.0f} s and was killed")
+                time.sleep(LOOK_SECONDS)
+            if died := [member for member in members if member.process.returncode]:
+                raise WorkerDiedError(last_words(died, said, settings.workers))
+        finally:
+            end([member.process for member in members], 0)
 
-    def leave(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+def start(command: Sequence[str], environment: dict[str, str], number: int, said: Said) -> Member:
+    """Starts one worker, which ends when this process does. Its errors go to `said`, all else on its stderr is passed on."""
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    listener = threading.Thread(target=listen, args=(process.stderr, number, said), name=f"worker {number}", daemon=True)
+    listener.start()
+    return Member(number, process, listener)
+
+
+def listen(lines: IO[str], number: int, said: Said) -> None:
+    """Sorts what a worker says until it is gone."""
+    with lines:
+        for line in lines:
+            if line.startswith(PREFIX):
+                said.put((number, line.removeprefix(PREFIX).strip()))
+            else:
+                print(f"worker {number}: {line}", end="", file=sys.stderr, flush=True)
+
+
+def last_words(died: Sequence[Member], said: Said, workers: int) -> str:
+    """What killed the cluster: of the workers that died, the one that spoke first, or how the first of them ended."""
+    for member in died:
+        member.listener.join(1)
+    words = [said.get() for _ in range(said.qsize())]
+    for number, line in words:
+        if number in [member.number for member in died]:
+            return f"worker {number} of {workers}: {line}"
+    code = died[0].process.returncode
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
+    return f"worker {died[0].number} of {workers} {how}"
+
+
+@contextmanager
+def on_signals(call: Callable[[], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `call` while this lasts."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        call()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        while any(process.poll() is None for process in processes):
-            died = [number for number, process in enumerate(processes) if process.poll() not in (None, 0)]
-            if died:
-                raise WorkerDiedError(f"worker {died[0]} of {settings.workers} died (code {processes[died[0]].returncode})")
-            time.sleep(0.05)
-        died = [number for number, process in enumerate(processes) if process.returncode != 0]
-        if died:
-            raise WorkerDiedError(f"worker {died[0]} of {settings.workers} died (code {processes[died[0]].returncode})")
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        end(processes, GRACE_SECONDS if asked else 2.0)
 
 
-def end(processes: list[subprocess.Popen[bytes]], grace: float) -> None:
+def end(processes: Sequence[subprocess.Popen[Any]], grace: float) -> None:
     """Asks the processes to leave, and after `grace` seconds kills those that did not."""
     for process in processes:
-        if process.poll() is None:
+        if grace and process.poll() is None:
             process.terminate()
     deadline = time.monotonic() + grace
     for process in processes:
@@ -65,12 +130,12 @@ def end(processes: list[subprocess.Popen[bytes]], grace: float) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdin:
+            process.stdin.close()
 
 
 def as_environment(settings: JobSettings) -> dict[str, str]:
     """The settings as variables that a child process reads them from."""
-    import json
-
     values = settings.model_dump(mode="json")
     return {
         f"HEADRACE_{name.upper()}": json.dumps(v) if isinstance(v, dict | bool) else str(v) for name, v in values.items()
