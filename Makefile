@@ -1,5 +1,5 @@
 # make demo [ARGS="--all --json out.json"]    a year of real flights through the whole way
-# make test [FAST=1]                          lint, types, imports, every test; FAST=1 leaves out the slow ones
+# make test [ALL=1]                           lint, types, imports, tests; with ALL=1 the slow ones too, as CI does
 # PYTHON=/path/to/python3.12 names the Python to build .venv with.
 
 SHELL := /bin/bash
@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q $(if $(FAST),-m "not slow") $(ARGS)
+	$(BIN)/python -m pytest -q $(if $(ALL),,-m "not slow") $(ARGS)
 
 clean:
 	rm -rf $(VENV) .headrace features/repo/data
