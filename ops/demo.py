@@ -1,6 +1,7 @@
 """The demo: real flights through the whole way, on an embedded broker, with what it did counted from its topics."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,14 +30,13 @@ from ops.progress import bar
 from ops.replay import between
 from ops.summary import live_view, print_summary
 from ops.topics import create
-from ops.train import train
+from ops.train import OWN_REPO_ENDS, last_day, train
 from ops.watch import Watcher
 from ops.workers import as_environment, end
 from streams.meters import STAGES
 from streams.pipeline import Pipeline, load
 from streams.settings import JobSettings
 
-HISTORY_AS_OF = datetime(2013, 10, 1, 4, tzinfo=UTC)  # features/repo is materialised as of then (ops/feast_repo.py)
 OCTOBER = datetime(2013, 10, 1, tzinfo=UTC)
 PROBE_EVENTS, PROBE_RATE = 10_000, 1_000.0
 QUIET_SECONDS = 20.0
@@ -61,6 +61,8 @@ def demo(settings: JobSettings, options: DemoOptions) -> None:
     """Runs the demo and prints its summary. Raises DemoError if what came out is not what went in."""
     pipeline = load("flights")
     home = settings.home / "demo"
+    if not options.brokers:
+        settings = settings.model_copy(update={"kafka": {}})
     shutil.rmtree(home, ignore_errors=True)
     with bar() as progress:
         ready(pipeline, settings, progress)
@@ -78,11 +80,13 @@ def demo(settings: JobSettings, options: DemoOptions) -> None:
         source = stack.enter_context(replaying(brokers, options))
         process = stack.enter_context(running(job))
         watcher = Watcher(brokers, pipeline.topics()[1:], settings.kafka)
-        result = Demo(pipeline, job, history, watcher, process).run(source, options)
-    print_summary(result, pipeline, options.all_year)
+        stack.callback(watcher.close)
+        result = Demo(pipeline, job, history, watcher, process).run(source)
+    wrong = does_not_add_up(result)
+    period = "the whole of 2013" if options.all_year else "October to December 2013"
+    print_summary(result, pipeline.name, period, settings.registry_uri, wrong)
     if options.json_file:
         options.json_file.write_text(json.dumps(result, indent=2) + "\n")
-    wrong = {name: gap for name, gap in result["unaccounted"].items() if gap}
     if wrong:
         raise DemoError(f"the counts do not add up: {wrong}")
 
@@ -94,16 +98,15 @@ def ready(pipeline: Pipeline, settings: JobSettings, progress: Callable[[str, fl
         resolve(settings.registry_uri, pipeline.model.name, into=settings.home / "models")
     except ModelNotFound:
         progress("no model yet: training one", 0.0)
-        train(pipeline, settings, seed=0, until=OCTOBER, progress=progress)
+        train(pipeline, settings, seed=0, until=last_day(pipeline, settings), progress=progress)
 
 
 @contextmanager
 def running(settings: JobSettings) -> Iterator[subprocess.Popen[bytes]]:
     """The job, as `headrace run flights` in a process of its own, from when it is ready. Raises DemoError if it dies before."""
     command = [sys.executable, "-m", "ops", "run", "flights"]
-    import os
-
-    process = subprocess.Popen(command, env=os.environ | as_environment(settings), stdout=subprocess.DEVNULL)
+    environment = os.environ | as_environment(settings)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         for worker in range(settings.workers):
             while not _get(f"http://127.0.0.1:{settings.metrics_port + worker}/readyz"):
@@ -121,7 +124,7 @@ def replaying(brokers: str, options: DemoOptions) -> Iterator[subprocess.Popen[s
     command = [sys.executable, "-m", "ops.replay", "flights", "--brokers", brokers, "--malformed", "--wait"]
     command += [] if options.all_year else ["--start", f"{OCTOBER:%Y-%m-%d}"]
     command += ["--speed", str(options.speed)] if options.speed else []
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process
     finally:
@@ -139,62 +142,72 @@ class Demo:
     watcher: Watcher
     process: subprocess.Popen[bytes]
 
-    def run(self, source: subprocess.Popen[str], options: DemoOptions) -> dict[str, Any]:
+    def run(self, source: subprocess.Popen[str]) -> dict[str, Any]:
         """Replays, waits until all is decided, probes the latency, and sums up."""
-        decisions, dead, drift = (self.pipeline.sinks[0].topic, self.pipeline.events.dead, self.pipeline.topics()[-1])
+        decisions, dead, drift = self.pipeline.sinks[0].topic, self.pipeline.events.dead, self.pipeline.topics()[-1]
         batch = self.history.combine_chunks().to_batches()[0]
         expected = mask(compile_expression(self.pipeline.decide_on, batch.schema), batch)
-        assert source.stdin is not None
-        assert source.stdout is not None
-        messages = json.loads(source.stdout.readline() or "{}").get("ready", 0)
-        source.stdin.write("\n")
-        source.stdin.flush()
-        bad = messages - self.history.num_rows
-        moved = time.monotonic()
-        seen = -1
-        with live_view(self.watcher, decisions, dead, drift, self.rows_read, messages) as show:
-            while self.watcher.count(decisions) < expected.sum() or self.watcher.count(dead) < bad:
-                self.check(source)
-                done = self.watcher.count(decisions) + self.watcher.count(dead) + int(self.rows_read())
-                moved, seen = (time.monotonic(), done) if done != seen else (moved, seen)
-                if time.monotonic() - moved > QUIET_SECONDS:
-                    break
-                show()
-                time.sleep(0.2)
-        sent = json.loads(source.stdout.readline() or "{}")
+        messages, sent = self.replay(source, int(expected.sum()))
+        planted = messages - self.history.num_rows
         steps = self.steps()
+        if not self.watcher.count(decisions):
+            raise DemoError(f"no decision came within {QUIET_SECONDS:.0f} s")
+        table = pl.read_ndjson(b"\n".join(self.watcher.values[decisions]))
+        letters = pl.DataFrame([json.loads(value) for value in self.watcher.values[dead]], infer_schema_length=None)
         took = self.watcher.last_came(decisions) - sent["began"]
-        counted = self.watcher.count(decisions)
-        print(f"measuring latency: {PROBE_EVENTS:,} more events, {PROBE_RATE:,.0f} a second", flush=True)
-        again = as_new(self.history.slice(self.history.num_rows - PROBE_EVENTS), self.pipeline)
-        brokers = self.settings.brokers
-        latency = probe(brokers, self.settings.kafka, self.pipeline, again, PROBE_RATE, self.watcher, decisions)
-        end([self.process], grace=40)
-        time.sleep(0.5)
-        self.watcher.close()
-        if self.process.returncode != 0:
-            raise DemoError(f"the job did not leave cleanly: code {self.process.returncode}")
-        table = pl.read_ndjson(b"\n".join(self.watcher.values[decisions][:counted]))
-        letters = [json.loads(value) for value in self.watcher.values[dead]]
-        unique = table.n_unique("decision_id")
-        return {
+        result = {
             "events": messages,
             "events_per_s": round(messages / took),
             "seconds": round(took, 2),
-            "decisions": unique,
-            "duplicates": table.height - unique,
+            "decisions": table.n_unique("decision_id"),
+            "duplicates": table.height - table.n_unique("decision_id"),
             "by_decision": dict(table["decision"].value_counts().sort("count", descending=True).iter_rows()),
-            "dead_letters": dict(sorted(pl.Series([x["code"] for x in letters]).value_counts().iter_rows())),
-            "unaccounted": {"decisions": int(expected.sum()) - unique, "dead_letters": bad - len(letters)},
-            "latency_ms": {
-                "p50": round(float(np.quantile(latency, 0.5)), 2),
-                "p99": round(float(np.quantile(latency, 0.99)), 2),
-            },
+            "dead_letters": dict(sorted(letters["code"].value_counts().iter_rows())) if letters.height else {},
+            "expected": {"decisions": int(expected.sum()), "dead_letters": planted},
             "auc": round(self.auc(batch, expected, table), 4),
-            "drift": self.drift(drift),
             "steps": steps,
             "model_version": int(table["model_version"][-1]),
+            "latency_ms": {"p50": None, "p99": None},
         }
+        if not does_not_add_up(result):
+            result["latency_ms"] = self.latency(decisions)
+        end([self.process], grace=40)
+        if self.process.returncode != 0:
+            raise DemoError(f"the job did not leave cleanly: code {self.process.returncode}")
+        self.watcher.read_to_end()
+        return result | {"drift": self.drift(drift)}
+
+    def replay(self, source: subprocess.Popen[str], expected: int) -> tuple[int, dict[str, Any]]:
+        """Lets the replay begin and waits until everything is decided, or nothing comes any more.
+
+        Returns the number of messages, and what the replay says of itself.
+        """
+        decisions, dead, drift = self.pipeline.sinks[0].topic, self.pipeline.events.dead, self.pipeline.topics()[-1]
+        messages = said(source)["ready"]
+        planted = messages - self.history.num_rows
+        assert source.stdin is not None
+        source.stdin.write("\n")
+        source.stdin.flush()
+        moved, seen = time.monotonic(), -1
+        with live_view(self.watcher, decisions, dead, drift, messages) as show:
+            while self.watcher.count(decisions) < expected or self.watcher.count(dead) < planted:
+                self.check(source)
+                read = int(self.rows_read())
+                done = self.watcher.count(decisions) + self.watcher.count(dead) + read
+                moved, seen = (time.monotonic(), done) if done != seen else (moved, seen)
+                if time.monotonic() - moved > QUIET_SECONDS and source.poll() is not None:
+                    break
+                show(read)
+                time.sleep(0.25)
+            show(messages)
+        return messages, said(source)
+
+    def latency(self, decisions: str) -> dict[str, float]:
+        """Milliseconds from when an event should be sent to when its decision is here, at a steady rate."""
+        print(f"measuring latency: {PROBE_EVENTS:,} more events, {PROBE_RATE:,.0f} a second", flush=True)
+        again = as_new(self.history.slice(self.history.num_rows - PROBE_EVENTS), self.pipeline)
+        took = probe(self.settings.brokers, self.settings.kafka, self.pipeline, again, PROBE_RATE, self.watcher, decisions)
+        return {f"p{round(share * 100)}": round(float(np.quantile(took, share)), 2) for share in (0.5, 0.99)}
 
     def check(self, source: subprocess.Popen[str]) -> None:
         """Raises DemoError if the job or the replay has died, or the watcher failed."""
@@ -234,20 +247,42 @@ class Demo:
         truth = pl.DataFrame(
             {"event_id": pl.Series(decided[self.pipeline.events.id]), "at": pl.Series(decided["at"]), "label": pl.Series(true)}
         )
-        after = truth.filter(pl.col("at") >= HISTORY_AS_OF)
-        judged = after.join(
-            decisions.unique("decision_id", keep="first").select("event_id", "score"), on="event_id"
-        ).drop_nulls()
+        after = truth.filter(pl.col("at") >= OWN_REPO_ENDS)
+        first = decisions.unique("decision_id", keep="first", maintain_order=True).select("event_id", "score")
+        judged = after.join(first, on="event_id").drop_nulls()
         return auc(judged["label"].to_numpy(), judged["score"].to_numpy())
 
     def drift(self, topic: str) -> list[dict[str, Any]]:
-        """The alarms, one for each feature, window and statistic."""
-        reports = [json.loads(value) for value in self.watcher.values[topic]]
+        """The alarms of what was replayed, one for each feature, window and statistic."""
+        last = self.history[self.pipeline.events.time][-1].as_py().isoformat()
+        reports = [report for report in map(json.loads, self.watcher.values[topic]) if report["window_start"] < last]
         return [
             {"feature": r["feature"], "window": r["window_start"], **{k: r[k] for k in ("statistic", "value", "threshold")}}
             for r in reports
             if r["alarmed"]
         ]
+
+
+def said(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The next line of a process, which is JSON. Raises DemoError if it ends instead."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise DemoError(f"the replay ended with code {process.wait()}: see above")
+    return dict(json.loads(line))
+
+
+def does_not_add_up(result: dict[str, Any]) -> str:
+    """What came out and should not have, or should have and did not; empty if there is nothing."""
+    expected, letters = result["expected"], sum(result["dead_letters"].values())
+    wrong = []
+    if result["decisions"] != expected["decisions"]:
+        wrong.append(f"expected {expected['decisions']:,} decisions, got {result['decisions']:,}")
+    if result["duplicates"]:
+        wrong.append(f"{result['duplicates']:,} decisions came more than once")
+    if letters != expected["dead_letters"]:
+        wrong.append(f"expected {expected['dead_letters']} dead letters, got {letters}")
+    return ", ".join(wrong)
 
 
 def _get(url: str) -> str | None:

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 import warnings
+from typing import Any
 
 USAGE, FAILED = 2, 1
 PREFIX = "headrace: "
@@ -30,7 +31,16 @@ def report(error: BaseException) -> int:
 
 
 def hush() -> None:
-    """Deprecation warnings of what we are built on are no news to whoever runs a job, unless Python is asked for them (-W)."""
-    if not sys.warnoptions:
-        for category in (DeprecationWarning, FutureWarning):
-            warnings.simplefilter("ignore", category)
+    """Deprecation warnings of what we are built on are no news to whoever runs a job, unless Python is asked for them (-W).
+
+    Not by a filter: importing SQLAlchemy adds one of its own that shows them.
+    """
+    if sys.warnoptions:
+        return
+    show = warnings.showwarning
+
+    def show_others(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if not issubclass(category, DeprecationWarning | FutureWarning):
+            show(message, category, *place, **more)
+
+    warnings.showwarning = show_others

@@ -19,6 +19,7 @@ class Watcher:
                 "isolation.level": "read_committed",
                 "fetch.wait.max.ms": 5,
                 "fetch.message.max.bytes": 16 * 1024 * 1024,
+                "log_level": 2,
                 **config,
             }
         )
@@ -48,13 +49,19 @@ class Watcher:
             before = count
         return times
 
+    def read_to_end(self, quiet: float = 0.5) -> None:
+        """Returns when nothing has come for `quiet` seconds. Raises what the thread met."""
+        seen = -1
+        while seen != (seen := sum(map(len, self.values.values()))):
+            time.sleep(quiet)
+        if self.failed:
+            raise self.failed
+
     def close(self) -> None:
-        """Stops reading. Raises what the thread met."""
+        """Stops reading."""
         self._stop.set()
         self._thread.join()
         self._consumer.close()
-        if self.failed:
-            raise self.failed
 
     def _read(self) -> None:
         while not self._stop.is_set():
