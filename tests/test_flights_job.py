@@ -104,20 +104,17 @@ def test_stopped_half_way_and_started_again_every_event_has_a_decision(
     broker: Broker, registry: str, week: pa.Table, messages: Any, tmp_path: Path, name: Callable[[str], str], how: str
 ) -> None:
     events = name("kill")
-    keys, values = messages
-    half = len(values) // 2
-    fill(broker.address, events, keys[:half], values[:half], partitions=2, filled=2)
+    fill(broker.address, events, *messages, partitions=2, filled=2)
     create(broker.address, [f"{events}-decisions"], 1, {})
     pipeline = pipeline_file(tmp_path, events, f"{events}-decisions")
     topic = Topic(broker.address, f"{events}-decisions")
-    run = settings(tmp_path, broker, registry, epoch_seconds=0.1)
+    run = settings(tmp_path, broker, registry, epoch_seconds=0.1, poll_rows=50)
     with job(pipeline, run) as process:
-        topic.read_until(1_000, process)
+        topic.read_until(500, process)
         stop(process) if how == "SIGTERM" else kill(process)
     topic.read()
     before = len(topic.by_id())
     assert before < scheduled(week)
-    fill(broker.address, events, keys[half:], values[half:], partitions=2, filled=2)
     with job(pipeline, run) as process:
         topic.read_until(scheduled(week), process)
         stop(process)
