@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from streams.flow import build
 from streams.job import Job
 from streams.pipeline import Pipeline
+from streams.rehearsal import rehearse
 from streams.settings import JobSettings
 
 RECOVERY_PARTITIONS = 1
@@ -42,6 +43,7 @@ def run(
     if stop is not None:
         job.stop = stop
     job.open()
+    rehearse(job)
     recovery = RecoveryConfig(str(recovery_folder(pipeline, settings, worker))) if settings.recovery else None
     epoch = timedelta(seconds=settings.epoch_seconds)
     flow = build(job)

@@ -1,0 +1,55 @@
+"""A rehearsal: a made-up event of each kind goes through every step before the first real one comes.
+
+Kernels are compiled then (the first time on a machine that takes a quarter of a minute) and libraries loaded.
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from features.schema import Integer, Kind, Number, Schema, Text, Time
+from features.streaming import State
+from sinks.messages import encode_decisions
+from streams.decide import together
+from streams.decode import PROVENANCE
+from streams.job import Job
+from streams.routing import shard_name
+
+
+def rehearse(job: Job) -> None:
+    """Runs what a job's steps call, on rows whose outcome nobody sees. Raises what they raise."""
+    pipeline = job.pipeline
+    rows = examples(pipeline.events.schema)
+    n = rows.num_rows
+    numbers = [pa.array([0] * n, field.type) for field in PROVENANCE if field.name != "_key"]
+    provenance = [pa.array([b"rehearsal"] * n, pa.binary()), *numbers]
+    raw = pa.RecordBatch.from_arrays([*provenance, pa.array([b"{}"] * n, pa.binary())], [*PROVENANCE.names, "_value"])
+    job.decoder(raw)
+    reads = np.ones(n, np.bool_)
+    batch = pa.RecordBatch.from_arrays([*rows.columns, *provenance], [*rows.schema.names, *PROVENANCE.names])
+    features = {name: pa.nulls(n, pa.float64()) for group in pipeline.groups for name in group.names}
+    for group, cutter in zip(pipeline.groups, job.cutters, strict=True):
+        State(group).update(cutter(batch, reads))
+    batch = pa.RecordBatch.from_arrays([*batch.columns, *features.values()], [*batch.schema.names, *features])
+    work = job.deciding.score(job.deciding.complete(together([(shard_name(0), batch)])))
+    decisions = job.deciding.decide(work)
+    for sink in pipeline.sinks:
+        encode_decisions(decisions, sink.topic, job.deciding.engine.spec.names if sink.features else ())
+    if pipeline.drift:
+        job.reference.count(work.matrix, work.scores)
+
+
+def examples(schema: Schema) -> pa.RecordBatch:
+    """A row of each kind of event (one, where there are no kinds) with a value in every field."""
+    n = max(1, len(schema.kinds))
+    columns = []
+    for field in schema.fields.values():
+        match field:
+            case Kind():
+                columns.append(pa.DictionaryArray.from_arrays(pa.array(range(n), pa.int8()), list(field.values)))
+            case Text():
+                columns.append(pa.array(["rehearsal"] * n))
+            case Time():
+                columns.append(pa.array([field.bounds_us[0]] * n).cast(field.arrow))
+            case Integer() | Number():
+                columns.append(pa.array([field.low] * n, field.arrow))
+    return pa.RecordBatch.from_arrays(columns, schema=schema.arrow())
