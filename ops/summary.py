@@ -98,7 +98,7 @@ def print_summary(result: dict[str, Any], name: str, period: str, registry: str,
 def drift_line(alarms: Sequence[Mapping[str, Any]]) -> str:
     """On how many days what the model saw was unlike its training data, and which features most often."""
     pairs = {(alarm["window"][:10], alarm["feature"]) for alarm in alarms}
-    often = Counter(feature for _, feature in pairs).most_common(4)
+    often = Counter(feature for _, feature in sorted(pairs)).most_common(4)
     named = ", ".join(f"{feature} ({days})" for feature, days in often)
     return f"{len({day for day, _ in pairs})} days unlike the training data" + (f", most often {named}" if named else "")
 
