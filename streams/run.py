@@ -1,5 +1,6 @@
 """Runs a pipeline's dataflow: one worker of a cluster, with recovery, until it is asked to leave."""
 
+import gc
 import os
 import sys
 import threading
@@ -44,6 +45,8 @@ def run(
         job.stop = stop
     job.open()
     rehearse(job)
+    gc.collect()
+    gc.freeze()  # what is loaded now stays: the collector need not walk through a million objects of libraries again and again
     recovery = RecoveryConfig(str(recovery_folder(pipeline, settings, worker))) if settings.recovery else None
     epoch = timedelta(seconds=settings.epoch_seconds)
     flow = build(job)
