@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Real-time decisions from event streams.")
 
+INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
 Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="PATH.py:NAME of a pipeline, or flights")]
 Brokers = Annotated[str | None, typer.Option(help="Kafka bootstrap servers  [default: 127.0.0.1:9092]", show_default=False)]
@@ -183,7 +184,7 @@ def run_command(arguments: list[str]) -> int:
     """Runs one command; returns 0, 1 for what failed, 2 for wrong use, each said in one line on stderr."""
     hush()
     try:
-        app(arguments or ["--help"], prog_name="headrace", standalone_mode=False)
+        code = app(arguments or ["--help"], prog_name="headrace", standalone_mode=False)
     except WrongUseError as error:
         return wrong_use(str(error))
     except WRONG_USE as error:
@@ -191,9 +192,11 @@ def run_command(arguments: list[str]) -> int:
     except typer.Exit as error:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return 130
+        return INTERRUPTED
     except BaseException as error:  # noqa: BLE001 - Bytewax raises panics, which are BaseExceptions; people get one line
         return report(error)
+    if code:
+        return int(code)
     return 0 if arguments else USAGE
 
 

@@ -32,7 +32,7 @@ from ops.summary import live_view, print_summary
 from ops.topics import create
 from ops.train import OWN_REPO_ENDS, last_day, train
 from ops.watch import Watcher
-from ops.workers import as_environment, end
+from ops.workers import as_environment, end, on_signals
 from streams.meters import STAGES
 from streams.pipeline import Pipeline, load
 from streams.settings import JobSettings
@@ -69,6 +69,7 @@ def demo(settings: JobSettings, options: DemoOptions) -> None:
     assert pipeline.model.history is not None
     history = between(pipeline.model.history(), pipeline.events.time, None if options.all_year else OCTOBER, None)
     with ExitStack() as stack:
+        stack.enter_context(on_signals(interrupt))
         brokers = options.brokers or stack.enter_context(embedded()).address
         made = create(brokers, pipeline.topics(), options.partitions, settings.kafka)
         if options.brokers and set(made) != set(pipeline.topics()):
@@ -84,11 +85,20 @@ def demo(settings: JobSettings, options: DemoOptions) -> None:
         result = Demo(pipeline, job, history, watcher, process).run(source)
     wrong = does_not_add_up(result)
     period = "the whole of 2013" if options.all_year else "October to December 2013"
+    if options.partitions > 1 and (settings.order or pipeline.events.order) == "arrival":
+        period += (
+            f", a backlog of {options.partitions} partitions in order of arrival (--order event reads them in order of time)"
+        )
     print_summary(result, pipeline.name, period, settings.registry_uri, wrong)
     if options.json_file:
         options.json_file.write_text(json.dumps(result, indent=2) + "\n")
     if wrong:
         raise DemoError(f"the counts do not add up: {wrong}")
+
+
+def interrupt() -> None:
+    """SIGTERM ends the demo as Ctrl-C does: with everything that it started."""
+    raise KeyboardInterrupt
 
 
 def ready(pipeline: Pipeline, settings: JobSettings, progress: Callable[[str, float], None]) -> None:

@@ -213,6 +213,14 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_interrupted_is_code_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ops.demo.demo", interrupted)
+    assert run_command(["demo"]) == 130
+
+
 def test_help_is_quick() -> None:
     started = time.monotonic()
     assert command("--help").returncode == 0
