@@ -64,7 +64,7 @@ def test_a_slow_drift_kernel_does_not_stand_between_an_event_and_its_decision(
 
 
 def test_reports_come_through_the_sink_and_the_metrics(tmp_path: Path, reference: Reference) -> None:
-    """Three days of payments, nothing like the reference: two are over and judged, and every feature's worst is there to see."""
+    """Three days of payments, nothing like the reference: two are over and judged, and every feature is there to see."""
     log = [
         (
             key,
