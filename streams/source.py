@@ -17,6 +17,7 @@ from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from streams.decode import PROVENANCE
 from streams.routing import shard_name, shard_number
 
 
@@ -130,16 +131,7 @@ class _KafkaPartition(_Partition):
         self._consumer.close()
 
 
-RAW = pa.schema(
-    [
-        ("_key", pa.binary()),
-        ("_value", pa.binary()),
-        ("_partition", pa.int32()),
-        ("_offset", pa.int64()),
-        ("_appended_at", pa.int64()),
-        ("_polled_at", pa.int64()),
-    ]
-)
+RAW = PROVENANCE.insert(1, pa.field("_value", pa.binary()))
 
 
 class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
@@ -211,7 +203,8 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
 def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeout: float = 10.0) -> int:
     """The number of a topic's partitions. Raises SourceError if the broker does not answer or has no such topic."""
     try:
-        found = AdminClient({"bootstrap.servers": brokers, **config}).list_topics(topic, timeout=timeout).topics[topic]
+        client = AdminClient({"bootstrap.servers": brokers, "log_level": 0, **config})
+        found = client.list_topics(topic, timeout=timeout).topics[topic]
     except KafkaException as error:
         reason = error.args[0].str()
         raise SourceError(f"no Kafka broker answers at {brokers} ({reason}): start one, or name it with --brokers") from error
