@@ -82,7 +82,7 @@ def print_summary(result: dict[str, Any], name: str, period: str, registry: str,
     console.print(step_table(result["steps"]))
     console.print(
         f"""
-[bold]what to try next[/bold]
+[bold]what to try next[/bold] (the commands are in .venv/bin)
   headrace train flights                            train the model again; it becomes the champion
   mlflow ui --backend-store-uri {registry}
                                                     look at the models and how they did
