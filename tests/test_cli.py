@@ -18,14 +18,15 @@ from ops.workers import as_environment
 from streams.settings import JobSettings
 
 JOB = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from payments import payments
 
 def run(pipeline, settings, *, worker, stop, on_ready, **rest):
     on_ready()
     Path(settings.home, f"worker-{{worker}}").write_text(f"{{os.getpid()}} {{settings.epoch_seconds}}")
-    while not stop.wait(0.02):
+    while not stop.is_set():  # a signal that sets the event must not find its lock taken, as in wait()
+        time.sleep(0.02)
         {during}
     Path(settings.home, f"worker-{{worker}}").write_text("left")
 
