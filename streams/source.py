@@ -6,6 +6,7 @@ A raw batch has `_key` and `_value` (binary), `_partition` int32, `_offset` int6
 
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -47,8 +48,9 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._snapshots = 0
         self._leave_after: int | None = None
 
+    @abstractmethod
     def poll(self) -> Polled | None:
-        raise NotImplementedError
+        """What came since the last poll; None if nothing did."""
 
     def next_batch(self) -> list[tuple[str, Polled]]:
         if self._stop.is_set() or (self._until_end and self._was_at_end):
