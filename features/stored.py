@@ -6,9 +6,12 @@ online store, all of a batch in one read. Two entities with the same 64-bit hash
 the chance that any two do is one in 37 million.
 """
 
+import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,19 @@ import pyarrow as pa
 
 from features.streaming import microseconds
 from kernels.hashing.cpu import hash_columns
-from kernels.table.cpu import find, grow, insert, new_table
+from kernels.table.cpu import find_due, grow, insert, new_table, take
+
+log = logging.getLogger(__name__)
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
+F32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Rows = list[tuple[Any, dict[str, Any] | None]]
 Fetch = Callable[[list[pa.Array]], Rows]
 
 READ_KEYS = 4096
+WARM_KEYS = 1024
 METRICS_FILES = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
 NUMBERS = ("INT32", "INT64", "FLOAT", "DOUBLE", "BOOL")
 
@@ -38,10 +45,11 @@ class StoredFeaturesError(ValueError):
 
 @dataclass(frozen=True)
 class StoredRead:
-    """columns: float32 by full feature name, null where missing or stale; flags: bool by name, true where it is so."""
+    """columns: float32 [n] by full feature name, NaN where null, missing or stale. flags: int64 [n], bit k: the k-th name of
+    `StoredFeatures.flags`."""
 
-    columns: dict[str, pa.Array]
-    flags: dict[str, Mask]
+    columns: dict[str, F32]
+    flags: I64
 
 
 @dataclass(frozen=True)
@@ -157,11 +165,30 @@ class StoredFeatures:
     ) -> None:
         store = open_store(repo)
         used = views(store, repo, service)
+        self._store = store
         self._clock = clock
         self._caches = [_Cache(view, _reader(store, repo, view), refresh_seconds, max_entities) for view in used]
         self.names: tuple[str, ...] = tuple(name for view in used for name in view.names)
         self.entities: frozenset[str] = frozenset(column for view in used for column in view.columns)
         self.flags: tuple[str, ...] = tuple(f"{flag}:{view.name}" for view in used for flag in ("missing", "stale", "future"))
+
+    def warm(self, seconds: float = 5.0) -> int:
+        """Reads the entities that the views' offline sources know into the cache, newest first; returns how many it holds.
+
+        It takes about `seconds` at most. What is not read by then, or cannot be listed, is read when it is first needed.
+        """
+        until = time.monotonic() + seconds
+        now = self._clock()
+        for cache in self._caches:
+            try:
+                known = _known_entities(self._store, cache.view)
+            except Exception as error:  # noqa: BLE001 - whatever an offline store raises, serving goes on
+                log.warning(
+                    "features/stored: the entities of view %s cannot be listed (%s): no warm start", cache.view.name, error
+                )
+                continue
+            cache.warm(known, until, now)
+        return sum(cache.entities for cache in self._caches)
 
     def read(self, batch: pa.RecordBatch, times_us: I64) -> StoredRead:
         """The features of the entities in a batch, at times int64 [n], microseconds since 1970-01-01 UTC.
@@ -169,9 +196,9 @@ class StoredFeatures:
         Raises StoredFeaturesError for a missing entity column or one of the wrong type, and what the store raises.
         """
         now = self._clock()
-        read = StoredRead({}, {})
-        for cache in self._caches:
-            cache.read(batch, times_us, now, read)
+        read = StoredRead({}, np.zeros(batch.num_rows, np.int64))
+        for place, cache in enumerate(self._caches):
+            cache.read(batch, times_us, now, read, 3 * place)
         return read
 
 
@@ -193,39 +220,40 @@ class _Cache:
         self._present = np.zeros(8, np.bool_)
         self._due = np.full(8, np.inf)
 
-    def read(self, batch: pa.RecordBatch, times_us: I64, now: float, into: StoredRead) -> None:
+    @property
+    def entities(self) -> int:
+        """How many entities it holds."""
+        return self._used - 1
+
+    def warm(self, known: pa.RecordBatch, until: float, now: float) -> None:
+        """Reads entities, a column for each of the view's, while there is time and room."""
+        known = known.slice(0, self._max_entities // 2)
+        for start in range(0, known.num_rows, WARM_KEYS):
+            if time.monotonic() > until:
+                return
+            self._rows(known.slice(start, WARM_KEYS), now)
+
+    def read(self, batch: pa.RecordBatch, times_us: I64, now: float, into: StoredRead, first_bit: int) -> None:
         """Adds this view's columns and flags."""
         view = self.view
         rows = self._rows(batch, now)
-        present, times = self._present[rows], self._times[rows]
-        stale = present & (times_us - times > view.ttl_us) if view.ttl_us else np.zeros(len(rows), np.bool_)
-        blank = stale.any()
-        for name, kept in zip(view.names, self._values, strict=True):
-            values = kept[rows]
-            if blank:
-                values[stale] = np.nan
-            into.columns[name] = pa.array(values, from_pandas=True)
-        into.flags[f"missing:{view.name}"] = ~present
-        into.flags[f"stale:{view.name}"] = stale
-        into.flags[f"future:{view.name}"] = present & (times > times_us)
+        values = np.empty((len(view.features), len(rows)), np.float32)
+        take(rows, times_us, self._values, self._times, self._present, view.ttl_us, first_bit, values, into.flags)
+        into.columns.update(zip(view.names, values, strict=True))
 
     def _rows(self, batch: pa.RecordBatch, now: float) -> npt.NDArray[np.int32]:
         """The row of each event's entity, read from the store where it is not there or due."""
         hashes = hash_columns(self._entity(batch))
         rows = np.empty(len(hashes), np.int32)
-        find(self._keys, self._slots, hashes, rows)
-        wanted = (rows < 0) | (self._due[rows] <= now)
-        if not wanted.any():
-            return rows
-        wanted &= hashes != 0
-        count = int(wanted.sum())
-        if self._used + count > self._max_entities:
-            self._clear()
-            wanted = hashes != 0
+        count = find_due(self._keys, self._slots, hashes, self._due, now, rows)
         if count:
+            wanted = (rows < 0) | (self._due[rows] <= now)
+            if self._used + count > self._max_entities:
+                self._clear()
+                wanted = hashes != 0
             self._load(batch, hashes, wanted, now)
-            find(self._keys, self._slots, hashes, rows)
-        return np.maximum(rows, 0, out=rows)
+            find_due(self._keys, self._slots, hashes, self._due, now, rows)
+        return rows
 
     def _entity(self, batch: pa.RecordBatch) -> list[pa.Array]:
         try:
@@ -294,6 +322,25 @@ def _reader(store: Any, repo: Path, view: View) -> Fetch:
             f"run feast -c {repo} apply, then feast -c {repo} materialize START END"
         ) from error
     return fetch
+
+
+def _known_entities(store: Any, view: View) -> pa.RecordBatch:
+    """The entities in a view's offline source, newest first, in columns named as the event's."""
+    source = view.table.batch_source
+    job = store.provider.offline_store.pull_latest_from_table_or_query(
+        config=store.config,
+        data_source=source,
+        join_key_columns=list(view.join_keys),
+        feature_name_columns=[],
+        timestamp_field=source.timestamp_field,
+        created_timestamp_column=source.created_timestamp_column or None,
+        start_date=datetime(1970, 1, 1, tzinfo=UTC),
+        end_date=datetime.now(UTC),
+    )
+    table = job.to_arrow().sort_by([(source.timestamp_field, "descending")])
+    keys = [table[name].combine_chunks() for name in view.join_keys]
+    keys = [key.cast(pa.string()) if pa.types.is_large_string(key.type) else key for key in keys]
+    return pa.RecordBatch.from_arrays(keys, list(view.columns))
 
 
 def historical(repo: Path, service: str, entities: pa.Table, time_column: str) -> pa.Table:

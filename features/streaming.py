@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.expressions import compile_expression, mask
-from features.spec import Aggregate, Last, Streaming, Window, seconds, tile_seconds
+from features.spec import Last, Streaming, Window, seconds, tile_seconds
 from kernels.hashing.cpu import hash_column
 from kernels.table import cpu as table
 from kernels.windows import cpu as windows
 
 Dump = dict[str, Any]
-STATE_VERSION = 1
+STATE_VERSION = 2
 MICROSECONDS = 1_000_000
-READ = ("count", "sum", "min", "max")  # the columns that kernels/windows reads out
+READ, UPDATES = np.uint32(1), 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Cut(NamedTuple):
     @property
     def reads(self) -> npt.NDArray[np.bool_]:
         """bool [n]: which rows read."""
-        return (self.bits & 1).astype(np.bool_)
+        return (self.bits & READ).astype(np.bool_)
 
 
 def joined(cuts: Sequence[Cut]) -> Cut:
@@ -91,6 +91,7 @@ class Cutter:
         self._time = time
         self._ties = ties
         self._wheres = []
+        self._values = [(j, name) for j, feature in enumerate(group.features) for name in feature.values]
         for feature in group.features:
             for name in (feature.entity, *feature.values):
                 if name not in columns.names:
@@ -104,19 +105,25 @@ class Cutter:
 
     def __call__(self, batch: pa.RecordBatch, reads: npt.NDArray[np.bool_]) -> Cut:
         """batch: m decoded rows; reads: bool [m], the rows that will read the group's features."""
-        hashes = hash_column(batch[self.group.entity])
+        hashes = hash_column(batch.column(self.group.entity))
         bits = reads.astype(np.uint32)
+        updates = []
         for j, where in enumerate(self._wheres):
-            bits |= mask(where, batch).astype(np.uint32) << (j + 1)
+            fires = mask(where, batch)
+            updates.append(bool(fires.any()))
+            if updates[-1]:
+                bits |= fires.astype(np.uint32) << (j + 1)
         rows = np.flatnonzero((bits != 0) & (hashes != 0))
-        values = [floats(batch[name])[rows] for feature in self.group.features for name in feature.values]
+        values = np.empty((len(self._values), len(rows)))
+        for k, (j, name) in enumerate(self._values):
+            values[k] = floats(batch.column(name))[rows] if updates[j] else np.nan
         return Cut(
-            (np.cumsum(reads) - 1)[rows].astype(np.int32),
+            (np.cumsum(reads, dtype=np.int32) - 1)[rows],
             hashes[rows],
-            microseconds(batch[self._time])[rows],
+            microseconds(batch.column(self._time))[rows],
             bits[rows],
-            np.array(values).reshape(len(values), len(rows)),
-            np.array([_ranks(batch[name])[rows] for name in self._ties], np.int64).reshape(len(self._ties), len(rows)),
+            values,
+            np.array([_ranks(batch.column(name))[rows] for name in self._ties], np.int64).reshape(len(self._ties), len(rows)),
         )
 
 
@@ -144,10 +151,13 @@ def floats(column: pa.Array) -> npt.NDArray[np.float64]:
 
 
 class State:
-    """What one shard knows of one group: a table from entity to slot, and arrays by slot."""
+    """What a worker knows of one group: a table from entity to slot, and arrays by slot.
 
-    def __init__(self, group: Group, dump: Dump | None = None) -> None:
-        """Raises ValueError for a dump of another version or of other features."""
+    It may hold several shards at once; what is dumped and loaded is one shard, the entities whose hash is that number
+    modulo the number of shards.
+    """
+
+    def __init__(self, group: Group) -> None:
         self._group = group
         self.late = 0
         self._used = 0
@@ -156,66 +166,55 @@ class State:
         self._arrays: dict[str, npt.NDArray[Any]] = {
             name: np.empty((0, *shape), kind) for name, (shape, kind, _) in self._layout().items()
         }
-        if dump is not None:
-            self._load(dump)
 
     def update(self, cut: Cut) -> npt.NDArray[np.float64]:
         """Feeds a cut; returns the group's features [f, rows that read], NaN where there is no value."""
-        slots = self._slots(cut)
-        reads = cut.reads
-        count = int(np.count_nonzero(reads))
-        out = np.empty((len(self._group.names), count))
+        _, hashes, times, bits, values, _ = cut
+        slots = self._slots(hashes, bits)
+        out = np.empty((len(self._group.names), int(np.count_nonzero(bits & READ))))
         for j, (span, rows, inputs, aggs, state) in enumerate(self._plan):
-            updates = (cut.bits >> (j + 1) & 1).astype(np.bool_)
             arrays = [self._arrays[name] for name in state]
-            if aggs:
-                read = np.empty((count, 4))
-                self.late += windows.window(slots, cut.time, cut.values[inputs.start], updates, reads, span, *arrays, read)
-                for row, name in enumerate(aggs, rows.start):
-                    _aggregate(read, name, out[row])
+            if aggs is not None:
+                self.late += windows.window(slots, times, values[inputs.start], bits, j, span, *arrays, aggs, out[rows])
             else:
-                windows.last(slots, cut.time, cut.values[inputs], updates, reads, span, *arrays, out[rows])
+                windows.last(slots, times, values[inputs], bits, j, span, *arrays, out[rows])
         return out
 
-    def dump(self) -> Dump:
-        """The state as plain data: a versioned dict of (dtype, shape, bytes)."""
+    def dump(self, shard: int = 0, shards: int = 1) -> Dump:
+        """One shard of the state as plain data: a versioned dict of (dtype, shape, bytes)."""
         keys = np.zeros(self._used, np.uint64)
         filled = self._table[0] != 0
         keys[self._table[1][filled]] = self._table[0][filled]
-        arrays = {"keys": keys} | {name: array[: self._used] for name, array in self._arrays.items()}
+        here = np.flatnonzero(keys % np.uint64(shards) == shard)
+        arrays = {"keys": keys[here]} | {name: array[here] for name, array in self._arrays.items()}
         return {
             "version": STATE_VERSION,
             "features": [repr(feature) for feature in self._group.features],
-            "late": self.late,
             "arrays": {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         }
 
-    def _load(self, dump: Dump) -> None:
+    def load(self, dump: Dump) -> None:
+        """Adds a shard. Raises ValueError for a dump of another version or of other features."""
         features = [repr(feature) for feature in self._group.features]
         if dump["version"] != STATE_VERSION:
             raise ValueError(f"state of {self._group.entity}: expected version {STATE_VERSION}, got {dump['version']}")
         if dump["features"] != features:
             raise ValueError(f"state of {self._group.entity}: expected the features {features}, got {dump['features']}")
-        arrays = {name: np.frombuffer(data, kind).reshape(shape).copy() for name, (kind, shape, data) in dump["arrays"].items()}
-        self.late = dump["late"]
-        self._insert(arrays.pop("keys"))
+        arrays = {name: np.frombuffer(data, kind).reshape(shape) for name, (kind, shape, data) in dump["arrays"].items()}
+        keys = arrays.pop("keys")
+        slots = self._slots(keys, np.full(len(keys), UPDATES, np.uint32))
         for name, array in arrays.items():
-            self._arrays[name][: len(array)] = array
+            self._arrays[name][slots] = array
 
-    def _slots(self, cut: Cut) -> npt.NDArray[np.int32]:
+    def _slots(self, hashes: npt.NDArray[np.uint64], bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
         """The slot of each entity [n]; those that update get one if they have none, those that only read do not (-1)."""
-        out = np.empty(len(cut.hash), np.int32)
-        table.find(*self._table, cut.hash, out)
-        new = cut.hash[(out < 0) & (cut.bits > 1)]
-        if len(new):
-            self._insert(new)
-            table.find(*self._table, cut.hash, out)
-        return out
-
-    def _insert(self, hashes: npt.NDArray[np.uint64]) -> None:
+        out = np.empty(len(hashes), np.int32)
         self._table = table.grow(*self._table, self._used + len(hashes))
-        self._used = table.insert(*self._table, hashes, np.empty(len(hashes), np.int32), self._used)
-        self._grow()
+        used = table.find_or_insert(*self._table, hashes, bits, out, self._used)
+        if used > self._used:
+            self._used = used
+            self._grow()
+        return out
 
     def _grow(self) -> None:
         for name, (shape, kind, fill) in self._layout().items():
@@ -242,26 +241,20 @@ class State:
         return layout
 
 
-def _plan(group: Group) -> list[tuple[int, slice, slice, tuple[Aggregate, ...], list[str]]]:
-    """For each feature: its tile or age in microseconds, its rows of the output, its values of the cut, its aggregates
-    (none: last values), and the names of its arrays in the kernels' order."""
+def _plan(group: Group) -> list[tuple[int, slice, slice, npt.NDArray[np.int8] | None, list[str]]]:
+    """For each feature: its tile or age in microseconds, its rows of the output, its values of the cut, its aggregates by
+    their place in the kernel's list (None: last values), and the names of its arrays in the kernels' order."""
     plan = []
     row = value = 0
     for j, feature in enumerate(group.features):
         rows, inputs = slice(row, row + len(feature.names)), slice(value, value + len(feature.values))
+        aggs: npt.NDArray[np.int8] | None = None
         if isinstance(feature, Window):
-            span, aggs = tile_seconds(seconds(feature.over)), feature.aggs
+            span = tile_seconds(seconds(feature.over))
+            aggs = np.array([windows.AGGREGATES.index(name) for name in feature.aggs], np.int8)
             state = [f"{j}.{name}" for name in ("newest", "ids", "count", "total", "low", "high")]
         else:
-            span, aggs, state = seconds(feature.within), (), [f"{j}.seen_at", f"{j}.seen"]
+            span, state = seconds(feature.within), [f"{j}.seen_at", f"{j}.seen"]
         plan.append((span * MICROSECONDS, rows, inputs, aggs, state))
         row, value = rows.stop, inputs.stop
     return plan
-
-
-def _aggregate(read: npt.NDArray[np.float64], name: Aggregate, out: npt.NDArray[np.float64]) -> None:
-    if name == "mean":
-        out[:] = np.nan
-        np.divide(read[:, 1], read[:, 0], out=out, where=read[:, 0] > 0)
-    else:
-        out[:] = read[:, READ.index(name)]

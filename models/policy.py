@@ -1,9 +1,11 @@
 """From scores to decisions: bands of the score, and ordered rules over features that come before them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,7 @@ from features.expressions import BOOL, Expression, compile_expression, mask
 
 SCORE = "score"
 NO_SCORE = "no_score"
+NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,71 @@ class Rule:
     decide: str
 
 
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A column of codes int [n] into a list of values; from batch to batch the list may grow at its end."""
+
+    values: Sequence[Any]
+    codes: npt.NDArray[Any]
+
+    def to_pylist(self) -> list[Any]:
+        """The value of each row."""
+        return [self.values[code] for code in self.codes.tolist()]
+
+    def counts(self) -> list[tuple[Any, int]]:
+        """The values that are there, and in how many rows."""
+        counts = np.bincount(self.codes, minlength=len(self.values))
+        return [(self.values[code], int(counts[code])) for code in np.flatnonzero(counts).tolist()]
+
+
+class Combinations:
+    """Lists of names for combinations of bits, made when a combination is first seen.
+
+    lists[k] is what `spell` returns for the k-th combination; those of 0 up to `first` are there from the start, in order.
+    """
+
+    def __init__(self, spell: Callable[[int], list[str]], first: int) -> None:
+        self._spell = spell
+        self._first = first
+        self._codes = {bits: bits for bits in range(first)}
+        self.lists = [spell(bits) for bits in range(first)]
+
+    def __call__(self, bits: npt.NDArray[np.int64]) -> Coded:
+        """The lists of bits int64 [n]."""
+        if len(bits) == 0 or bits.max() < self._first:
+            return Coded(self.lists, bits)
+        found, places = np.unique(bits, return_inverse=True)
+        for value in found.tolist():
+            if value not in self._codes:
+                self._codes[value] = len(self.lists)
+                self.lists.append(self._spell(value))
+        return Coded(self.lists, np.array([self._codes[value] for value in found.tolist()])[places])
+
+
 @dataclass(frozen=True)
 class Decided:
-    """What was decided of n rows: decision dictionary<int8, string> [n], reasons list<string> [n], both without nulls."""
+    """What was decided of n rows: decision, a text each; reasons, a list of texts each."""
 
-    decision: pa.DictionaryArray
-    reasons: pa.ListArray
+    decision: Coded
+    reasons: Coded
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns by name: numbers [n] that are not in the batch (NaN for null) before those that are."""
+
+    batch: pa.RecordBatch
+    numbers: Mapping[str, npt.NDArray[Any]]
+
+    def column(self, name: str) -> "pa.Array | npt.NDArray[Any]":
+        found = self.numbers.get(name)
+        return self.batch.column(name) if found is None else found
+
+    def whole(self, names: Iterable[str]) -> pa.RecordBatch:
+        """These as a record batch."""
+        made = {name: self.column(name) for name in names}
+        arrays = [pa.array(one, from_pandas=True) if isinstance(one, np.ndarray) else one for one in made.values()]
+        return pa.RecordBatch.from_arrays(arrays, list(made))
 
 
 @dataclass(frozen=True, init=False)
@@ -103,43 +165,45 @@ class Policy:
 
     def __init__(self, bands: Bands, conditions: Sequence[Expression]) -> None:
         self.bands = bands
-        self._conditions = tuple(conditions)
-        self._reads_score = any(SCORE in condition.names for condition in conditions)
+        self.conditions = tuple(conditions)
         self._thresholds = np.array([value for _, value in reversed(bands.bands)], np.float32)
-        self._decisions = pa.array(bands.decisions, pa.string())
         code = {name: k for k, name in enumerate(bands.decisions)}
         names = [bands.otherwise, *(name for name, _ in reversed(bands.bands)), bands.fallback]
+        self._names = bands.decisions
         self._by_band = np.array([code[name] for name in names], np.int8)
         self._by_rule = np.array([code[rule.decide] for rule in bands.rules], np.int8)
         lowest = bands.bands[-1][1]
-        said = [f"score<{lowest:g}", *(f"score>={value:g}" for _, value in reversed(bands.bands)), NO_SCORE]
-        self._band_codes = said
-        self._band_reasons = pa.array([[text] for text in said], pa.list_(pa.string()))
+        self._said = [f"score<{lowest:g}", *(f"score>={value:g}" for _, value in reversed(bands.bands)), NO_SCORE]
+        self._reasons = Combinations(self._spell, len(self._said))
 
-    def __call__(self, batch: pa.RecordBatch, scores: npt.NDArray[np.float32]) -> Decided:
+    def __call__(
+        self, batch: pa.RecordBatch, scores: npt.NDArray[np.float32], computed: Mapping[str, npt.NDArray[Any]] = NOTHING
+    ) -> Decided:
+        """computed: further columns that the rules may read, float [n] by name, NaN for null."""
         band = np.searchsorted(self._thresholds, scores, side="right")
         missing = np.isnan(scores)
-        band[missing] = len(self._thresholds) + 1
+        if missing.any():
+            band[missing] = len(self._thresholds) + 1
         decided = self._by_band[band]
-        bits = np.zeros(len(scores), np.int64)
-        seen = batch
-        if self._reads_score:
-            seen = batch.append_column(SCORE, pa.array(scores, pa.float32(), mask=missing))
-        for k in range(len(self._conditions) - 1, -1, -1):
-            fired = mask(self._conditions[k], seen)
-            if fired.any():
-                decided[fired] = self._by_rule[k]
-                bits |= fired.astype(np.int64) << k
-        decision = pa.DictionaryArray.from_arrays(pa.array(decided), self._decisions)
-        return Decided(decision, self._reasons(band, bits))
+        reasons = band
+        if self.conditions:
+            seen = Columns(batch, {SCORE: scores, **computed} if self._reads_score else computed)
+            for k in range(len(self.conditions) - 1, -1, -1):
+                fired = self._fired(self.conditions[k], seen)
+                if fired.any():
+                    decided[fired] = self._by_rule[k]
+                    reasons = reasons + (fired.astype(np.int64) << k) * len(self._said)
+        return Decided(Coded(self._names, decided), self._reasons(reasons))
 
-    def _reasons(self, band: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> pa.ListArray:
-        if not bits.any():
-            return self._band_reasons.take(pa.array(band))
-        codes = [rule.code for rule in self.bands.rules]
-        combined = pa.array(bits * len(self._band_codes) + band).dictionary_encode()
-        lists = []
-        for value in combined.dictionary.to_pylist():
-            fired, which = divmod(value, len(self._band_codes))
-            lists.append([*(code for k, code in enumerate(codes) if fired >> k & 1), self._band_codes[which]])
-        return pa.array(lists, pa.list_(pa.string())).take(combined.indices)
+    @cached_property
+    def _reads_score(self) -> bool:
+        return any(SCORE in condition.names for condition in self.conditions)
+
+    def _fired(self, condition: Expression, seen: Columns) -> npt.NDArray[np.bool_]:
+        quick = condition.quick(seen) if condition.quick is not None else None
+        return mask(condition, seen.whole(sorted(condition.names))) if quick is None else quick
+
+    def _spell(self, reasons: int) -> list[str]:
+        """Reasons as a number: the bits of the rules that hold, times the number of bands, plus the band."""
+        fired, band = divmod(reasons, len(self._said))
+        return [*(rule.code for k, rule in enumerate(self.bands.rules) if fired >> k & 1), self._said[band]]

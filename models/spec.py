@@ -2,19 +2,23 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from kernels.hashing.cpu import hash_column
+from kernels.table.cpu import find, insert, new_table
 
 FORMAT = 1
+NOTHING: Mapping[str, Any] = {}
 FILE = "model.json"
+Lookup: TypeAlias = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,9 @@ class ModelSpec:
         return tuple(each.name for each in self.inputs)
 
     @cached_property
-    def lookups(self) -> dict[str, pc.SetLookupOptions]:
-        """The vocabulary of each category, as Arrow looks it up."""
-        return {
-            each.name: pc.SetLookupOptions(pa.array(each.vocabulary, pa.string()), skip_nulls=True)
-            for each in self.inputs
-            if each.kind == "category"
-        }
+    def lookups(self) -> dict[str, Lookup]:
+        """The vocabulary of each category, as a table from the hash of a value to its place."""
+        return {each.name: _lookup(each.vocabulary) for each in self.inputs if each.kind == "category"}
 
     def write(self, folder: Path) -> None:
         """Writes model.json."""
@@ -108,13 +108,16 @@ def _input(item: Any) -> Input:
 
 
 def assemble(
-    batch: pa.RecordBatch, spec: ModelSpec, out: npt.NDArray[np.float32] | None = None
+    batch: pa.RecordBatch,
+    spec: ModelSpec,
+    out: npt.NDArray[np.float32] | None = None,
+    computed: Mapping[str, npt.NDArray[Any]] = NOTHING,
 ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.bool_]]]:
     """The model's matrix float32 [n, K] of a batch's n rows, and for each category a mask bool [n] of values it does not know.
 
     Numbers: NaN for null. Categories: the place in the vocabulary plus 1, and 0 for null and for unknown values; null is not in
-    the mask. out: float32 [n, K] to write into, returned as the matrix. Raises ValueError, naming the input, for a column that
-    is not there or of another kind.
+    the mask. out: float32 [n, K] to write into, returned as the matrix. computed: numbers [n] by name, NaN for null, before the
+    batch's columns. Raises ValueError, naming the input, for a column that is not there or of another kind.
     """
     n = batch.num_rows
     matrix = np.empty((n, len(spec.inputs)), np.float32) if out is None else out
@@ -123,6 +126,9 @@ def assemble(
     unknown: dict[str, npt.NDArray[np.bool_]] = {}
     schema = batch.schema
     for k, each in enumerate(spec.inputs):
+        if each.kind == "number" and (values := computed.get(each.name)) is not None:
+            matrix[:, k] = values
+            continue
         place = schema.get_field_index(each.name)
         if place < 0:
             raise ValueError(f"model {spec.name}: input {each.name}: expected a column of this name, got none in the batch")
@@ -139,7 +145,10 @@ def assemble(
     return matrix, unknown
 
 
-INDEX_IN = pc.get_function("index_in")
+def _lookup(vocabulary: Sequence[str]) -> Lookup:
+    keys, slots = new_table(len(vocabulary))
+    insert(keys, slots, hash_column(pa.array(vocabulary, pa.string())), np.empty(len(vocabulary), np.int32), 0)
+    return keys, slots
 
 
 def _numbers(column: pa.Array) -> npt.NDArray[Any]:
@@ -151,21 +160,22 @@ def _numbers(column: pa.Array) -> npt.NDArray[Any]:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _codes(column: pa.Array, lookup: pc.SetLookupOptions) -> npt.NDArray[np.int64]:
-    """Codes int [n], 0 for null and for what is not in the vocabulary."""
+def _codes(column: pa.Array, lookup: Lookup) -> npt.NDArray[np.int32]:
+    """Codes int32 [n], 0 for null and for what is not in the vocabulary."""
     if isinstance(column, pa.DictionaryArray):
         by_code = np.append(_codes(column.dictionary, lookup), 0)
         return by_code[column.indices.fill_null(len(by_code) - 1).to_numpy()]
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise TypeError
-    found = INDEX_IN.call([column], lookup)
-    if found.null_count == 0:
-        return found.to_numpy().astype(np.int64) + 1
-    places = found.to_numpy(zero_copy_only=False)
-    return np.where(np.isnan(places), 0, places + 1).astype(np.int64)
+    if pa.types.is_large_string(column.type):
+        column = column.cast(pa.string())
+    codes = np.empty(len(column), np.int32)
+    find(*lookup, hash_column(column), codes)
+    codes += 1
+    return codes
 
 
-def _unknown(column: pa.Array, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+def _unknown(column: pa.Array, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
     missing = codes == 0
     return missing & column.is_valid().to_numpy(zero_copy_only=False) if column.null_count else missing
 

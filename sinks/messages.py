@@ -1,13 +1,12 @@
 """The messages a job writes, the protocol of what takes them, and their encoders. docs/asyncapi.yaml describes the JSON.
 
-The encoders work on whole columns: each column becomes fragments of JSON text, and all fragments of a row are joined in one
-Arrow call. A column that is the same in every row becomes part of the constant text between the others.
+The encoders work on whole columns: each becomes pieces of JSON text, constant or per row, and a kernel writes all rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Protocol, TypeAlias
+from functools import cache
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +15,16 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-TEXT = pa.string()
-EPOCH = datetime(1970, 1, 1)
-YEAR_1 = -62_135_596_800_000_000
-YEAR_10000 = 253_402_300_800_000_000
-TIME_WIDTH = len("2013-01-01 10:15:00.000000")
+from kernels.json_rows.cpu import YEAR_1, YEAR_10000, Part, Words, Writer
+from models.policy import Coded
 
-Piece: TypeAlias = "pa.Array | str"
+TEXT = pa.string()
+LAYOUTS = 64
+INTEGER: Part = ("integer",)
+TIME: Part = ("time",)
+FLOAT: Part = ("float",)
+PLAIN: Part = ("plain",)
+QUOTED: Part = ("quoted",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +67,123 @@ class Sink(Protocol):
         """Lets go of connections; called once when the job ends, also after a failure. Confirms nothing, raises nothing."""
 
 
-def encode_decisions(batch: pa.RecordBatch, topic: str, features: Sequence[str] = ()) -> Messages:
+Column: TypeAlias = "pa.Array | npt.NDArray[Any] | Coded | str | int"
+"""A column [n]: an Arrow array, int64, datetime64[us] (UTC), codes of values that JSON has, or one text or number for all."""
+
+DECISION = (
+    "decision_id", "event_id", "decision", "score", "reasons", "model", "model_version", "flags", "event_time", "decided_at",
+    "schema_version",
+)  # fmt: skip
+DEAD = ("code", "reason", "topic", "partition", "offset", "key_base64", "value_base64", "size", "sha256", "truncated")
+DRIFT = ("pipeline", "window_start", "window_end", "feature", "statistic", "value", "threshold", "alarmed", "rows")
+
+
+class Encoder:
+    """Writes columns as JSON objects, and remembers the layouts it has met: keep one where batches are small and many."""
+
+    def __init__(self) -> None:
+        self._writers: dict[tuple[Any, ...], Writer] = {}
+        self._words: dict[int, tuple[Sequence[Any], Words]] = {}
+
+    def objects(
+        self, fields: Iterable[tuple[str, Column]], n: int, inner: Iterable[tuple[str, Column]] | None = None
+    ) -> list[bytes]:
+        """n objects with these fields, and, where `inner` is given, those as an object "features" at the end.
+
+        Raises TypeError for a type that has no form here, ValueError for a time outside the years 1 to 9999.
+        """
+        parts: list[Part] = []
+        columns: list[Any] = []
+        for name, column in fields:
+            parts.append(_label(name))
+            parts += self._parts(name, column, columns)
+        if inner is not None:
+            parts.append(',"features":{')
+            for k, (name, column) in enumerate(inner):
+                parts += [_label(name)[0 if k else 1 :], *self._parts(name, column, columns)]
+            parts.append("}")
+        layout = tuple(parts)
+        writer = self._writers.get(layout)
+        if writer is None:
+            if len(self._writers) >= LAYOUTS:
+                self._writers.clear()
+            writer = self._writers[layout] = Writer(["{", str(parts[0])[1:], *parts[1:], "}"])
+        return writer.rows(columns, n)
+
+    def _parts(self, name: str, column: Column, columns: list[Any]) -> list[Part]:
+        """How a column is written; what changes from row to row is added to `columns`."""
+        if isinstance(column, str | int):
+            return [_text(column)]
+        if isinstance(column, Coded):
+            columns.append(column.codes)
+            return [self._coded(column.values)]
+        if isinstance(column, np.ndarray):
+            columns.append(column.view(np.int64))
+            return [TIME if column.dtype.kind == "M" else INTEGER]
+        kind = column.type
+        if pa.types.is_dictionary(kind):
+            return self._parts(name, column.dictionary_decode(), columns)
+        if pa.types.is_string(kind) and column.null_count == 0:
+            columns.append(column)
+            return [QUOTED]
+        if pa.types.is_integer(kind) and column.null_count == 0:
+            columns.append(column.to_numpy())
+            return [INTEGER]
+        if pa.types.is_timestamp(kind):
+            return self._times(name, column, columns)
+        if pa.types.is_list(kind):
+            columns.append(_listed(column))
+            return ["[", PLAIN, "]"]
+        if pa.types.is_string(kind):
+            columns.append(_nullable(_quoted(column)))
+        elif kind == pa.float32():
+            columns.append(column.to_numpy(zero_copy_only=False))
+            return [FLOAT]
+        elif pa.types.is_floating(kind):
+            columns.append(_floats(column))
+        elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+            columns.append(_nullable(column.cast(TEXT)))
+        else:
+            raise TypeError(f"sink/encode: expected a column of text, numbers, times or lists of text, got {kind} at {name}")
+        return [PLAIN]
+
+    def _coded(self, values: Sequence[Any]) -> Words:
+        """The values as JSON, those added since the last call too."""
+        _, words = self._words.setdefault(id(values), (values, Words()))
+        if len(words.texts) < len(values):
+            words.texts += [_text(value) for value in values[len(words.texts) :]]
+        return words
+
+    def _times(self, name: str, column: pa.Array, columns: list[Any]) -> list[Part]:
+        """RFC 3339 in UTC with microseconds, from timestamps in microseconds."""
+        if column.type.unit != "us":
+            raise TypeError(f"sink/encode: expected times in microseconds, got {column.type} at {name}")
+        known = column if column.null_count == 0 else column.drop_null()
+        values = known.view(pa.int64()).to_numpy()
+        if len(values) and not YEAR_1 <= values.min() <= values.max() < YEAR_10000:
+            raise ValueError(f"sink/encode: expected a time in the years 1 to 9999, got another at {name}")
+        if column.null_count == 0:
+            columns.append(values)
+            return [TIME]
+        text = np.full(len(column), None, object)
+        text[column.is_valid().to_numpy(zero_copy_only=False)] = Writer([TIME]).texts([values], len(values)).to_pylist()
+        columns.append(_nullable(pa.array(text, TEXT)))
+        return [PLAIN]
+
+
+def encode_decisions(
+    columns: "Mapping[str, Column] | pa.RecordBatch", topic: str, features: Sequence[str] = (), encoder: Encoder | None = None
+) -> Messages:
     """Decisions as JSON, one message per row, with the event's own key.
 
-    batch: _key binary; decision_id string; event_id int64 or string; decision, model string or dictionary; score float
-    (null or NaN: null); reasons, flags list<string>; model_version, schema_version int; event_time, decided_at
-    timestamp[us, UTC]. `features` names columns that are written as an object "features", null where missing.
+    columns: _key, an Arrow array of binary; decision_id, decision, model text; event_id int64 or text; score an Arrow array
+    of floats (null or NaN: null); reasons, flags lists of text; model_version, schema_version int; event_time, decided_at
+    times in microseconds. `features` names columns that are written as an object "features", null where missing.
     """
-    fields: list[Piece] = []
-    for name in ("decision_id", "event_id", "decision", "score", "reasons", "model", "model_version", "flags"):
-        fields += _field(name, batch[name])
-    for name in ("event_time", "decided_at", "schema_version"):
-        fields += _field(name, batch[name])
-    if features:
-        fields += [',"features":{', *_without_comma([piece for name in features for piece in _field(name, batch[name])]), "}"]
-    return Messages(topic, batch["_key"].to_pylist(), _objects(fields, batch.num_rows))
+    keys = columns["_key"].to_pylist()  # type: ignore[union-attr]
+    fields = [(name, columns[name]) for name in DECISION]
+    inner = [(name, columns[name]) for name in features] if features else None
+    return Messages(topic, keys, (encoder or Encoder()).objects(fields, len(keys), inner))
 
 
 def encode_dead(batch: pa.RecordBatch, topic: str, source_topic: str) -> Messages:
@@ -89,19 +193,17 @@ def encode_dead(batch: pa.RecordBatch, topic: str, source_topic: str) -> Message
     value); size int64, how many there were; _partition, _offset, the position in `source_topic`.
     """
     value = batch["value"]
-    fields = [
-        *_field("code", batch["code"]),
-        *_field("reason", batch["reason"]),
-        f',"topic":{orjson.dumps(source_topic).decode()}',
-        *_field("partition", batch["_partition"]),
-        *_field("offset", batch["_offset"]),
-        *_field("key_base64", _base64(batch["_key"])),
-        *_field("value_base64", _base64(value)),
-        *_field("size", batch["size"]),
-        *_field("sha256", batch["sha256"]),
-        *_field("truncated", pc.less(pc.fill_null(pc.binary_length(value), 0), batch["size"])),
-    ]
-    return Messages(topic, batch["_key"].to_pylist(), _objects(fields, batch.num_rows))
+    columns: dict[str, Column] = {
+        **{name: batch[name] for name in ("code", "reason", "size", "sha256")},
+        "topic": source_topic,
+        "partition": batch["_partition"],
+        "offset": batch["_offset"],
+        "key_base64": _base64(batch["_key"]),
+        "value_base64": _base64(value),
+        "truncated": pc.less(pc.fill_null(pc.binary_length(value), 0), batch["size"]),
+    }
+    values = Encoder().objects([(name, columns[name]) for name in DEAD], batch.num_rows)
+    return Messages(topic, batch["_key"].to_pylist(), values)
 
 
 def encode_drift(batch: pa.RecordBatch, topic: str) -> Messages:
@@ -110,137 +212,41 @@ def encode_drift(batch: pa.RecordBatch, topic: str) -> Messages:
     batch: pipeline, statistic string; feature string or null; window_start, window_end timestamp[us, UTC]; value, threshold
     float64 (null or NaN: null); alarmed bool; rows int64.
     """
-    fields: list[Piece] = []
-    for name in ("pipeline", "window_start", "window_end", "feature", "statistic", "value", "threshold", "alarmed", "rows"):
-        fields += _field(name, batch[name])
-    return Messages(topic, batch["feature"].cast(pa.binary()).to_pylist(), _objects(fields, batch.num_rows))
+    values = Encoder().objects([(name, batch[name]) for name in DRIFT], batch.num_rows)
+    return Messages(topic, batch["feature"].cast(pa.binary()).to_pylist(), values)
 
 
-def _field(name: str, column: pa.Array) -> list[Piece]:
-    return [f",{orjson.dumps(name).decode()}:", *_json(name, column)]
+@cache
+def _label(name: str) -> str:
+    return f",{_text(name)}:"
 
 
-def _without_comma(pieces: list[Piece]) -> list[Piece]:
-    return [str(pieces[0])[1:], *pieces[1:]]
+def _text(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
-def _objects(pieces: list[Piece], rows: int) -> list[bytes]:
-    """One JSON object per row; each piece is one text for all rows or one per row, and the first begins with a comma."""
-    joined: list[Piece] = ["{"]
-    for piece in [*_without_comma(pieces), "}"]:
-        if isinstance(piece, str) and isinstance(joined[-1], str):
-            joined[-1] += piece
-        else:
-            joined.append(piece)
-    if len(joined) == 1:
-        return [str(joined[0]).encode()] * rows
-    if rows == 1:
-        return ["".join(piece if isinstance(piece, str) else piece[0].as_py() for piece in joined).encode()]
-    values: list[bytes] = pc.binary_join_element_wise(*joined, "").cast(pa.binary()).to_pylist()
-    return values
-
-
-def _json(name: str, column: pa.Array) -> list[Piece]:
-    """A column as JSON text, null for nulls. Raises TypeError for a type that has no form here."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        words = [orjson.dumps(word).decode() for word in column.dictionary.to_pylist()]
-        if _constant(column.indices):
-            return [words[column.indices[0].as_py()]]
-        return [_nullable(pa.array(words, TEXT).take(column.indices))]
-    if len(column) == 1 and (pa.types.is_string(kind) or pa.types.is_list(kind)):
-        only = column[0].as_py()
-        return [orjson.dumps([] if only is None and pa.types.is_list(kind) else only).decode()]
-    if pa.types.is_string(kind):
-        return ['"', _escaped(column), '"'] if column.null_count == 0 else [_nullable(_quoted(column))]
-    if pa.types.is_list(kind):
-        return ["[", *_listed(column), "]"]
-    if pa.types.is_floating(kind):
-        return _floats(column)
-    if pa.types.is_integer(kind):
-        return [str(column[0])] if _constant(column) else [_nullable(column.cast(TEXT))]
-    if pa.types.is_boolean(kind):
-        return [_nullable(column.cast(TEXT))]
-    if pa.types.is_timestamp(kind):
-        return _times(name, column)
-    raise TypeError(f"sink/encode: expected a column of text, numbers, times or lists of text, got {kind} at {name}")
-
-
-def _constant(column: pa.Array) -> bool:
-    """Whether the values of a column of whole bytes are all the same; never for a column that is empty or has nulls."""
-    if len(column) == 0 or column.null_count:
-        return False
-    width = column.type.bit_width // 8
-    values = np.frombuffer(column.buffers()[1], f"i{width}", len(column), column.offset * width)
-    return bool(values[0] == values[-1] and (values == values[0]).all())
-
-
-def _floats(column: pa.Array) -> list[Piece]:
+def _floats(column: pa.Array) -> pa.Array:
+    """The shortest text that reads back the same."""
     finite = np.isfinite(column.to_numpy(zero_copy_only=False))
     if not finite.all():
         column = pc.if_else(pa.array(finite), column, pa.scalar(None, column.type))
-    return [_nullable(column.cast(TEXT))]
+    return _nullable(column.cast(TEXT))
 
 
-def _times(name: str, column: pa.Array) -> list[Piece]:
-    """RFC 3339 in UTC with microseconds, from timestamps in microseconds. Raises ValueError for a year past 9999."""
-    if column.type.unit != "us":
-        raise TypeError(f"sink/encode: expected times in microseconds, got {column.type} at {name}")
-    if _constant(column):
-        microseconds = column[0].value
-        if not YEAR_1 <= microseconds < YEAR_10000:
-            raise ValueError(f"sink/encode: expected a time in the years 1 to 9999, got {microseconds} µs at {name}")
-        return [f'"{(EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")}Z"']
-    text = column.view(pa.timestamp("us")).cast(TEXT)
-    bitmap, offsets, data = text.buffers()
-    used = np.frombuffer(offsets, np.int32, len(column) + 1)[-1] if len(column) else 0
-    characters = np.frombuffer(data, np.uint8, used).copy() if used else np.empty(0, np.uint8)
-    if used != TIME_WIDTH * (len(column) - column.null_count):
-        raise ValueError(f"sink/encode: expected a time in the years 1 to 9999, got another at {name}")
-    characters[10::TIME_WIDTH] = ord("T")
-    text = pa.Array.from_buffers(TEXT, len(column), [bitmap, offsets, pa.py_buffer(characters)])
-    if column.null_count:
-        return [_nullable(pc.binary_join_element_wise('"', text, 'Z"', ""))]
-    return ['"', text, 'Z"']
-
-
-def _listed(column: pa.Array) -> list[Piece]:
+def _listed(column: pa.Array) -> pa.Array:
     """Each list's items quoted and joined by commas; a null list is an empty one."""
-    starts = column.offsets
-    ends = starts.to_numpy()
-    if ends[0] == ends[-1]:
-        return [""]
-    if column.null_count == 0 and (ends[1:] > ends[:-1]).all():
-        items = _escaped(column.values.slice(ends[0], ends[-1] - ends[0]))
-        return ['"', _joined(ends, items, '","'), '"']
+    ends = column.offsets.to_numpy()
     items = _nullable(_quoted(column.values.slice(ends[0], ends[-1] - ends[0])))
-    return [_joined(ends, items, ",")]
-
-
-def _joined(ends: npt.NDArray[np.int32], items: pa.Array, separator: str) -> pa.Array:
-    return pc.binary_join(pa.ListArray.from_arrays(pa.array(ends - ends[0]), items), separator)
+    return pc.binary_join(pa.ListArray.from_arrays(pa.array(ends - ends[0]), items), ",")
 
 
 def _quoted(column: pa.Array) -> pa.Array:
-    return pc.binary_join_element_wise('"', _escaped(column), '"', "")
+    quoted = Writer([QUOTED]).texts([column.fill_null("")], len(column))
+    return quoted if column.null_count == 0 else pc.if_else(column.is_valid(), quoted, pa.scalar(None, TEXT))
 
 
 def _nullable(column: pa.Array) -> pa.Array:
     return column if column.null_count == 0 else pc.fill_null(column, "null")
-
-
-def _escaped(column: pa.Array) -> pa.Array:
-    """Strings with the characters that JSON does not take as they are escaped; as a rule there are none."""
-    _, offsets, data = column.buffers()
-    if data is None or len(column) == 0:
-        return column
-    ends = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
-    used = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
-    special = used[(used < 0x20) | (used == ord('"')) | (used == ord("\\"))]
-    if len(special):
-        for code in sorted(set(special.tolist()), key=lambda code: code != ord("\\")):
-            column = pc.replace_substring(column, chr(code), orjson.dumps(chr(code)).decode()[1:-1])
-    return column
 
 
 def _base64(column: pa.Array) -> pa.Array:

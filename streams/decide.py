@@ -4,45 +4,50 @@
 from one to the next is a `Work`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from features.expressions import Expression
 from features.stored import StoredFeatures
 from features.streaming import microseconds
+from kernels.json_rows.cpu import Writer
 from models.engine import Engine
-from models.policy import Policy
+from models.policy import Combinations, Policy
 from models.spec import assemble
+from sinks.messages import Column
+from streams.exchange import Gathered
 
-Mask = npt.NDArray[np.bool_]
+I64 = npt.NDArray[np.int64]
+FALLBACK = "fallback"
+MOST_FLAGS = 63
 
 
 @dataclass(frozen=True)
 class Work:
-    """Rows of one batch on their way: `origins` is (partition, rows) in order, `flags` are masks by name."""
+    """n rows on their way: `origins` is (partition, rows) in order; computed features float [n] by name, NaN where there is
+    none; flags int64 [n], bit k: the k-th of `Deciding.flags`."""
 
     origins: tuple[tuple[str, int], ...]
     batch: pa.RecordBatch
-    flags: dict[str, Mask] = field(default_factory=dict)
+    computed: Mapping[str, npt.NDArray[Any]]
+    flags: I64
     matrix: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
-    def split(self, batch: pa.RecordBatch) -> list[tuple[str, pa.RecordBatch]]:
-        """A batch with the same rows, cut by partition."""
-        edges = np.cumsum([0, *(rows for _, rows in self.origins)])
-        return [(name, batch.slice(start, rows)) for (name, rows), start in zip(self.origins, edges, strict=False)]
 
-
-def together(gathered: Sequence[tuple[str, pa.RecordBatch]]) -> Work:
-    """Everything queued on the worker as one batch."""
-    origins = tuple((name, batch.num_rows) for name, batch in gathered)
-    batches = [batch for _, batch in gathered]
-    return Work(origins, batches[0] if len(batches) == 1 else pa.concat_batches(batches))
+def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> Work:
+    """Everything queued on the worker as one batch; names: of the streaming features."""
+    origins = tuple((name, one.batch.num_rows) for name, one in gathered)
+    batches, values = [one.batch for _, one in gathered], [one.values for _, one in gathered]
+    batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    computed = dict(zip(names, values[0] if len(values) == 1 else np.concatenate(values, axis=1), strict=True))
+    return Work(origins, batch, computed, np.zeros(batch.num_rows, np.int64))
 
 
 @dataclass(frozen=True)
@@ -70,66 +75,70 @@ class Deciding:
     policy: Policy
     clock_ns: Callable[[], int]
 
+    @cached_property
+    def flags(self) -> tuple[str, ...]:
+        """What a decision may be flagged with. Raises ValueError for more flags than fit the bits of an integer."""
+        no_entity = [f"no_entity:{name}" for name in self.entities]
+        unknown = [f"unknown:{each.name}" for each in self.engine.spec.inputs if each.kind == "category"]
+        names = (*no_entity, *(self.stored.flags if self.stored else ()), *unknown, FALLBACK)
+        if len(names) > MOST_FLAGS:
+            raise ValueError(f"pipeline {self.names.pipeline}: expected at most {MOST_FLAGS} different flags, got {len(names)}")
+        return names
+
     def complete(self, work: Work) -> Work:
         """Adds the stored and the derived features, and flags for what is missing, stale, or later than the event."""
-        flags = {f"no_entity:{name}": _nulls(work.batch[name]) for name in self.entities}
-        columns = dict(zip(work.batch.schema.names, work.batch.columns, strict=True))
+        batch, flags = work.batch, work.flags
+        computed = dict(work.computed)
         if self.stored is not None:
-            read = self.stored.read(work.batch, microseconds(work.batch[self.names.time]))
-            columns |= read.columns
-            flags |= read.flags
-        columns |= {name: expression(work.batch) for name, expression in self.derived}
-        return replace(work, batch=pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), flags=flags)
+            read = self.stored.read(batch, microseconds(batch.column(self.names.time)))
+            computed |= read.columns
+            flags = read.flags << len(self.entities)
+        for k, name in enumerate(self.entities):
+            column = batch.column(name)
+            if column.null_count:
+                flags = flags | column.is_null().to_numpy(zero_copy_only=False).astype(np.int64) << k
+        for name, expression in self.derived:
+            computed[name] = expression(batch).to_numpy(zero_copy_only=False)
+        return replace(work, computed=computed, flags=flags)
 
     def score(self, work: Work) -> Work:
         """Assembles the matrix and scores it."""
-        matrix, unknown = assemble(work.batch, self.engine.spec)
-        flags = work.flags | {f"unknown:{name}": mask for name, mask in unknown.items()}
-        return replace(work, matrix=matrix, flags=flags, scores=self.engine.infer(matrix))
+        matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed)
+        scores = self.engine.infer(matrix)
+        flags = work.flags
+        for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, np.isnan(scores))):
+            if mask.any():
+                flags = flags | mask.astype(np.int64) << self.flags.index(name)
+        return replace(work, matrix=matrix, flags=flags, scores=scores)
 
-    def decide(self, work: Work) -> pa.RecordBatch:
-        """The decisions, as sinks/messages.py describes their columns, with every feature beside them."""
+    def decide(self, work: Work, features: Sequence[str] = ()) -> dict[str, Column]:
+        """The decisions, as sinks/messages.py describes their columns, with `features` beside them."""
         batch, n = work.batch, work.batch.num_rows
-        decided = self.policy(batch, work.scores)
-        failed = np.isnan(work.scores)
-        flags = work.flags | {"fallback": failed}
-        prefix = f"{self.names.pipeline}/{self.names.topic}/"
-        position = [pc.cast(batch[name], pa.string()) for name in ("_partition", "_offset")]
-        columns = {
-            "_key": batch["_key"],
-            "decision_id": pc.binary_join_element_wise(prefix, pc.binary_join_element_wise(*position, "/"), ""),
-            "event_id": batch[self.names.id],
+        decided = self.policy(batch, work.scores, work.computed)
+        position = [batch.column(name).to_numpy() for name in ("_partition", "_offset")]
+        columns: dict[str, Column] = {
+            "_key": batch.column("_key"),
+            "decision_id": self._ids.texts(position, n),
+            "event_id": batch.column(self.names.id),
             "decision": decided.decision,
-            "score": pa.array(work.scores, mask=failed),
+            "score": pa.array(work.scores),
             "reasons": decided.reasons,
-            "model": _constant(self.names.model, n),
-            "model_version": pa.array(np.full(n, self.names.model_version, np.int32)),
-            "flags": flag_lists(flags, n),
-            "event_time": batch[self.names.time],
-            "decided_at": pa.array(np.full(n, self.clock_ns() // 1000, np.int64)).cast(pa.timestamp("us", "UTC")),
-            "schema_version": pa.array(np.full(n, self.names.schema_version, np.int32)),
+            "model": self.names.model,
+            "model_version": self.names.model_version,
+            "flags": self._flag_lists(work.flags),
+            "event_time": batch.column(self.names.time),
+            "decided_at": np.full(n, self.clock_ns() // 1000, "datetime64[us]"),
+            "schema_version": self.names.schema_version,
         }
-        for name in batch.schema.names:
-            columns.setdefault(name, batch[name])
-        return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+        for name in features:
+            computed = work.computed.get(name)
+            columns[name] = batch.column(name) if computed is None else pa.array(computed, from_pandas=True)
+        return columns
 
+    @cached_property
+    def _ids(self) -> Writer:
+        return Writer([f"{self.names.pipeline}/{self.names.topic}/", ("integer",), "/", ("integer",)])
 
-def flag_lists(flags: dict[str, Mask], n: int) -> pa.Array:
-    """Masks bool [n] by name as one list<string> column: the names of those that are set, in order."""
-    raised = {name: mask for name, mask in flags.items() if mask.any()}
-    if len(raised) > 63:
-        raise ValueError(f"expected at most 63 different flags in a batch, got {len(raised)}")
-    bits = np.zeros(n, np.int64)
-    for k, mask in enumerate(raised.values()):
-        bits |= mask.astype(np.int64) << k
-    combinations, codes = np.unique(bits, return_inverse=True)
-    lists = [[name for k, name in enumerate(raised) if combination >> k & 1] for combination in combinations.tolist()]
-    return pa.array(lists, pa.list_(pa.string())).take(pa.array(codes))
-
-
-def _nulls(column: pa.Array) -> Mask:
-    return np.zeros(len(column), np.bool_) if column.null_count == 0 else column.is_null().to_numpy(zero_copy_only=False)
-
-
-def _constant(value: str, n: int) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int8)), pa.array([value]))
+    @cached_property
+    def _flag_lists(self) -> Combinations:
+        return Combinations(lambda bits: [name for k, name in enumerate(self.flags) if bits >> k & 1], 1)

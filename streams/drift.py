@@ -30,6 +30,7 @@ Count = Callable[[F32, F32], I64]
 
 VERSION = 1
 NEVER = -(2**62)
+SUBMIT_EVERY = timedelta(seconds=0.25)
 REPORT = pa.schema(
     [
         ("pipeline", pa.string()),
@@ -80,8 +81,9 @@ class _Counting:
 class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
     """Counts one source partition's rows on `executor`, a single thread, so that results come in order.
 
-    count: matrix f32 [n, F] and scores f32 [n] to counts i64 [F+1, B+1] (`Reference.count`), run on the thread; what it
-    raises stops the job. identity: the reference's. max_rows: how many rows may wait before on_batch waits for them.
+    count: matrix f32 [n, F] and scores f32 [n] to counts i64 [F+1, B+1] (`Reference.count`), run on the thread every quarter
+    of a second, or as soon as there are `submit_rows`; what it raises stops the job. identity: the reference's. max_rows: how
+    many rows may wait before on_batch waits for them.
     A snapshot never waits: it holds the rows not yet counted, which are counted again on resume.
     """
 
@@ -95,6 +97,7 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
         executor: Executor,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         max_rows: int = 200_000,
+        submit_rows: int = 4096,
     ) -> None:
         self._partition = partition
         self._count = count
@@ -102,32 +105,50 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
         self._executor = executor
         self._clock = clock
         self._max_rows = max_rows
+        self._submit_rows = submit_rows
         self._counting: deque[_Counting] = deque()
+        self._new: list[pa.RecordBatch] = []
+        self._new_rows = 0
+        self._due: datetime | None = None
         if resume is not None:
-            self._submit([from_ipc(data) for data in _checked(resume)["rows"]])
+            self._take([from_ipc(data) for data in _checked(resume)["rows"]])
 
     def on_batch(self, values: list[Item]) -> tuple[Iterable[Partial], bool]:
-        self._submit([from_ipc(value) if isinstance(value, bytes) else value for value in values])
+        self._take([from_ipc(value) if isinstance(value, bytes) else value for value in values])
+        if self._new_rows < self._submit_rows:
+            return [], self.RETAIN
+        self._submit()
         return self._collect(at_most=self._max_rows), self.RETAIN
 
     def on_notify(self) -> tuple[Iterable[Partial], bool]:
-        return self._collect(at_most=self._max_rows), self.RETAIN
+        self._submit()
+        counted = self._collect(at_most=self._max_rows)
+        self._due = self._clock() + SUBMIT_EVERY if self._counting else None
+        return counted, self.RETAIN
 
     def on_eof(self) -> tuple[Iterable[Partial], bool]:
+        self._submit()
+        self._due = None
         return self._collect(at_most=0), self.RETAIN
 
     def notify_at(self) -> datetime | None:
-        return self._clock() + timedelta(seconds=0.25) if self._counting else None
+        return self._due
 
     def snapshot(self) -> dict[str, Any]:
-        rows = [to_ipc(batch) for counting in self._counting for batch in counting.batches]
-        return {"version": VERSION, "rows": rows}
+        counting = [batch for counting in self._counting for batch in counting.batches]
+        return {"version": VERSION, "rows": [to_ipc(batch) for batch in (*counting, *self._new)]}
 
-    def _submit(self, batches: list[pa.RecordBatch]) -> None:
-        batches = [batch for batch in batches if batch.num_rows]
-        if batches:
-            result = self._executor.submit(_count_days, batches, self._count)
-            self._counting.append(_Counting(batches, sum(batch.num_rows for batch in batches), result))
+    def _take(self, batches: list[pa.RecordBatch]) -> None:
+        self._new += [batch for batch in batches if batch.num_rows]
+        self._new_rows += sum(batch.num_rows for batch in batches)
+        if self._new and self._due is None:
+            self._due = self._clock() + SUBMIT_EVERY
+
+    def _submit(self) -> None:
+        if self._new:
+            result = self._executor.submit(_count_days, self._new, self._count)
+            self._counting.append(_Counting(self._new, self._new_rows, result))
+            self._new, self._new_rows = [], 0
 
     def _collect(self, at_most: int) -> list[Partial]:
         waiting = sum(counting.rows for counting in self._counting)

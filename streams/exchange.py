@@ -1,11 +1,15 @@
 """Fan-out to the entity groups and gather: where rows meet the state of their entities.
 
-    cut: a decoded batch → for each shard a Parcel with its part of every group, for the gather step a Base
+    cut: a decoded batch → for each worker a Parcel with its part of every group, for the gather step a Base
     Shard: parcels → Parts, the features of the rows that were decided on
-    Gather: a Base and its Parts → the batch with the features as columns
+    Gather: a Base and its Parts → the batch with the features beside it
 
 Groups are never chained: all see the same batch, in parallel, and are joined by (partition, sequence, row), where the
 sequence is the offset of the batch's first message. What goes to another worker goes as Arrow IPC bytes.
+
+A worker's shards are snapshotted, recovered and moved one by one, and read and updated in one go: a kernel's call costs as
+much for a few rows of one shard as for those of all. So a worker's parcel goes to the first of its shards, and the others
+hear of each epoch once, by a Wake, which makes Bytewax take their snapshots.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,19 +28,26 @@ from streams.ordering import NEVER, Held
 from streams.routing import shard_name, shard_number
 from streams.wire import arrays_from_ipc, arrays_to_ipc, from_ipc, to_ipc
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What a shard gets of one batch: (group, cut) for the groups concerned, and how far the partition has come."""
+    """What a worker gets of one batch: (group, cut) for the groups concerned, and how far the partition has come."""
 
-    shard: int
+    worker: int
     partition: str
     sequence: int
     cuts: tuple[tuple[int, Cut | bytes], ...]
     seen_until: int
     at_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """A shard's state may change in this epoch."""
+
+    shard: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,14 @@ class Base:
     sequence: int
     batch: pa.RecordBatch
     expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Rows to decide on with their streaming features, float64 [features of all groups, rows], NaN where there is none."""
+
+    batch: pa.RecordBatch
+    values: npt.NDArray[np.float64]
 
 
 class Features(NamedTuple):
@@ -75,69 +94,113 @@ def cut(
     shards: int,
     workers: int,
     to_all: bool,
-) -> Iterable[tuple[str, Parcel | Base]]:
-    """Parcels for the shards concerned (`to_all`: for all, since they wait for news of every partition) and the Base.
+    wake: bool,
+    kept: Sequence[str],
+) -> Iterable[tuple[str, Parcel | Base | Wake]]:
+    """Parcels for the workers concerned (`to_all`: for all, since they wait for news of every partition) and the Base.
 
-    batch: n decoded rows; reads: bool [n], those to decide on; times: int64 [n], microseconds.
+    batch: n decoded rows; reads: bool [n], those to decide on, of which the columns `kept` go on; times: int64 [n],
+    microseconds. wake: whether this is the partition's first batch of an epoch.
     """
+    owners = min(workers, shards)
     here = shard_number(partition) % workers
-    sequence = batch["_offset"][0].as_py() if batch.num_rows else -1
-    parcels: dict[int, list[tuple[int, Cut | bytes]]] = {shard: [] for shard in range(shards)} if to_all else {}
+    sequence = batch.column("_offset")[0].as_py() if batch.num_rows else -1
+    parcels: list[list[tuple[int, Cut | bytes]]] = [[] for _ in range(owners)]
     expected = 0
     if batch.num_rows:
         for group, cutter in enumerate(cutters):
             whole = cutter(batch, reads)
             expected += int(np.count_nonzero(whole.bits & 1))
-            for shard, piece in _split(whole, shards):
-                packed = piece if shard % workers == here else arrays_to_ipc(piece)
-                parcels.setdefault(shard, []).append((group, packed))
-        if reads.any():
-            yield partition, Base(sequence, batch.filter(pa.array(reads)), expected)
+            for worker, piece in _split(whole, shards, workers):
+                parcels[worker].append((group, piece if worker == here else arrays_to_ipc(piece)))
+        decided = int(np.count_nonzero(reads))
+        if decided:
+            yield partition, Base(sequence, _picked(batch.select(kept), reads, decided), expected)
+    if wake:
+        for shard in range(shards):
+            yield shard_name(shard), Wake(shard)
     seen_until = int(times.max()) if len(times) else NEVER
-    for shard, cuts in parcels.items():
-        yield shard_name(shard), Parcel(shard, partition, sequence, tuple(cuts), seen_until, at_end)
+    for worker, cuts in enumerate(parcels):
+        if cuts or to_all:
+            yield shard_name(worker), Parcel(worker, partition, sequence, tuple(cuts), seen_until, at_end)
 
 
-def _split(whole: Cut, shards: int) -> Iterable[tuple[int, Cut]]:
-    of_row = (whole.hash % np.uint64(shards)).astype(np.int64)
-    if len(of_row) == 0:
+def _picked(batch: pa.RecordBatch, reads: npt.NDArray[np.bool_], count: int) -> pa.RecordBatch:
+    """The `count` rows that read; a run of rows is a slice, at a tenth of the cost of a filter."""
+    first = int(np.argmax(reads))
+    return batch.slice(first, count) if reads[first : first + count].all() else batch.filter(pa.array(reads))
+
+
+def _split(whole: Cut, shards: int, workers: int) -> Iterable[tuple[int, Cut]]:
+    """The cut by worker; shard s is worker s % workers'."""
+    if len(whole.row) == 0:
         return
-    if (of_row == of_row[0]).all():
-        yield int(of_row[0]), whole
+    if workers == 1:
+        yield 0, whole
         return
-    order = np.argsort(of_row, kind="stable")
-    by_shard = whole.take(order)
-    edges = np.searchsorted(of_row[order], np.arange(shards + 1)).tolist()
-    for shard in range(shards):
-        if edges[shard] < edges[shard + 1]:
-            yield shard, by_shard.between(edges[shard], edges[shard + 1])
+    of_row = (whole.hash % np.uint64(shards) % np.uint64(workers)).astype(np.int64)
+    for worker in np.unique(of_row).tolist():
+        yield worker, whole.take(np.flatnonzero(of_row == worker))
 
 
-class Shard(StatefulBatchLogic[Parcel, Part, dict[str, Any]]):
-    """One shard's state of every group. In arrival order it is fed at once; in event order by way of `held`."""
+class Shards:
+    """What one worker holds of every group, all its shards together. In event order it is fed by way of `held`."""
 
-    def __init__(
-        self,
-        groups: Sequence[Group],
-        resume: dict[str, Any] | None,
-        held: Held | None,
-        meters: Meters,
-        workers: int,
-    ) -> None:
-        dumps = _checked(resume)["groups"] if resume else [None] * len(groups)
-        self._states = [State(group, dump) for group, dump in zip(groups, dumps, strict=True)]
-        self._held = held
-        if held is not None and resume:
-            held.load(resume["held"])
+    def __init__(self, groups: Sequence[Group], shards: int, held: Held | None) -> None:
+        self.states = [State(group) for group in groups]
+        self.held = held
+        self._shards = shards
+
+    def dump(self, shard: int) -> dict[str, Any]:
+        """One shard, as plain data."""
+        held = self.held.dump(shard, self._shards) if self.held is not None else None
+        groups = [state.dump(shard, self._shards) for state in self.states]
+        return {"version": VERSION, "shard": shard, "shards": self._shards, "groups": groups, "held": held}
+
+    def load(self, dump: dict[str, Any]) -> None:
+        """Adds one shard. Raises ValueError for another number of shards, other features, or another version."""
+        if _checked(dump)["shards"] != self._shards:
+            raise ValueError(f"recovery store: expected state of {self._shards} shards, got {dump['shards']}")
+        for state, part in zip(self.states, dump["groups"], strict=True):
+            state.load(part)
+        if self.held is not None and dump["held"] is not None:
+            self.held.load(dump["held"])
+
+    @property
+    def late(self) -> int:
+        """Updates that came too late."""
+        return sum(state.late for state in self.states)
+
+
+class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
+    """One shard as Bytewax sees it: the first of a worker's feeds the whole, and each is snapshotted by itself."""
+
+    def __init__(self, whole: Shards, resume: dict[str, Any] | None, meters: Meters, workers: int) -> None:
+        self._whole = whole
+        self._shard: int | None = None
+        if resume is not None:
+            whole.load(resume)
+            self._shard = resume["shard"]
         self._meters = meters
         self._workers = workers
 
-    def on_batch(self, values: list[Parcel]) -> tuple[list[Part], bool]:
+    def on_batch(self, values: list[Parcel | Wake]) -> tuple[list[Part], bool]:
+        parcels = []
+        for value in values:
+            if isinstance(value, Wake):
+                self._shard = value.shard
+            else:
+                parcels.append(value)
+        if not parcels:
+            return [], StatefulBatchLogic.RETAIN
         with self._meters.stage("features"):
-            late, early = self._late(), self._held.early if self._held else 0
-            parts = self._at_once(values) if self._held is None else self._in_order(values, self._held)
-            self._meters.late.inc(self._late() - late)
-            self._meters.early.inc((self._held.early if self._held else 0) - early)
+            held = self._whole.held
+            late, early = self._whole.late, held.early if held else 0
+            parts = self._at_once(parcels) if held is None else self._in_order(parcels, held)
+            if self._whole.late > late:
+                self._meters.late.inc(self._whole.late - late)
+            if held is not None and held.early > early:
+                self._meters.early.inc(held.early - early)
         return parts, StatefulBatchLogic.RETAIN
 
     def _at_once(self, parcels: list[Parcel]) -> list[Part]:
@@ -145,9 +208,10 @@ class Shard(StatefulBatchLogic[Parcel, Part, dict[str, Any]]):
         for parcel in parcels:
             for group, packed in parcel.cuts:
                 piece = _cut(packed)
-                features = Features(piece.row[piece.reads], self._states[group].update(piece))
-                if len(features.row):
-                    parts.append(self._part(parcel.shard, parcel.partition, parcel.sequence, group, features))
+                values = self._whole.states[group].update(piece)
+                if values.shape[1]:
+                    features = Features(piece.row[piece.reads], values)
+                    parts.append(self._part(parcel.worker, parcel.partition, parcel.sequence, group, features))
         return parts
 
     def _in_order(self, parcels: list[Parcel], held: Held) -> list[Part]:
@@ -157,22 +221,20 @@ class Shard(StatefulBatchLogic[Parcel, Part, dict[str, Any]]):
         parts = []
         for group, released in held.release():
             rows = released.cut.row[released.cut.reads]
-            values = self._states[group].update(released.cut)
+            values = self._whole.states[group].update(released.cut)
             for partition, sequence, chosen in released.origins():
                 features = Features(rows[chosen], values[:, chosen])
-                parts.append(self._part(parcels[0].shard, shard_name(partition), sequence, group, features))
+                parts.append(self._part(parcels[0].worker, shard_name(partition), sequence, group, features))
         return parts
 
-    def _part(self, shard: int, partition: str, sequence: int, group: int, features: Features) -> Part:
-        local = shard % self._workers == shard_number(partition) % self._workers
+    def _part(self, worker: int, partition: str, sequence: int, group: int, features: Features) -> Part:
+        local = worker == shard_number(partition) % self._workers
         return Part(partition, sequence, group, features if local else arrays_to_ipc(features))
 
-    def _late(self) -> int:
-        return sum(state.late for state in self._states)
-
     def snapshot(self) -> dict[str, Any]:
-        held = self._held.dump() if self._held is not None else None
-        return {"version": VERSION, "groups": [state.dump() for state in self._states], "held": held}
+        if self._shard is None:
+            raise RuntimeError("features: a shard had no Wake in this epoch")
+        return self._whole.dump(self._shard)
 
 
 class _Waiting:
@@ -184,28 +246,28 @@ class _Waiting:
         self.values = np.full((features, batch.num_rows), np.nan)
 
 
-class Gather(StatefulBatchLogic[Base | Part, pa.RecordBatch, dict[str, Any]]):
+class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
     """Joins features back to their rows, batch by batch in the partition's order. In arrival order it is empty between epochs.
 
     Where an entity of a row is null its features stay null.
     """
 
     def __init__(self, groups: Sequence[Group], resume: dict[str, Any] | None) -> None:
-        self._names = [name for group in groups for name in group.names]
         edges = np.cumsum([0, *(len(group.names) for group in groups)]).tolist()
+        self._features = edges[-1]
         self._of_group = [slice(a, b) for a, b in pairwise(edges)]
         self._waiting: dict[int, _Waiting] = {}
         self._early: list[Part] = []
         if resume:
             for sequence, batch, missing, values in _checked(resume)["waiting"]:
-                waiting = _Waiting(from_ipc(batch), missing, len(self._names))
+                waiting = _Waiting(from_ipc(batch), missing, self._features)
                 waiting.values[:] = np.frombuffer(values).reshape(waiting.values.shape)
                 self._waiting[sequence] = waiting
 
-    def on_batch(self, values: list[Base | Part]) -> tuple[list[pa.RecordBatch], bool]:
+    def on_batch(self, values: list[Base | Part]) -> tuple[list[Gathered], bool]:
         for value in values:
             if isinstance(value, Base):
-                self._waiting[value.sequence] = _Waiting(value.batch, value.expected, len(self._names))
+                self._waiting[value.sequence] = _Waiting(value.batch, value.expected, self._features)
         parts = [*self._early, *(value for value in values if isinstance(value, Part))]
         self._early = [part for part in parts if part.sequence not in self._waiting]
         for part in parts:
@@ -217,12 +279,9 @@ class Gather(StatefulBatchLogic[Base | Part, pa.RecordBatch, dict[str, Any]]):
         for sequence in list(self._waiting):
             if self._waiting[sequence].missing:
                 break
-            out.append(self._joined(self._waiting.pop(sequence)))
+            waiting = self._waiting.pop(sequence)
+            out.append(Gathered(waiting.batch, waiting.values))
         return out, StatefulBatchLogic.RETAIN
-
-    def _joined(self, waiting: _Waiting) -> pa.RecordBatch:
-        arrays = [pa.array(values, from_pandas=True) for values in waiting.values]
-        return pa.RecordBatch.from_arrays([*waiting.batch.columns, *arrays], [*waiting.batch.schema.names, *self._names])
 
     def snapshot(self) -> dict[str, Any]:
         if self._early:

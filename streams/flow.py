@@ -1,6 +1,6 @@
 """The way of an event, as one visible flow: event → features → batch → model → decision → sink → drift."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -12,48 +12,50 @@ from bytewax.dataflow import Dataflow, Stream
 
 from features.expressions import mask
 from features.streaming import microseconds
-from sinks.messages import Messages, encode_dead, encode_decisions, encode_drift
+from models.policy import Coded
+from sinks.messages import Encoder, Messages, encode_dead, encode_decisions, encode_drift
 from streams.decide import Work, together
 from streams.drift import DriftCounter, DriftJudge, Item, Partial, sample
-from streams.exchange import Base, Gather, Parcel, Part, Shard, cut
+from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut
 from streams.job import Job
-from streams.ordering import Held
 from streams.output import Output
+from streams.pipeline import Decisions
 from streams.routing import shard_name
 from streams.source import Polled
 
 
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
-    pipeline, meters = job.pipeline, job.meters
-    features = pipeline.sinks[0].features
+    pipeline, meters, encoder = job.pipeline, job.meters, Encoder()
+    features = any(sink.features for sink in pipeline.sinks)
 
     def decode(item: tuple[str, Polled]) -> Iterable[tuple[str, Any]]:
         partition, polled = item
         with meters.stage("event", polled.batch.num_rows):
             decoded = job.decoder(polled.batch)
-        yield partition, (decoded.rows, polled.at_end)
+        yield partition, (decoded.rows, polled)
         if decoded.dead.num_rows:
             meters.dead(_counts(decoded.dead["code"]))
             yield partition, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)
 
-    def fan_out(item: tuple[str, tuple[pa.RecordBatch, bool]]) -> list[tuple[str, Parcel | Base]]:
-        partition, (rows, at_end) = item
+    def fan_out(item: tuple[str, tuple[pa.RecordBatch, Polled]]) -> list[tuple[str, Parcel | Base | Wake]]:
+        partition, (rows, polled) = item
         with meters.stage("features", rows.num_rows):
             reads = mask(job.decide_on, rows) if rows.num_rows else np.empty(0, np.bool_)
-            times = microseconds(rows[pipeline.events.time])
-            by_event_time = job.order == "event"
-            return list(cut(partition, rows, reads, times, at_end, job.cutters, pipeline.shards, job.workers, by_event_time))
+            times = microseconds(rows.column(pipeline.events.time))
+            return list(
+                cut(
+                    partition, rows, reads, times, polled.at_end, job.cutters, pipeline.shards, job.workers,
+                    to_all=job.order == "event", wake=polled.begins_epoch, kept=job.kept,
+                )
+            )  # fmt: skip
 
     def shard(resume: dict[str, Any] | None) -> Shard:
-        held = None
-        if job.order == "event":
-            held = Held(job.events.partitions, len(pipeline.groups), pipeline.events.held_rows)
-        return Shard(pipeline.groups, resume, held, meters, job.workers)
+        return Shard(job.shards, resume, meters, job.workers)
 
-    def batch(gathered: list[tuple[str, pa.RecordBatch]]) -> list[Work]:
+    def batch(gathered: list[tuple[str, Gathered]]) -> list[Work]:
         with meters.stage("batch"):
-            work = together(gathered)
+            work = together(gathered, job.streaming_names)
         meters.batch_rows.observe(work.batch.num_rows)
         return [work]
 
@@ -67,15 +69,17 @@ def build(job: Job) -> Dataflow:
 
     def decide(work: Work) -> list[tuple[str, Messages]]:
         with meters.stage("decision", work.batch.num_rows):
-            decisions = job.deciding.decide(work)
-            wanted = [spec.name for spec in job.deciding.engine.spec.inputs] if features else ()
+            decisions = job.deciding.decide(work, job.deciding.engine.spec.names if features else ())
             encoded = [
-                (name, encode_decisions(rows, sink.topic, wanted))
-                for name, rows in work.split(decisions)
+                piece
                 for sink in pipeline.sinks
+                for piece in _by_origin(encode_decisions(decisions, sink.topic, wanted(sink), encoder), work.origins)
             ]
-        meters.decided(_counts(decisions["decision"]), {name: int(raised.sum()) for name, raised in work.flags.items()})
+        meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return encoded
+
+    def wanted(sink: Decisions) -> Sequence[str]:
+        return job.deciding.engine.spec.names if sink.features else ()
 
     def watch(work: Work) -> list[tuple[str, Item]]:
         with meters.stage("drift"):
@@ -106,7 +110,7 @@ def build(job: Job) -> Dataflow:
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
     decoded = op.branch("decoded", op.flat_map("decode", polled, decode), lambda item: isinstance(item[1], tuple))
-    fanned = op.branch("fanned", op.flat_map("fan_out", decoded.trues, fan_out), lambda item: isinstance(item[1], Parcel))
+    fanned = op.branch("fanned", op.flat_map("fan_out", decoded.trues, fan_out), lambda item: not isinstance(item[1], Base))
     parts = op.stateful_batch("features", fanned.trues, shard)
     home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
     gathered = op.stateful_batch("gather", home, lambda resume: Gather(pipeline.groups, resume))
@@ -128,6 +132,23 @@ def _to_partition(item: tuple[str, Part]) -> tuple[str, Part]:
 
 def _to_judge(item: tuple[str, Partial]) -> tuple[str, Partial]:
     return shard_name(0), replace(item[1], partition=item[0])
+
+
+def _by_origin(messages: Messages, origins: Sequence[tuple[str, int]]) -> Iterable[tuple[str, Messages]]:
+    """The messages of a batch, cut by the partition that their rows came from."""
+    if len(origins) == 1:
+        yield origins[0][0], messages
+        return
+    start = 0
+    for name, rows in origins:
+        end = start + rows
+        yield name, Messages(messages.topic, messages.keys[start:end], messages.values[start:end])
+        start = end
+
+
+def _coded(column: Any) -> Coded:
+    assert isinstance(column, Coded)
+    return column
 
 
 def _counts(column: pa.Array) -> dict[str, int]:

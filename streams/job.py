@@ -22,8 +22,10 @@ from models.registry import resolve
 from sinks.kafka import KafkaSink
 from sinks.messages import Sink
 from streams.decide import Deciding, Names
-from streams.decode import Decoder
+from streams.decode import PROVENANCE, Decoder
+from streams.exchange import Shards
 from streams.meters import Meters
+from streams.ordering import Held
 from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 from streams.source import KafkaSource, MemorySource
@@ -91,6 +93,29 @@ class Job:
         topic = self.pipeline.events
         ties = topic.ties if self.order == "event" else ()
         return [Cutter(group, self.pipeline.columns, topic.time, ties) for group in self.pipeline.groups]
+
+    @cached_property
+    def kept(self) -> list[str]:
+        """The columns of an event that are needed once its streaming features are there."""
+        topic, deciding = self.pipeline.events, self.deciding
+        conditions = [expression for _, expression in deciding.derived] + list(deciding.policy.conditions)
+        read = {name for expression in conditions for name in expression.names}
+        stored = deciding.stored.entities if deciding.stored else ()
+        wanted = {topic.time, topic.id, *deciding.entities, *stored, *read, *deciding.engine.spec.names}
+        return [name for name in self.pipeline.columns.names if name in wanted] + PROVENANCE.names
+
+    @cached_property
+    def streaming_names(self) -> list[str]:
+        """The streaming features, group by group."""
+        return [name for group in self.pipeline.groups for name in group.names]
+
+    @cached_property
+    def shards(self) -> Shards:
+        """What this worker holds of the streaming features' state."""
+        held = None
+        if self.order == "event":
+            held = Held(self.events.partitions, len(self.pipeline.groups), self.pipeline.events.held_rows)
+        return Shards(self.pipeline.groups, self.pipeline.shards, held)
 
     @cached_property
     def output(self) -> Sink:
@@ -169,6 +194,8 @@ class Job:
         if isinstance(self.events, KafkaSource):
             _ = self.events.partitions
         _ = self.decoder, self.cutters, self.deciding, self.output
+        if self.stored is not None:
+            self.stored.warm()
 
     def close(self) -> None:
         """Closes what was opened, but not what was given."""

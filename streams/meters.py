@@ -1,12 +1,29 @@
 """What a job counts, in the registry it is given. The stages are the seven words."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
+
+
+class Stage:
+    """A block of a stage's work. What raises is not counted."""
+
+    __slots__ = ("_count", "_rows", "_seconds", "_started")
+
+    def __init__(self, seconds: Counter, count: Counter, rows: int) -> None:
+        self._seconds, self._count, self._rows = seconds, count, rows
+
+    def __enter__(self) -> None:
+        self._started = perf_counter()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self._seconds.inc(perf_counter() - self._started)
+            if self._rows:
+                self._count.inc(self._rows)
 
 
 class Meters:
@@ -37,14 +54,9 @@ class Meters:
         early = Counter("headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry)
         self.early = early.labels(pipeline)
 
-    @contextmanager
-    def stage(self, name: str, rows: int = 0) -> Iterator[None]:
+    def stage(self, name: str, rows: int = 0) -> "Stage":
         """Times the block as work of a stage on `rows` rows."""
-        started = perf_counter()
-        yield
-        self.spent(name, perf_counter() - started)
-        if rows:
-            self._rows[name].inc(rows)
+        return Stage(self._seconds[name], self._rows[name], rows)
 
     def spent(self, name: str, seconds: float) -> None:
         """Counts seconds of a stage's work."""
@@ -55,12 +67,12 @@ class Meters:
         for code, count in counts.items():
             self._dead.labels(self._pipeline, code).inc(count)
 
-    def decided(self, decisions: dict[str, int], flags: dict[str, int]) -> None:
-        """Counts decisions, and the flags among them."""
-        for decision, count in decisions.items():
+    def decided(self, decisions: Iterable[tuple[str, int]], flags: Iterable[tuple[Sequence[str], int]]) -> None:
+        """Counts decisions, and the flags among them: how many rows had which."""
+        for decision, count in decisions:
             self._decisions.labels(self._pipeline, decision).inc(count)
-        for flag, count in flags.items():
-            if count:
+        for names, count in flags:
+            for flag in names:
                 self._flags.labels(self._pipeline, flag).inc(count)
 
     def drift(self, feature: str, statistic: str, value: float, alarmed: bool) -> None:

@@ -1,4 +1,4 @@
-"""Event order: a shard holds rows until every partition that is not at the end of its log has passed their time.
+"""Event order: a worker holds rows until every partition that is not at the end of its log has passed their time.
 
 Exact on a topic written before the start, whatever the number of partitions and workers; live it waits only for
 partitions with a backlog. Rows of one time are ordered by the topic's ties, then by partition and offset.
@@ -40,7 +40,7 @@ class Released:
 
 
 class Held:
-    """What one shard holds: rows by group, and how far each partition has come."""
+    """What one worker holds: rows by group, and how far each partition has come."""
 
     def __init__(self, partitions: int, groups: int, bound: int) -> None:
         """bound: most rows held of a group, beyond which the oldest go before their turn, and are counted in `early`."""
@@ -82,25 +82,24 @@ class Held:
             self._rows[group] = [] if len(rows) == len(ready) else [_taken(held, np.flatnonzero(~ready))]
             yield group, _taken(held, order)
 
-    def dump(self) -> dict[str, Any]:
-        """Plain data; whether a partition is at its end is asked again on resume."""
-        rows = [arrays_to_ipc([*held.cut, held.partition, held.sequence]) for held in map(_joined, self._rows) if held]
-        return {
-            "seen": list(self._seen),
-            "groups": [bool(pieces) for pieces in self._rows],
-            "rows": rows,
-            "early": self.early,
-        }
+    def dump(self, shard: int = 0, shards: int = 1) -> dict[str, Any]:
+        """The rows of one shard as plain data; whether a partition is at its end is asked again on resume."""
+        rows = {}
+        for group, pieces in enumerate(self._rows):
+            held = _joined(pieces)
+            if held is not None:
+                part = _taken(held, np.flatnonzero(held.cut.hash % np.uint64(shards) == shard))
+                rows[group] = arrays_to_ipc([*part.cut, part.partition, part.sequence])
+        return {"seen": list(self._seen), "rows": rows}
 
     def load(self, dump: dict[str, Any]) -> None:
-        """Goes on from what `dump` returned."""
-        self._seen[: len(dump["seen"])] = dump["seen"]
-        self.early = dump["early"]
-        rows = iter(dump["rows"])
-        for group, filled in enumerate(dump["groups"]):
-            if filled:
-                *arrays, partition, sequence = arrays_from_ipc(next(rows))
-                self._rows[group] = [Released(Cut(*arrays), partition, sequence)]
+        """Adds what `dump` returned."""
+        for partition, seen in enumerate(dump["seen"]):
+            self._seen[partition] = max(self._seen[partition], seen)
+        for group, data in dump["rows"].items():
+            *arrays, of_partition, sequence = arrays_from_ipc(data)
+            if len(sequence):
+                self._rows[group].append(Released(Cut(*arrays), of_partition, sequence))
 
 
 def _joined(pieces: list[Released]) -> Released | None:

@@ -11,6 +11,7 @@ from features.streaming import State
 from sinks.messages import encode_decisions
 from streams.decide import together
 from streams.decode import PROVENANCE
+from streams.exchange import Gathered
 from streams.job import Job
 from streams.routing import shard_name
 
@@ -26,12 +27,11 @@ def rehearse(job: Job) -> None:
     job.decoder(raw)
     reads = np.ones(n, np.bool_)
     batch = pa.RecordBatch.from_arrays([*rows.columns, *provenance], [*rows.schema.names, *PROVENANCE.names])
-    features = {name: pa.nulls(n, pa.float64()) for group in pipeline.groups for name in group.names}
     for group, cutter in zip(pipeline.groups, job.cutters, strict=True):
         State(group).update(cutter(batch, reads))
-    batch = pa.RecordBatch.from_arrays([*batch.columns, *features.values()], [*batch.schema.names, *features])
-    work = job.deciding.score(job.deciding.complete(together([(shard_name(0), batch)])))
-    decisions = job.deciding.decide(work)
+    gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
+    work = job.deciding.score(job.deciding.complete(together([(shard_name(0), gathered)], job.streaming_names)))
+    decisions = job.deciding.decide(work, job.deciding.engine.spec.names)
     for sink in pipeline.sinks:
         encode_decisions(decisions, sink.topic, job.deciding.engine.spec.names if sink.features else ())
     if pipeline.drift:

@@ -8,8 +8,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import methodcaller
 
@@ -29,10 +28,12 @@ class SourceError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """One poll of one partition: a raw batch (perhaps without rows), and whether it reached the end of the log."""
+    """One poll of one partition: a raw batch (perhaps without rows), whether it reached the end of the log, and whether it is
+    the partition's first of an epoch."""
 
     batch: pa.RecordBatch
     at_end: bool
+    begins_epoch: bool = False
 
 
 class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
@@ -46,6 +47,7 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._until_end = until_end
         self._was_at_end = False
         self._snapshots = 0
+        self._begins_epoch = True
         self._leave_after: int | None = None
 
     @abstractmethod
@@ -64,32 +66,19 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             return []
         self._was_at_end = polled.at_end
         if polled.batch.num_rows:
-            self._position = polled.batch["_offset"][-1].as_py() + 1
+            self._position = polled.batch.column("_offset")[-1].as_py() + 1
+        if self._begins_epoch:
+            self._begins_epoch = False
+            polled = replace(polled, begins_epoch=True)
         return [(self._name, polled)]
 
     def snapshot(self) -> int:
         self._snapshots += 1
+        self._begins_epoch = True
         return self._position
 
 
 VALUE, KEY, OFFSET, STAMP, ERROR = (methodcaller(name) for name in ("value", "key", "offset", "timestamp", "error"))
-
-
-class Pace:
-    """Keeps the polls of a worker's partitions a few milliseconds apart while they bring little.
-
-    A batch costs about as much for one row as for twenty, so at a moderate rate waiting a moment costs less than it
-    saves. An event after a pause is not kept waiting, and a backlog is read without a pause.
-    """
-
-    def __init__(self, apart: timedelta = timedelta(milliseconds=5), little: int = 256) -> None:
-        self._apart = apart
-        self._little = little
-        self.next: datetime | None = None
-
-    def polled(self, rows: int) -> None:
-        """Sets when to poll next, after a poll that brought `rows`."""
-        self.next = datetime.now(UTC) + self._apart if 0 < rows < self._little else None
 
 
 class _KafkaPartition(_Partition):
@@ -104,11 +93,9 @@ class _KafkaPartition(_Partition):
         stop: threading.Event,
         until_end: bool,
         spent: Callable[[float], None],
-        pace: Pace,
     ) -> None:
         super().__init__(name, 0 if resume is None else resume, stop, until_end)
         self._spent = spent
-        self._pace = pace
         self._topic = topic
         self._partition = shard_number(name)
         self._rows = rows
@@ -123,12 +110,8 @@ class _KafkaPartition(_Partition):
         if not messages:
             return None
         polled = self._polled(messages)
-        self._pace.polled(polled.batch.num_rows)
         self._spent(time.perf_counter() - started)
         return polled
-
-    def next_awake(self) -> datetime | None:
-        return self._pace.next
 
     def _polled(self, messages: list[Message]) -> Polled:
         errors = [error for error in map(ERROR, messages) if error is not None]
@@ -182,7 +165,6 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
     ) -> None:
         """rows: most messages of a poll. until_end: end where the log ends. spent: told the seconds of polls that bring any."""
         self._spent = spent
-        self._pace = Pace()
         self._topic = topic
         self._brokers = brokers
         self._client = config
@@ -224,7 +206,6 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
             self._stop,
             self._until_end,
             self._spent,
-            self._pace,
         )
 
 

@@ -87,7 +87,7 @@ def expected_total(days: int, per_day: int, seed: int, reference: Reference) -> 
 
 
 def counter(reference: Reference, executor: Executor, resume: Any = None, **options: Any) -> DriftCounter:
-    options = {"count": reference.count, "identity": reference.identity} | options
+    options = {"count": reference.count, "identity": reference.identity, "submit_rows": 1} | options
     return DriftCounter("000.1", resume, executor=executor, **options)
 
 

@@ -54,9 +54,7 @@ def test_columns_decide_as_rows_do(rows: list[tuple[float | None, str | None, fl
     decided = BANDS.compile(COLUMNS)(batch, scores)
     expected = [by_row(wind, carrier, float(np.float32(score))) for wind, carrier, score in rows]
     assert list(zip(decided.decision.to_pylist(), decided.reasons.to_pylist(), strict=True)) == expected
-    assert decided.decision.type == pa.dictionary(pa.int8(), pa.string())
-    assert decided.reasons.type == pa.list_(pa.string())
-    assert decided.decision.dictionary.to_pylist() == ["late", "watch", "on_time", "unknown", "cancel"]
+    assert list(decided.decision.values) == ["late", "watch", "on_time", "unknown", "cancel"]
 
 
 def test_a_score_of_0_7_reaches_a_band_of_0_7() -> None:

@@ -40,8 +40,15 @@ def events(n: int, seed: int) -> pa.RecordBatch:
     )
 
 
+def loaded(dumps: list[Any]) -> State:
+    state = State(GROUP)
+    for dump in dumps:
+        state.load(dump)
+    return state
+
+
 def features(batch: pa.RecordBatch, shards: int, pieces: int, dump: bool) -> np.ndarray:
-    """[f, n] of all rows, by way of so many shards and batches, with a dump and load between batches."""
+    """[f, n] of all rows, by way of so many states and batches, each dumped in three parts and loaded between batches."""
     cutter = Cutter(GROUP, SCHEMA, "at")
     states = [State(GROUP) for _ in range(shards)]
     out = []
@@ -53,7 +60,7 @@ def features(batch: pa.RecordBatch, shards: int, pieces: int, dump: bool) -> np.
             part = cut.take(np.flatnonzero(cut.hash % np.uint64(shards) == shard))
             made[:, part.row] = states[shard].update(part)
         if dump:
-            states = [State(GROUP, state.dump()) for state in states]
+            states = [loaded([state.dump(part, 3) for part in (2, 0, 1)]) for state in states]
         out.append(made)
     return np.concatenate(out, axis=1)
 
@@ -71,7 +78,7 @@ def test_shards_batches_and_dumps_change_nothing(shards: int, pieces: int, dump:
 def test_another_groups_dump_is_refused() -> None:
     other = groups([Window("card", "amount", over="1h", aggs=("count",), where="kind == 'paid'")])[0]
     with pytest.raises(ValueError, match="state of card: expected the features"):
-        State(GROUP, State(other).dump())
+        State(GROUP).load(State(other).dump())
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ EVENTS = st.lists(
     ),
     max_size=60,
 )
+FEATURE = 3
+UPDATES = 2 << FEATURE
+ALL = np.array([cpu.COUNT, cpu.SUM, cpu.MIN, cpu.MAX, cpu.MEAN], np.int8)
 CUTS = st.lists(st.integers(0, 60), max_size=4)
 
 
@@ -27,8 +30,7 @@ def columns(events: list[naive.Event]) -> tuple[np.ndarray, ...]:
         np.array([e.slot for e in events], np.int32),
         np.array([e.time for e in events], np.int64),
         np.array([np.nan if e.value is None else e.value for e in events], np.float64),
-        np.array([e.value is not None for e in events], np.bool_),
-        np.array([e.reads for e in events], np.bool_),
+        np.array([e.reads + UPDATES * (e.value is not None) for e in events], np.uint32),
     )
 
 
@@ -43,12 +45,14 @@ def test_windows_are_exact(events: list[naive.Event], cuts: list[int], tile: int
     count, (total, low, high) = np.full((3, tiles), -9), np.full((3, 3, tiles), np.nan)
     rows, late = [], 0
     for piece in pieces(events, cuts):
-        out = np.full((sum(e.reads for e in piece), 4), np.nan)
-        late += cpu.window(*columns(piece), tile, newest, ids, count, total, low, high, out)
-        rows += out.tolist()
+        out = np.full((5, sum(e.reads for e in piece)), 7.0)
+        late += cpu.window(*columns(piece), FEATURE, tile, newest, ids, count, total, low, high, ALL, out)
+        rows += out.T.tolist()
     expected, expected_late = naive.window(events, tile, tiles)
     assert late == expected_late
-    np.testing.assert_array_equal(np.array(rows).reshape(-1, 4), np.array(expected, np.float64).reshape(-1, 4))
+    means = [total / count if count else np.nan for count, total, _, _ in expected]
+    exact = np.column_stack([np.array(expected, np.float64).reshape(-1, 4), means])
+    np.testing.assert_array_equal(np.array(rows).reshape(-1, 5), exact)
 
 
 @given(EVENTS, CUTS, st.integers(0, 50))
@@ -56,15 +60,15 @@ def test_last_values_are_exact(events: list[naive.Event], cuts: list[int], withi
     seen_at, seen = np.full((3, 1), cpu.NEVER), np.full((3, 1), np.nan)
     rows = []
     for piece in pieces(events, cuts):
-        slots, times, values, updates, reads = columns(piece)
-        out = np.full((1, int(reads.sum())), 7.0)
-        cpu.last(slots, times, values[None, :], updates, reads, within, seen_at, seen, out)
+        slots, times, values, bits = columns(piece)
+        out = np.full((1, sum(e.reads for e in piece)), 7.0)
+        cpu.last(slots, times, values[None, :], bits, FEATURE, within, seen_at, seen, out)
         rows += out[0].tolist()
     np.testing.assert_array_equal(rows, naive.last(events, within))
 
 
 def test_an_event_never_sees_itself() -> None:
-    out = np.full((1, 4), np.nan)
+    out = np.full((5, 1), np.nan)
     state = np.full(1, cpu.NEVER), np.full((1, 3), cpu.NEVER), np.zeros((1, 3), np.int64), *np.zeros((3, 1, 3))
-    cpu.window(*columns([naive.Event(0, 5, 3.0, True)]), 1, *state, out)
-    assert out[0].tolist() == pytest.approx([0, 0, np.nan, np.nan], nan_ok=True)
+    cpu.window(*columns([naive.Event(0, 5, 3.0, True)]), FEATURE, 1, *state, ALL, out)
+    assert out[:, 0].tolist() == pytest.approx([0, 0, np.nan, np.nan, np.nan], nan_ok=True)

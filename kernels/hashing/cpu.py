@@ -12,6 +12,7 @@ U64 = npt.NDArray[np.uint64]
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 M1 = np.uint64(0xBF58476D1CE4E5B9)
 M2 = np.uint64(0x94D049BB133111EB)
+ALL, NO_BYTES = np.empty(0, np.bool_), np.empty(0, np.uint8)
 S27, S30, S31, ZERO, ONE = (np.uint64(n) for n in (27, 30, 31, 0, 1))
 
 
@@ -24,9 +25,9 @@ def mix(x: np.uint64) -> np.uint64:
 
 @njit(cache=True, nogil=True)
 def hash_strings(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], valid: npt.NDArray[np.bool_], out: U64) -> None:
-    """Hashes n strings: offsets int32 [n + 1] into data uint8, valid bool [n]; fills out uint64 [n], 0 where null."""
+    """Hashes n strings: offsets int32 [n + 1] into data uint8, valid bool [n] ([0]: all); fills out uint64 [n], 0 where not."""
     for i in range(len(out)):
-        if not valid[i]:
+        if len(valid) and not valid[i]:
             out[i] = ZERO
             continue
         start, end = offsets[i], offsets[i + 1]
@@ -44,11 +45,11 @@ def hash_strings(offsets: npt.NDArray[np.int32], data: npt.NDArray[np.uint8], va
 
 @njit(cache=True, nogil=True)
 def hash_integers(values: npt.NDArray[np.int64], valid: npt.NDArray[np.bool_], out: U64) -> None:
-    """Hashes int64 [n]; fills out uint64 [n], 0 where not valid."""
+    """Hashes int64 [n]; valid as for strings; fills out uint64 [n], 0 where not valid."""
     length = mix(np.uint64(8) + PRIME)
     for i in range(len(out)):
         h = mix((length ^ np.uint64(values[i])) + PRIME)
-        out[i] = (h if h != ZERO else ONE) if valid[i] else ZERO
+        out[i] = ZERO if len(valid) and not valid[i] else h if h != ZERO else ONE
 
 
 @njit(cache=True, nogil=True)
@@ -70,18 +71,15 @@ def hash_column(column: pa.Array) -> U64:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     out = np.empty(len(column), np.uint64)
-    valid = np.ones(len(column), np.bool_) if column.null_count == 0 else column.is_valid().to_numpy(zero_copy_only=False)
+    valid = ALL if column.null_count == 0 else column.is_valid().to_numpy(zero_copy_only=False)
     if pa.types.is_integer(column.type):
         filled = column if column.null_count == 0 else pc.fill_null(column, 0)
         hash_integers(filled.cast(pa.int64()).to_numpy(), valid, out)
     elif pa.types.is_string(column.type) or pa.types.is_binary(column.type):
         _, offsets, data = column.buffers()
-        starts = (
-            np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-            if len(column)
-            else out.view(np.int32)
-        )
-        hash_strings(starts, np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8), valid, out)
+        if len(column):
+            starts = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
+            hash_strings(starts, np.frombuffer(data, np.uint8) if data else NO_BYTES, valid, out)
     else:
         raise TypeError(f"expected an entity column of strings or integers, got {column.type}")
     return out

@@ -11,6 +11,9 @@ from numba import njit
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 NEVER = -(2**62)
+READ = np.uint32(1)
+AGGREGATES = ("count", "sum", "mean", "min", "max")
+COUNT, SUM, MEAN, MIN, MAX = range(5)
 
 
 @njit(cache=True, nogil=True)
@@ -18,8 +21,8 @@ def window(
     slots: npt.NDArray[np.int32],
     times: I64,
     values: F64,
-    updates: npt.NDArray[np.bool_],
-    reads: npt.NDArray[np.bool_],
+    bits: npt.NDArray[np.uint32],
+    feature: int,
     tile: int,
     newest: I64,
     ids: I64,
@@ -27,20 +30,23 @@ def window(
     total: F64,
     low: F64,
     high: F64,
+    aggregates: npt.NDArray[np.int8],
     out: F64,
 ) -> int:
     """Reads, then updates, event by event; returns the number of late updates, which are dropped.
 
-    slots, times, values, updates, reads: [n]; a NaN value does not update. State: newest [s] (NEVER at first), ids [s, w]
-    (NEVER at first), count, total, low, high [s, w]. out [number of reads, 4] gets count, sum, min, max in order.
+    slots, times, values, bits: [n]; bit 0 of bits: reads, bit feature + 1: updates; a NaN value does not update. State:
+    newest [s] (NEVER at first), ids [s, w] (NEVER at first), count, total, low, high [s, w]. out [a, number of reads] gets the
+    aggregates int8 [a], by their place in AGGREGATES; mean, min and max of nothing are NaN.
     """
+    update = np.uint32(2 << feature)
     w = ids.shape[1]
     late = 0
     row = 0
     for i in range(len(slots)):
         slot = slots[i]
         now = times[i] // tile
-        if reads[i]:
+        if bits[i] & READ:
             n, s, lo, hi = 0, 0.0, np.inf, -np.inf
             if slot >= 0:
                 first = max(now - w + 1, newest[slot] - w + 1)
@@ -51,13 +57,21 @@ def window(
                         s += total[slot, at]
                         lo = min(lo, low[slot, at])
                         hi = max(hi, high[slot, at])
-            out[row, 0] = n
-            out[row, 1] = s
-            out[row, 2] = lo if n else np.nan
-            out[row, 3] = hi if n else np.nan
+            for a in range(len(aggregates)):
+                which = aggregates[a]
+                if which == COUNT:
+                    out[a, row] = n
+                elif which == SUM:
+                    out[a, row] = s
+                elif n == 0:
+                    out[a, row] = np.nan
+                elif which == MEAN:
+                    out[a, row] = s / n
+                else:
+                    out[a, row] = lo if which == MIN else hi
             row += 1
         value = values[i]
-        if slot < 0 or not updates[i] or np.isnan(value):
+        if slot < 0 or not bits[i] & update or np.isnan(value):
             continue
         if now <= newest[slot] - w:
             late += 1
@@ -82,8 +96,8 @@ def last(
     slots: npt.NDArray[np.int32],
     times: I64,
     values: F64,
-    updates: npt.NDArray[np.bool_],
-    reads: npt.NDArray[np.bool_],
+    bits: npt.NDArray[np.uint32],
+    feature: int,
     within: int,
     seen_at: I64,
     seen: F64,
@@ -91,18 +105,19 @@ def last(
 ) -> None:
     """Reads, then updates, event by event.
 
-    slots, times, updates, reads: [n]; values [v, n], where a NaN does not update. State: seen_at (NEVER at first) and
+    slots, times, bits: [n] as in `window`; values [v, n], where a NaN does not update. State: seen_at (NEVER at first) and
     seen [s, v]. out [v, number of reads] gets the values, NaN if none, older than `within`, or later than the event.
     """
+    update = np.uint32(2 << feature)
     row = 0
     for i in range(len(slots)):
         slot = slots[i]
-        if reads[i]:
+        if bits[i] & READ:
             for k in range(values.shape[0]):
                 age = times[i] - seen_at[slot, k] if slot >= 0 else np.int64(-1)
                 out[k, row] = seen[slot, k] if 0 <= age <= within else np.nan
             row += 1
-        if slot < 0 or not updates[i]:
+        if slot < 0 or not bits[i] & update:
             continue
         for k in range(values.shape[0]):
             if not np.isnan(values[k, i]) and times[i] >= seen_at[slot, k]:
