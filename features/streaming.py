@@ -163,6 +163,9 @@ class State:
         self._used = 0
         self._table = table.new_table()
         self._plan = _plan(group)
+        self._features = [repr(feature) for feature in group.features]
+        self._parted = (-1, 0)
+        self._parts: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]] = []
         self._arrays: dict[str, npt.NDArray[Any]] = {
             name: np.empty((0, *shape), kind) for name, (shape, kind, _) in self._layout().items()
         }
@@ -182,20 +185,30 @@ class State:
 
     def dump(self, shard: int = 0, shards: int = 1) -> Dump:
         """One shard of the state as plain data: a versioned dict of (dtype, shape, bytes)."""
-        keys = np.zeros(self._used, np.uint64)
-        filled = self._table[0] != 0
-        keys[self._table[1][filled]] = self._table[0][filled]
-        here = np.flatnonzero(keys % np.uint64(shards) == shard)
-        arrays = {"keys": keys[here]} | {name: array[here] for name, array in self._arrays.items()}
+        if self._parted != (self._used, shards):
+            self._parted = self._used, shards
+            self._parts = self._split(shards)
+        keys, here = self._parts[shard]
+        arrays = {"keys": keys} | {name: array[here] for name, array in self._arrays.items()}
         return {
             "version": STATE_VERSION,
-            "features": [repr(feature) for feature in self._group.features],
+            "features": self._features,
             "arrays": {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         }
 
+    def _split(self, shards: int) -> list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
+        """The entities and slots of each shard."""
+        keys = np.zeros(self._used, np.uint64)
+        filled = self._table[0] != 0
+        keys[self._table[1][filled]] = self._table[0][filled]
+        of_slot = (keys % np.uint64(shards)).astype(np.int64)
+        order = np.argsort(of_slot, kind="stable")
+        slots = np.split(order, np.searchsorted(of_slot[order], np.arange(1, shards)))
+        return [(keys[here], here) for here in slots]
+
     def load(self, dump: Dump) -> None:
         """Adds a shard. Raises ValueError for a dump of another version or of other features."""
-        features = [repr(feature) for feature in self._group.features]
+        features = self._features
         if dump["version"] != STATE_VERSION:
             raise ValueError(f"state of {self._group.entity}: expected version {STATE_VERSION}, got {dump['version']}")
         if dump["features"] != features:

@@ -26,7 +26,7 @@ from streams.source import Polled
 
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
-    pipeline, meters, encoder = job.pipeline, job.meters, Encoder()
+    pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
     features = any(sink.features for sink in pipeline.sinks)
 
     def decode(item: tuple[str, Polled]) -> Iterable[tuple[str, Any]]:
@@ -43,12 +43,15 @@ def build(job: Job) -> Dataflow:
         with meters.stage("features", rows.num_rows):
             reads = mask(job.decide_on, rows) if rows.num_rows else np.empty(0, np.bool_)
             times = microseconds(rows.column(pipeline.events.time))
-            return list(
+            made = list(
                 cut(
                     partition, rows, reads, times, polled.at_end, job.cutters, pipeline.shards, job.workers,
                     to_all=job.order == "event", wake=polled.begins_epoch, kept=job.kept,
                 )
             )  # fmt: skip
+        if not any(isinstance(value, Base) for _, value in made):
+            gate.done(1)
+        return made
 
     def shard(resume: dict[str, Any] | None) -> Shard:
         return Shard(job.shards, resume, meters, job.workers)
@@ -75,6 +78,7 @@ def build(job: Job) -> Dataflow:
                 for sink in pipeline.sinks
                 for piece in _by_origin(encode_decisions(decisions, sink.topic, wanted(sink), encoder), work.origins)
             ]
+        gate.done(len(work.origins))
         meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return encoded
 

@@ -28,7 +28,7 @@ from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline
 from streams.settings import JobSettings
-from streams.source import KafkaSource, MemorySource
+from streams.source import Gate, KafkaSource, MemorySource
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,14 @@ class Job:
         return Meters(self.registry, self.pipeline.name)
 
     @cached_property
+    def gate(self) -> Gate:
+        """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them."""
+        return Gate(0 if self.order == "event" else self.workers)
+
+    @cached_property
     def events(self) -> KafkaSource | MemorySource:
         if self.source is not None:
+            self.source.gate = self.gate
             return self.source
         settings, topic = self.settings, self.pipeline.events
         return KafkaSource(
@@ -74,6 +80,7 @@ class Job:
             stop=self.stop,
             until_end=self.until_end,
             spent=lambda seconds: self.meters.spent("event", seconds),
+            gate=self.gate,
         )
 
     @cached_property

@@ -9,6 +9,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from operator import methodcaller
 
@@ -36,12 +37,44 @@ class Polled:
     begins_epoch: bool = False
 
 
+class Gate:
+    """Lets a worker's partitions poll again when what they brought is decided.
+
+    Without it a source is asked for more while earlier batches are still between two steps, and a moderate rate becomes many
+    batches of one row, each of which costs as much as twenty together. What waits is still in Kafka. Partitions poll in
+    rounds, each once, so that all of a worker's get their turn and are decided together.
+    """
+
+    def __init__(self, most: int = 1) -> None:
+        """most: batches on their way at which no new round begins; 0: never waits."""
+        self._most = most
+        self._on_their_way = 0
+        self._round = 1
+
+    def opens(self, last: int) -> int:
+        """The round in which a partition may poll that last did in round `last`, 0 if it has to wait."""
+        if last == self._round and (self._on_their_way < self._most or not self._most):
+            self._round += 1
+        return self._round if last < self._round else 0
+
+    def begun(self) -> None:
+        """A batch is on its way."""
+        self._on_their_way += 1
+
+    def done(self, batches: int) -> None:
+        """So many are decided, or have nothing to decide."""
+        self._on_their_way = max(0, self._on_their_way - batches)
+
+
 class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     """Polls with `poll` from `position` on; leaves at the end of the log where `until_end`, or on `stop`: emits nothing more,
     lets an epoch pass, so that all that was emitted is delivered and snapshotted, and ends."""
 
-    def __init__(self, name: str, position: int, stop: threading.Event, until_end: bool) -> None:
+    def __init__(self, name: str, position: int, stop: threading.Event, until_end: bool, gate: Gate) -> None:
         self._name = name
+        self._gate = gate
+        self._round = 0
+        self._waits = False
         self._position = position
         self._stop = stop
         self._until_end = until_end
@@ -61,6 +94,11 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             if self._until_end or self._snapshots >= self._leave_after:
                 raise StopIteration
             return []
+        opened = self._gate.opens(self._round)
+        self._waits = not opened
+        if self._waits:
+            return []
+        self._round = opened
         polled = self.poll()
         if polled is None or (polled.batch.num_rows == 0 and polled.at_end == self._was_at_end):
             return []
@@ -70,7 +108,11 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         if self._begins_epoch:
             self._begins_epoch = False
             polled = replace(polled, begins_epoch=True)
+        self._gate.begun()
         return [(self._name, polled)]
+
+    def next_awake(self) -> datetime | None:
+        return datetime.now(UTC) + LOOK_AGAIN if self._waits else None
 
     def snapshot(self) -> int:
         self._snapshots += 1
@@ -78,6 +120,7 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         return self._position
 
 
+LOOK_AGAIN = timedelta(microseconds=100)
 VALUE, KEY, OFFSET, STAMP, ERROR = (methodcaller(name) for name in ("value", "key", "offset", "timestamp", "error"))
 
 
@@ -93,8 +136,9 @@ class _KafkaPartition(_Partition):
         stop: threading.Event,
         until_end: bool,
         spent: Callable[[float], None],
+        gate: Gate,
     ) -> None:
-        super().__init__(name, 0 if resume is None else resume, stop, until_end)
+        super().__init__(name, 0 if resume is None else resume, stop, until_end, gate)
         self._spent = spent
         self._topic = topic
         self._partition = shard_number(name)
@@ -162,9 +206,14 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
         until_end: bool = False,
         timeout: float = 10.0,
         spent: Callable[[float], None] = lambda seconds: None,
+        gate: Gate | None = None,
     ) -> None:
-        """rows: most messages of a poll. until_end: end where the log ends. spent: told the seconds of polls that bring any."""
+        """rows: most messages of a poll. until_end: end where the log ends. spent: told the seconds of polls that bring any.
+
+        gate: what polls wait for; nothing, if none is given.
+        """
         self._spent = spent
+        self.gate = gate or Gate(0)
         self._topic = topic
         self._brokers = brokers
         self._client = config
@@ -206,6 +255,7 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
             self._stop,
             self._until_end,
             self._spent,
+            self.gate,
         )
 
 
@@ -224,9 +274,9 @@ def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeou
 
 class _MemoryPartition(_Partition):
     def __init__(
-        self, name: str, log: pa.RecordBatch, resume: int | None, rows: int, stop: threading.Event, until_end: bool
+        self, name: str, log: pa.RecordBatch, resume: int | None, rows: int, stop: threading.Event, until_end: bool, gate: Gate
     ) -> None:
-        super().__init__(name, resume or 0, stop, until_end)
+        super().__init__(name, resume or 0, stop, until_end, gate)
         self._log = log
         self._rows = rows
 
@@ -250,6 +300,7 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
         self._rows = rows
         self._stop = stop or threading.Event()
         self._until_end = until_end
+        self.gate = Gate(0)
         self.partitions = len(partitions)
         self._logs = [
             pa.RecordBatch.from_arrays(
@@ -271,5 +322,5 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _MemoryPartition:
         return _MemoryPartition(
-            for_part, self._logs[shard_number(for_part)], resume_state, self._rows, self._stop, self._until_end
+            for_part, self._logs[shard_number(for_part)], resume_state, self._rows, self._stop, self._until_end, self.gate
         )

@@ -1,0 +1,54 @@
+"""The source's gate: a round begins when what is on its way is decided, and every partition gets its turn in each."""
+
+from streams.source import Gate
+
+
+def test_a_partition_waits_until_what_it_brought_is_decided() -> None:
+    gate = Gate(1)
+    first = gate.opens(0)
+    assert first
+    gate.begun()
+    assert not gate.opens(first)
+    gate.done(1)
+    assert gate.opens(first) > first
+
+
+def test_each_partition_polls_once_in_a_round() -> None:
+    gate = Gate(1)
+    one = gate.opens(0)
+    gate.begun()
+    other = gate.opens(0)
+    assert other == one, "the second partition has its turn though the first one's batch is on its way"
+    gate.begun()
+    gate.done(1)
+    assert not gate.opens(one)
+    assert not gate.opens(other)
+    gate.done(1)
+    assert gate.opens(other) == gate.opens(one) == one + 1
+
+
+def test_a_poll_that_brought_nothing_opens_the_next_round() -> None:
+    gate = Gate(1)
+    first = gate.opens(0)
+    assert gate.opens(first) == first + 1
+
+
+def test_several_workers_may_have_several_batches_on_their_way_and_event_order_waits_for_none() -> None:
+    gate, free = Gate(2), Gate(0)
+    first = gate.opens(0)
+    gate.begun()
+    second = gate.opens(first)
+    assert second
+    gate.begun()
+    assert not gate.opens(second)
+    free.begun()
+    assert free.opens(free.opens(0))
+
+
+def test_more_done_than_begun_does_not_open_it_for_good() -> None:
+    """After a resume there may be batches that this source did not bring."""
+    gate = Gate(1)
+    gate.done(3)
+    first = gate.opens(0)
+    gate.begun()
+    assert not gate.opens(first)
