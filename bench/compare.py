@@ -47,7 +47,7 @@ class Line(TypedDict):
 def differences(a: Result, b: Result) -> list[str]:
     """What of workload and settings (of the whole, and of the systems in both) is not the same."""
     found = [f"kind: {a['kind']} and {b['kind']}"] if a["kind"] != b["kind"] else []
-    found += _unlike("workload", a["workload"], b["workload"]) + _unlike("settings", a["settings"], b["settings"])
+    found += _unlike("workload", _sent(a), _sent(b)) + _unlike("settings", _set(a), _set(b))
     mine, other = a.get("systems", {}), b.get("systems", {})
     for name in mine:
         if name in other:
@@ -126,6 +126,16 @@ def _spreads(result: Result) -> Mapping[str, Mapping[str, Spread]]:
         if isinstance(value, int | float):
             alone[name] = spread([value])
     return {FLOOR: alone}
+
+
+def _sent(result: Result) -> Mapping[str, Any]:
+    """The workload, of a latency only what does not follow from rate and time."""
+    kept = ("name", "seed") if result["kind"] == "latency" else tuple(result["workload"])
+    return {name: value for name, value in result["workload"].items() if name in kept}
+
+
+def _set(result: Result) -> Mapping[str, Any]:
+    return {name: value for name, value in result["settings"].items() if name != "turns"}
 
 
 def _unlike(where: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

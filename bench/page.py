@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.charts import DARK, LIGHT, css, times
-from bench.groups import Group, said
+from bench.groups import Group, command, said, together
 from bench.results import OURS, STAGES, Run, Spread, spread
 
 Drawn = tuple[str, str, str]
@@ -146,12 +146,12 @@ def _conditions(group: Group) -> str:
     dirty = ' <b class="bad">with uncommitted changes</b>' if any(result["dirty"] for result in group.results) else ""
     versions = {name: version for result in group.results for name, version in result["versions"].items()}
     lines = [
-        ("settings", _chips(first["settings"])),
+        ("settings", _chips(together(group.results))),
         ("workload", escape(f"{sent['name']}: " + ", ".join(work))),
         ("machine", escape(", ".join(of_machine))),
         ("versions", _chips(versions)),
         ("commit", f"<code>{escape(first['commit'][:12])}</code>{dirty}"),
-        ("commands", "<br>".join(f"<code>{escape(' '.join(result['command']))}</code>" for result in group.results)),
+        ("commands", "<br>".join(f"<code>{escape(command(result))}</code>" for result in group.results)),
     ]
     held = {name: system for result in group.results for name, system in result.get("systems", {}).items()}
     for name, system in held.items():

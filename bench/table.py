@@ -9,13 +9,12 @@ holds 1 the row says that no difference was seen. --check writes nothing and exi
 
 import argparse
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.charts import times
-from bench.groups import Group, groups, said
+from bench.groups import Group, command, groups, said
 from bench.results import OURS, Kind, Result, ResultError, Spread, read
 
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
@@ -31,7 +30,7 @@ def rows(group: Group) -> Iterator[Row]:
     """What, figure and command of everything measured in the group."""
     if group.kind == "floor":
         for result in group.results:
-            yield f"{group.title}: efficiency", _floor(result), _command(result)
+            yield f"{group.title}: efficiency", _floor(result), f"`{command(result)}`"
     for rate, runs in group.runs.items():
         summary = group.summaries[rate]
         from_file = next(result for result in group.results if any(run.get("rate") == rate for run in result.get("runs", [])))
@@ -44,7 +43,7 @@ def rows(group: Group) -> Iterator[Row]:
             else:
                 why = next(run.get("why_not") for run in runs if run["system"] == system and not run["valid"])
                 figure = f"no valid run: {why}"
-            yield f"{group.title}{at}: {system}", figure, _command(from_file)
+            yield f"{group.title}{at}: {system}", figure, f"`{command(from_file)}`"
 
 
 def _latency(system: str, metrics: Mapping[str, Spread], ratios: Mapping[str, Spread]) -> str:
@@ -78,13 +77,6 @@ def _ratio(held: Spread) -> str:
     return f"no difference seen, {times(held)}" if same else times(held)
 
 
-def _command(result: Result) -> str:
-    words = list(result["command"])
-    if words and Path(words[0]).name.startswith("python"):
-        words[0] = "python"
-    return f"`{shlex.join(words)}`"
-
-
 def _conditions(of_kind: Sequence[Group]) -> str:
     results = [result for group in of_kind for result in group.results]
     first = results[0]
@@ -96,7 +88,9 @@ def _conditions(of_kind: Sequence[Group]) -> str:
     machines = dict.fromkeys(
         f"{one['machine'].get('cpu', '?')} with {one['machine'].get('cores', '?')} cores" for one in results
     )
-    commits = dict.fromkeys(one["commit"][:10] + (" with uncommitted changes" if one["dirty"] else "") for one in results)
+    commits = dict.fromkeys(
+        (one["commit"][:10] or "unknown") + (" with uncommitted changes" if one["dirty"] else "") for one in results
+    )
     turns = [len({run["turn"] for run in runs}) for group in of_kind for runs in group.runs.values()]
     pairs = ""
     if turns:
@@ -114,9 +108,9 @@ def markdown(results: Sequence[Result]) -> str:
             lines = [f"**{title}.** {_conditions(of_kind)}", "", "| what | figure | command |", "|---|---|---|"]
             before = ""
             for row in (row for group in of_kind for row in rows(group)):
-                what, figure, command = (cell.replace("|", "\\|").replace("\n", " ") for cell in row)
-                lines.append(f"| {what} | {figure} | {'the same' if command == before else command} |")
-                before = command
+                what, figure, typed = (cell.replace("|", "\\|").replace("\n", " ") for cell in row)
+                lines.append(f"| {what} | {figure} | {'the same' if typed == before else typed} |")
+                before = typed
             blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

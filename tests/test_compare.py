@@ -61,14 +61,15 @@ def test_slower_with_ranges_that_overlap_is_no_difference(files: Files, capsys: 
 
 
 def test_other_settings_are_named_and_refused(files: Files, capsys: Any) -> None:
-    a, b = latency(), latency()
-    b["settings"] = {**b["settings"], "acks": "1", "linger_ms": 5}
+    a, b = throughput(), throughput()
+    b["settings"] = {**b["settings"], "acks": "1", "linger_ms": 5, "turns": 7}
     b["workload"] = {**b["workload"], "messages": 5}
     assert main(files(a, b)) == 2
     said = capsys.readouterr().err
     assert 'settings.acks: "all" and "1"' in said
     assert "settings.linger_ms: 1 and 5" in said
     assert "workload.messages: 120000 and 5" in said
+    assert "turns" not in said
     assert main([*files(a, b), "--anyway"]) == 0
 
 

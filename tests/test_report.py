@@ -12,7 +12,7 @@ from hdrh.histogram import HdrHistogram
 from made_results import floor, latency, spoiled, throughput
 
 from bench.charts import DARK, LIGHT, ON_PAGE, curve
-from bench.groups import groups
+from bench.groups import command, groups, together
 from bench.report import main, write
 from bench.results import check
 
@@ -136,6 +136,23 @@ def test_one_file_a_rate_is_one_chart_and_other_settings_are_another() -> None:
     found = groups([check(held) for held in (*apart, wider)])
     assert [group.title for group in found] == ["flights, partitions 1", "flights, partitions 8"]
     assert list(found[0].runs) == [1000, 10_000]
+
+
+def test_a_setting_that_grows_with_the_rate_parts_files_only_at_one_rate() -> None:
+    slow, fast, other = latency(), latency(rates=(50_000,)), latency(rates=(50_000,))
+    for held, linger, messages in ((slow, 0, 45_000), (fast, 5, 2_250_000), (other, 1, 2_250_000)):
+        held["settings"] = {**held["settings"], "linger_ms": linger}
+        held["workload"] = {**held["workload"], "messages": messages}
+    found = groups([check(held) for held in (slow, fast, other)])
+    assert [list(group.runs) for group in found] == [[1000, 50_000], [50_000]]
+    assert [group.title for group in found] == ["flights, linger_ms 0 / 5", "flights, linger_ms 1"]
+    assert together(found[0].results)["linger_ms"] == "0 / 5"
+
+
+def test_a_command_is_shown_as_it_is_typed() -> None:
+    held = latency()
+    held["command"] = ["/somewhere/headrace/bench/latency.py", "--peer", "x=a b"]
+    assert command(check(held)) == "python -m bench.latency --peer 'x=a b'"
 
 
 def test_two_files_at_one_rate_keep_their_turns() -> None:
