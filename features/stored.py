@@ -21,7 +21,7 @@ import polars as pl
 import pyarrow as pa
 
 from features.streaming import microseconds
-from kernels.hashing.cpu import hash_columns
+from kernels.hashing.cpu import combined, hash_column
 from kernels.table.cpu import find_due, grow, insert, new_table, take
 
 log = logging.getLogger(__name__)
@@ -190,15 +190,17 @@ class StoredFeatures:
             cache.warm(known, until, now)
         return sum(cache.entities for cache in self._caches)
 
-    def read(self, batch: pa.RecordBatch, times_us: I64) -> StoredRead:
+    def read(self, batch: pa.RecordBatch, times_us: I64, hashes: dict[str, U64] | None = None) -> StoredRead:
         """The features of the entities in a batch, at times int64 [n], microseconds since 1970-01-01 UTC.
 
+        hashes: of columns by name, those that are known; the others are added.
         Raises StoredFeaturesError for a missing entity column or one of the wrong type, and what the store raises.
         """
         now = self._clock()
+        hashes = {} if hashes is None else hashes
         read = StoredRead({}, np.zeros(batch.num_rows, np.int64))
         for place, cache in enumerate(self._caches):
-            cache.read(batch, times_us, now, read, 3 * place)
+            cache.read(batch, times_us, now, read, 3 * place, hashes)
         return read
 
 
@@ -231,19 +233,26 @@ class _Cache:
         for start in range(0, known.num_rows, WARM_KEYS):
             if time.monotonic() > until:
                 return
-            self._rows(known.slice(start, WARM_KEYS), now)
+            self._rows(known.slice(start, WARM_KEYS), now, {})
 
-    def read(self, batch: pa.RecordBatch, times_us: I64, now: float, into: StoredRead, first_bit: int) -> None:
+    def read(
+        self, batch: pa.RecordBatch, times_us: I64, now: float, into: StoredRead, first_bit: int, hashes: dict[str, U64]
+    ) -> None:
         """Adds this view's columns and flags."""
         view = self.view
-        rows = self._rows(batch, now)
+        rows = self._rows(batch, now, hashes)
         values = np.empty((len(view.features), len(rows)), np.float32)
         take(rows, times_us, self._values, self._times, self._present, view.ttl_us, first_bit, values, into.flags)
         into.columns.update(zip(view.names, values, strict=True))
 
-    def _rows(self, batch: pa.RecordBatch, now: float) -> npt.NDArray[np.int32]:
+    def _rows(self, batch: pa.RecordBatch, now: float, known: dict[str, U64]) -> npt.NDArray[np.int32]:
         """The row of each event's entity, read from the store where it is not there or due."""
-        hashes = hash_columns(self._entity(batch))
+        for name, column in zip(self.view.columns, self._entity(batch), strict=True):
+            if name not in known:
+                known[name] = hash_column(column)
+        hashes = known[self.view.columns[0]]
+        for name in self.view.columns[1:]:
+            hashes = combined(hashes, known[name])
         rows = np.empty(len(hashes), np.int32)
         count = find_due(self._keys, self._slots, hashes, self._due, now, rows)
         if count:

@@ -49,13 +49,13 @@ def groups(features: Sequence[Any]) -> tuple[Group, ...]:
 
 
 class Cut(NamedTuple):
-    """The rows of a batch that a group needs: n of them, with v values, and k columns that order rows of one time.
+    """What a group needs of n rows of a batch, with v values, and k columns that order rows of one time.
 
-    Plain arrays, since it is made, split and read for every shard of every batch.
+    Plain arrays, since it is made and read for every batch. Rows without bits are not the group's.
     """
 
     row: npt.NDArray[np.int32]  # [n], the row among those of the batch that read
-    hash: npt.NDArray[np.uint64]  # [n], the entity; never 0, since rows without it are left out
+    hash: npt.NDArray[np.uint64]  # [n], the entity; 0 where there is none, and then no bits
     time: npt.NDArray[np.int64]  # [n], microseconds
     bits: npt.NDArray[np.uint32]  # [n], bit 0: reads, bit j + 1: updates feature j
     values: npt.NDArray[np.float64]  # [v, n], NaN: null
@@ -66,10 +66,10 @@ class Cut(NamedTuple):
         arrays: list[Any] = [array[..., rows] for array in self]
         return Cut(*arrays)
 
-    def between(self, start: int, stop: int) -> "Cut":
-        """The rows from start up to stop, not copied."""
-        arrays: list[Any] = [array[..., start:stop] for array in self]
-        return Cut(*arrays)
+    @property
+    def own(self) -> "Cut":
+        """The group's rows alone."""
+        return self.take(np.flatnonzero(self.bits))
 
     @property
     def reads(self) -> npt.NDArray[np.bool_]:
@@ -103,9 +103,13 @@ class Cutter:
                     raise ValueError(f"feature {feature.names[0]}: expected {name} to be a number, got {kind}")
             self._wheres.append(compile_expression(feature.where, columns))
 
-    def __call__(self, batch: pa.RecordBatch, reads: npt.NDArray[np.bool_]) -> Cut:
-        """batch: m decoded rows; reads: bool [m], the rows that will read the group's features."""
-        hashes = hash_column(batch.column(self.group.entity))
+    def __call__(
+        self, batch: pa.RecordBatch, reads: npt.NDArray[np.bool_], hashed: npt.NDArray[np.uint64] | None = None
+    ) -> Cut:
+        """The cut of n decoded rows. reads: bool [n], the rows that will read the group's features; hashed: uint64 [n], the
+        entity's hashes, if they are known."""
+        entity = batch.column(self.group.entity)
+        hashes = hash_column(entity) if hashed is None else hashed
         bits = reads.astype(np.uint32)
         updates = []
         for j, where in enumerate(self._wheres):
@@ -113,18 +117,16 @@ class Cutter:
             updates.append(bool(fires.any()))
             if updates[-1]:
                 bits |= fires.astype(np.uint32) << (j + 1)
-        rows = np.flatnonzero((bits != 0) & (hashes != 0))
-        values = np.empty((len(self._values), len(rows)))
+        if entity.null_count:
+            bits[hashes == 0] = 0
+        n = batch.num_rows
+        values = np.empty((len(self._values), n))
         for k, (j, name) in enumerate(self._values):
-            values[k] = floats(batch.column(name))[rows] if updates[j] else np.nan
-        return Cut(
-            (np.cumsum(reads, dtype=np.int32) - 1)[rows],
-            hashes[rows],
-            microseconds(batch.column(self._time))[rows],
-            bits[rows],
-            values,
-            np.array([_ranks(batch.column(name))[rows] for name in self._ties], np.int64).reshape(len(self._ties), len(rows)),
-        )
+            values[k] = floats(batch.column(name)) if updates[j] else np.nan
+        row = np.cumsum(reads, dtype=np.int32)
+        row -= 1
+        ties = np.array([_ranks(batch.column(name)) for name in self._ties], np.int64).reshape(len(self._ties), n)
+        return Cut(row, hashes, microseconds(batch.column(self._time)), bits, values, ties)
 
 
 def event_order(batch: pa.RecordBatch, time: str, ties: Sequence[str]) -> npt.NDArray[np.int64]:

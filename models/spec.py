@@ -112,12 +112,14 @@ def assemble(
     spec: ModelSpec,
     out: npt.NDArray[np.float32] | None = None,
     computed: Mapping[str, npt.NDArray[Any]] = NOTHING,
+    hashes: Mapping[str, npt.NDArray[np.uint64]] = NOTHING,
 ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.bool_]]]:
     """The model's matrix float32 [n, K] of a batch's n rows, and for each category a mask bool [n] of values it does not know.
 
     Numbers: NaN for null. Categories: the place in the vocabulary plus 1, and 0 for null and for unknown values; null is not in
     the mask. out: float32 [n, K] to write into, returned as the matrix. computed: numbers [n] by name, NaN for null, before the
-    batch's columns. Raises ValueError, naming the input, for a column that is not there or of another kind.
+    batch's columns. hashes: of text columns by name, those that are known. Raises ValueError, naming the input, for a column
+    that is not there or of another kind.
     """
     n = batch.num_rows
     matrix = np.empty((n, len(spec.inputs)), np.float32) if out is None else out
@@ -135,7 +137,7 @@ def assemble(
         column = batch.column(place)
         try:
             if each.kind == "category":
-                codes = _codes(column, spec.lookups[each.name])
+                codes = _codes(column, spec.lookups[each.name], hashes.get(each.name))
                 matrix[:, k] = codes
                 unknown[each.name] = _unknown(column, codes)
             else:
@@ -160,7 +162,7 @@ def _numbers(column: pa.Array) -> npt.NDArray[Any]:
     return column.to_numpy(zero_copy_only=False)
 
 
-def _codes(column: pa.Array, lookup: Lookup) -> npt.NDArray[np.int32]:
+def _codes(column: pa.Array, lookup: Lookup, hashed: npt.NDArray[np.uint64] | None = None) -> npt.NDArray[np.int32]:
     """Codes int32 [n], 0 for null and for what is not in the vocabulary."""
     if isinstance(column, pa.DictionaryArray):
         by_code = np.append(_codes(column.dictionary, lookup), 0)
@@ -170,7 +172,7 @@ def _codes(column: pa.Array, lookup: Lookup) -> npt.NDArray[np.int32]:
     if pa.types.is_large_string(column.type):
         column = column.cast(pa.string())
     codes = np.empty(len(column), np.int32)
-    find(*lookup, hash_column(column), codes)
+    find(*lookup, hash_column(column) if hashed is None else hashed, codes)
     codes += 1
     return codes
 

@@ -67,8 +67,18 @@ class Sink(Protocol):
         """Lets go of connections; called once when the job ends, also after a failure. Confirms nothing, raises nothing."""
 
 
-Column: TypeAlias = "pa.Array | npt.NDArray[Any] | Coded | str | int"
-"""A column [n]: an Arrow array, int64, datetime64[us] (UTC), codes of values that JSON has, or one text or number for all."""
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A column of texts "{prefix}{partition}/{offset}", partition and offset int [n]."""
+
+    prefix: str
+    partition: npt.NDArray[np.integer]
+    offset: npt.NDArray[np.integer]
+
+
+Column: TypeAlias = "pa.Array | npt.NDArray[Any] | Coded | Position | str | int"
+"""A column [n]: an Arrow array, int64, float32 (NaN: null), datetime64[us] (UTC), codes of values that JSON has, positions, or
+one text or number for all."""
 
 DECISION = (
     "decision_id", "event_id", "decision", "score", "reasons", "model", "model_version", "flags", "event_time", "decided_at",
@@ -117,7 +127,13 @@ class Encoder:
         if isinstance(column, Coded):
             columns.append(column.codes)
             return [self._coded(column.values)]
+        if isinstance(column, Position):
+            columns += [column.partition, column.offset]
+            return [_text(column.prefix)[:-1], INTEGER, "/", INTEGER, '"']
         if isinstance(column, np.ndarray):
+            if column.dtype.kind == "f":
+                columns.append(column)
+                return [FLOAT]
             columns.append(column.view(np.int64))
             return [TIME if column.dtype.kind == "M" else INTEGER]
         kind = column.type

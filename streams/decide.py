@@ -16,12 +16,11 @@ import pyarrow as pa
 from features.expressions import Expression
 from features.stored import StoredFeatures
 from features.streaming import microseconds
-from kernels.json_rows.cpu import Writer
 from models.engine import Engine
 from models.policy import Combinations, Policy
 from models.spec import assemble
-from sinks.messages import Column
-from streams.exchange import Gathered
+from sinks.messages import Column, Position
+from streams.exchange import Gathered, Hashes
 
 I64 = npt.NDArray[np.int64]
 FALLBACK = "fallback"
@@ -31,12 +30,13 @@ MOST_FLAGS = 63
 @dataclass(frozen=True)
 class Work:
     """n rows on their way: `origins` is (partition, rows) in order; computed features float [n] by name, NaN where there is
-    none; flags int64 [n], bit k: the k-th of `Deciding.flags`."""
+    none; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known."""
 
     origins: tuple[tuple[str, int], ...]
     batch: pa.RecordBatch
     computed: Mapping[str, npt.NDArray[Any]]
     flags: I64
+    hashes: Hashes
     matrix: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
 
@@ -47,7 +47,10 @@ def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> 
     batches, values = [one.batch for _, one in gathered], [one.values for _, one in gathered]
     batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
     computed = dict(zip(names, values[0] if len(values) == 1 else np.concatenate(values, axis=1), strict=True))
-    return Work(origins, batch, computed, np.zeros(batch.num_rows, np.int64))
+    hashes = dict(gathered[0][1].hashes)
+    for _, one in gathered[1:]:
+        hashes = {name: np.concatenate([hashes[name], one.hashes[name]]) for name in hashes if name in one.hashes}
+    return Work(origins, batch, computed, np.zeros(batch.num_rows, np.int64), hashes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Deciding:
         batch, flags = work.batch, work.flags
         computed = dict(work.computed)
         if self.stored is not None:
-            read = self.stored.read(batch, microseconds(batch.column(self.names.time)))
+            read = self.stored.read(batch, microseconds(batch.column(self.names.time)), work.hashes)
             computed |= read.columns
             flags = read.flags << len(self.entities)
         for k, name in enumerate(self.entities):
@@ -103,7 +106,7 @@ class Deciding:
 
     def score(self, work: Work) -> Work:
         """Assembles the matrix and scores it."""
-        matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed)
+        matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed, hashes=work.hashes)
         scores = self.engine.infer(matrix)
         flags = work.flags
         for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, np.isnan(scores))):
@@ -115,13 +118,12 @@ class Deciding:
         """The decisions, as sinks/messages.py describes their columns, with `features` beside them."""
         batch, n = work.batch, work.batch.num_rows
         decided = self.policy(batch, work.scores, work.computed)
-        position = [batch.column(name).to_numpy() for name in ("_partition", "_offset")]
         columns: dict[str, Column] = {
             "_key": batch.column("_key"),
-            "decision_id": self._ids.texts(position, n),
+            "decision_id": Position(self._prefix, batch.column("_partition").to_numpy(), batch.column("_offset").to_numpy()),
             "event_id": batch.column(self.names.id),
             "decision": decided.decision,
-            "score": pa.array(work.scores),
+            "score": work.scores,
             "reasons": decided.reasons,
             "model": self.names.model,
             "model_version": self.names.model_version,
@@ -136,8 +138,8 @@ class Deciding:
         return columns
 
     @cached_property
-    def _ids(self) -> Writer:
-        return Writer([f"{self.names.pipeline}/{self.names.topic}/", ("integer",), "/", ("integer",)])
+    def _prefix(self) -> str:
+        return f"{self.names.pipeline}/{self.names.topic}/"
 
     @cached_property
     def _flag_lists(self) -> Combinations:

@@ -1,7 +1,7 @@
 """Drift: what the model was given and what it said, counted beside the stream and judged day by day.
 
-    sample: the rows of a decided batch → an item for its source partition
-    DriftCounter: items → Partials, histograms per day, made by a thread of its own
+    Sample: the rows of a decided batch, for its source partition
+    DriftCounter: samples → Partials, histograms per day, made by a thread of its own
     DriftJudge: Partials → reports, once every partition has passed a day's end
 
 Nothing here stands between an event and its decision: the counter hands rows to its thread and takes results when they
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +21,10 @@ import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 
 from models.reference import DAY_US, Reference, judge
-from streams.wire import from_ipc, to_ipc
+from streams.wire import arrays_from_ipc, arrays_to_ipc
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-Item: TypeAlias = "pa.RecordBatch | bytes"
 Count = Callable[[F32, F32], I64]
 
 VERSION = 1
@@ -59,26 +58,22 @@ class Partial:
     days: tuple[tuple[int, int, bytes], ...]
 
 
-def sample(times_us: I64, matrix: F32, scores: F32, local: bool = True) -> Item:
-    """What the counter takes: times i64 [n] (µs), matrix f32 [n, F], scores f32 [n]; bytes unless it stays on this worker."""
-    flat = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
-    columns = {
-        "at": pa.array(times_us),
-        "matrix": pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1]),
-        "score": pa.array(scores),
-    }
-    batch = pa.record_batch(columns)
-    return batch if local else to_ipc(batch)
+class Sample(NamedTuple):
+    """What the model was given and said: times i64 [n] (µs), matrix f32 [n, F], scores f32 [n]."""
+
+    times: I64
+    matrix: F32
+    scores: F32
 
 
 @dataclass
 class _Counting:
-    batches: list[pa.RecordBatch]
+    samples: list[Sample]
     rows: int
     result: "Future[tuple[int, dict[int, tuple[int, I64]]]]"
 
 
-class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
+class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
     """Counts one source partition's rows on `executor`, a single thread, so that results come in order.
 
     count: matrix f32 [n, F] and scores f32 [n] to counts i64 [F+1, B+1] (`Reference.count`), run on the thread every quarter
@@ -107,14 +102,14 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
         self._max_rows = max_rows
         self._submit_rows = submit_rows
         self._counting: deque[_Counting] = deque()
-        self._new: list[pa.RecordBatch] = []
+        self._new: list[Sample] = []
         self._new_rows = 0
         self._due: datetime | None = None
         if resume is not None:
-            self._take([from_ipc(data) for data in _checked(resume)["rows"]])
+            self._take([_sample(data) for data in _checked(resume)["rows"]])
 
-    def on_batch(self, values: list[Item]) -> tuple[Iterable[Partial], bool]:
-        self._take([from_ipc(value) if isinstance(value, bytes) else value for value in values])
+    def on_batch(self, values: list[Sample]) -> tuple[Iterable[Partial], bool]:
+        self._take(values)
         if self._new_rows < self._submit_rows:
             return [], self.RETAIN
         self._submit()
@@ -135,12 +130,13 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
         return self._due
 
     def snapshot(self) -> dict[str, Any]:
-        counting = [batch for counting in self._counting for batch in counting.batches]
-        return {"version": VERSION, "rows": [to_ipc(batch) for batch in (*counting, *self._new)]}
+        waiting = [*(sample for counting in self._counting for sample in counting.samples), *self._new]
+        rows = [arrays_to_ipc([sample.times, sample.matrix.T, sample.scores]) for sample in waiting]
+        return {"version": VERSION, "rows": rows}
 
-    def _take(self, batches: list[pa.RecordBatch]) -> None:
-        self._new += [batch for batch in batches if batch.num_rows]
-        self._new_rows += sum(batch.num_rows for batch in batches)
+    def _take(self, samples: list[Sample]) -> None:
+        self._new += samples
+        self._new_rows += sum(len(sample.times) for sample in samples)
         if self._new and self._due is None:
             self._due = self._clock() + SUBMIT_EVERY
 
@@ -168,11 +164,15 @@ class DriftCounter(StatefulBatchLogic[Item, Partial, dict[str, Any]]):
         return [Partial(self._partition, self._identity, seen_until, days_counted)]
 
 
-def _count_days(batches: Sequence[pa.RecordBatch], count: Count) -> tuple[int, dict[int, tuple[int, I64]]]:
+def _sample(data: bytes) -> Sample:
+    times, matrix, scores = arrays_from_ipc(data)
+    return Sample(times, np.ascontiguousarray(matrix.T), scores)
+
+
+def _count_days(samples: Sequence[Sample], count: Count) -> tuple[int, dict[int, tuple[int, I64]]]:
     seen_until, days = NEVER, dict[int, tuple[int, I64]]()
-    for batch in batches:
-        times, scores = batch["at"].to_numpy(), batch["score"].to_numpy(zero_copy_only=False)
-        matrix = batch["matrix"].flatten().to_numpy().reshape(len(times), -1)
+    times, matrix, scores = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
+    if len(times):
         seen_until = max(seen_until, int(times.max()))
         of_row = times // DAY_US
         for day in np.unique(of_row).tolist():

@@ -13,9 +13,9 @@ hear of each epoch once, by a Wake, which makes Bytewax take their snapshots.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ from streams.meters import Meters
 from streams.ordering import NEVER, Held
 from streams.routing import shard_name, shard_number
 from streams.wire import arrays_from_ipc, arrays_to_ipc, from_ipc, to_ipc
+
+Hashes: TypeAlias = dict[str, npt.NDArray[np.uint64]]
+"""The hashes uint64 [n] of columns by name, so that none is hashed twice."""
 
 VERSION = 2
 
@@ -52,11 +55,12 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The rows to decide on, and how many feature rows the shards will send back for them."""
+    """The rows to decide on, how many feature rows the shards will send back for them, and the hashes of their entities."""
 
     sequence: int
     batch: pa.RecordBatch
     expected: int
+    hashes: Hashes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Gathered:
 
     batch: pa.RecordBatch
     values: npt.NDArray[np.float64]
+    hashes: Hashes = field(default_factory=dict)
 
 
 class Features(NamedTuple):
@@ -107,15 +112,23 @@ def cut(
     sequence = batch.column("_offset")[0].as_py() if batch.num_rows else -1
     parcels: list[list[tuple[int, Cut | bytes]]] = [[] for _ in range(owners)]
     expected = 0
+    hashes: Hashes = {}
     if batch.num_rows:
         for group, cutter in enumerate(cutters):
             whole = cutter(batch, reads)
+            hashes[cutter.group.entity] = whole.hash
+            if not whole.bits.any():
+                continue
             expected += int(np.count_nonzero(whole.bits & 1))
-            for worker, piece in _split(whole, shards, workers):
+            if workers == 1 and not to_all:
+                parcels[0].append((group, whole))
+                continue
+            for worker, piece in _split(whole.own, shards, workers):
                 parcels[worker].append((group, piece if worker == here else arrays_to_ipc(piece)))
         decided = int(np.count_nonzero(reads))
         if decided:
-            yield partition, Base(sequence, _picked(batch.select(kept), reads, decided), expected)
+            picked, of_picked = _picked(batch.select(kept), hashes, reads, decided)
+            yield partition, Base(sequence, picked, expected, of_picked)
     if wake:
         for shard in range(shards):
             yield shard_name(shard), Wake(shard)
@@ -125,19 +138,16 @@ def cut(
             yield shard_name(worker), Parcel(worker, partition, sequence, tuple(cuts), seen_until, at_end)
 
 
-def _picked(batch: pa.RecordBatch, reads: npt.NDArray[np.bool_], count: int) -> pa.RecordBatch:
+def _picked(batch: pa.RecordBatch, hashes: Hashes, reads: npt.NDArray[np.bool_], count: int) -> tuple[pa.RecordBatch, Hashes]:
     """The `count` rows that read; a run of rows is a slice, at a tenth of the cost of a filter."""
-    first = int(np.argmax(reads))
-    return batch.slice(first, count) if reads[first : first + count].all() else batch.filter(pa.array(reads))
+    first = int(reads.argmax())
+    if reads[first : first + count].all():
+        return batch.slice(first, count), {name: one[first : first + count] for name, one in hashes.items()}
+    return batch.filter(pa.array(reads)), {name: one[reads] for name, one in hashes.items()}
 
 
 def _split(whole: Cut, shards: int, workers: int) -> Iterable[tuple[int, Cut]]:
     """The cut by worker; shard s is worker s % workers'."""
-    if len(whole.row) == 0:
-        return
-    if workers == 1:
-        yield 0, whole
-        return
     of_row = (whole.hash % np.uint64(shards) % np.uint64(workers)).astype(np.int64)
     for worker in np.unique(of_row).tolist():
         yield worker, whole.take(np.flatnonzero(of_row == worker))
@@ -240,8 +250,9 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
 class _Waiting:
     """A Base whose features are coming in; `values` is float64 [features of all groups, rows]."""
 
-    def __init__(self, batch: pa.RecordBatch, missing: int, features: int) -> None:
+    def __init__(self, batch: pa.RecordBatch, missing: int, features: int, hashes: Hashes) -> None:
         self.batch = batch
+        self.hashes = hashes
         self.missing = missing
         self.values = np.full((features, batch.num_rows), np.nan)
 
@@ -260,14 +271,14 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
         self._early: list[Part] = []
         if resume:
             for sequence, batch, missing, values in _checked(resume)["waiting"]:
-                waiting = _Waiting(from_ipc(batch), missing, self._features)
+                waiting = _Waiting(from_ipc(batch), missing, self._features, {})
                 waiting.values[:] = np.frombuffer(values).reshape(waiting.values.shape)
                 self._waiting[sequence] = waiting
 
     def on_batch(self, values: list[Base | Part]) -> tuple[list[Gathered], bool]:
         for value in values:
             if isinstance(value, Base):
-                self._waiting[value.sequence] = _Waiting(value.batch, value.expected, self._features)
+                self._waiting[value.sequence] = _Waiting(value.batch, value.expected, self._features, value.hashes)
         parts = [*self._early, *(value for value in values if isinstance(value, Part))]
         self._early = [part for part in parts if part.sequence not in self._waiting]
         for part in parts:
@@ -280,7 +291,7 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
             if self._waiting[sequence].missing:
                 break
             waiting = self._waiting.pop(sequence)
-            out.append(Gathered(waiting.batch, waiting.values))
+            out.append(Gathered(waiting.batch, waiting.values, waiting.hashes))
         return out, StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from features.streaming import microseconds
 from models.policy import Coded
 from sinks.messages import Encoder, Messages, encode_dead, encode_decisions, encode_drift
 from streams.decide import Work, together
-from streams.drift import DriftCounter, DriftJudge, Item, Partial, sample
+from streams.drift import DriftCounter, DriftJudge, Partial, Sample
 from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut
 from streams.job import Job
 from streams.output import Output
@@ -85,12 +85,12 @@ def build(job: Job) -> Dataflow:
     def wanted(sink: Decisions) -> Sequence[str]:
         return job.deciding.engine.spec.names if sink.features else ()
 
-    def watch(work: Work) -> list[tuple[str, Item]]:
+    def watch(work: Work) -> list[tuple[str, Sample]]:
         with meters.stage("drift"):
             times = microseconds(work.batch[pipeline.events.time])
             edges = np.cumsum([0, *(rows for _, rows in work.origins)]).tolist()
             pieces = zip(work.origins, pairwise(edges), strict=True)
-            return [(name, sample(times[a:b], work.matrix[a:b], work.scores[a:b])) for (name, _), (a, b) in pieces]
+            return [(name, Sample(times[a:b], work.matrix[a:b], work.scores[a:b])) for (name, _), (a, b) in pieces]
 
     def counter(resume: dict[str, Any] | None) -> DriftCounter:
         return DriftCounter("", resume, count=job.count_drift, identity=job.reference.identity, executor=job.drift_thread)

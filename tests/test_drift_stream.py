@@ -17,7 +17,8 @@ from bytewax.recovery import RecoveryConfig, init_db_dir
 from bytewax.testing import TestingSink, TestingSource, run_main
 
 from models.reference import DAY_US, Reference, build_reference
-from streams.drift import REPORT, DriftCounter, DriftJudge, Partial, sample
+from streams.drift import REPORT, DriftCounter, DriftJudge, Partial, Sample
+from streams.wire import arrays_from_ipc
 
 NAMES = ("carrier", "distance", "delay")
 START = int(np.datetime64("2013-10-01").astype(np.int64))
@@ -63,9 +64,9 @@ class Stepped(Executor):
         future.set_result(call())
 
 
-def items(days: int, per_day: int, seed: int, size: int = 97) -> list[pa.RecordBatch]:
+def items(days: int, per_day: int, seed: int, size: int = 97) -> list[Sample]:
     columns = rows(days, per_day, seed)
-    return [sample(*(column[k : k + size] for column in columns)) for k in range(0, days * per_day, size)]
+    return [Sample(*(column[k : k + size] for column in columns)) for k in range(0, days * per_day, size)]
 
 
 def total(partials: list[Partial], reference: Reference) -> dict[int, tuple[int, list[int]]]:
@@ -98,19 +99,13 @@ def judge(reference: Reference, resume: Any = None, **options: Any) -> DriftJudg
 def test_counts_are_those_of_all_rows_however_they_come(reference: Reference, thread: Executor) -> None:
     logic = counter(reference, thread)
     partials = []
-    for k, item in enumerate(items(5, 211, seed=2)):
-        wire = item if k % 2 else sample(*unwrapped(item), local=False)
-        partials += logic.on_batch([wire])[0]
+    for item in items(5, 211, seed=2):
+        partials += logic.on_batch([item])[0]
     partials += logic.on_eof()[0]
     assert total(partials, reference) == expected_total(5, 211, 2, reference)
     assert partials[-1].seen_until == rows(5, 211, 2)[0][-1]
     assert logic.snapshot()["rows"] == []
     assert logic.notify_at() is None
-
-
-def unwrapped(item: pa.RecordBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    matrix = item["matrix"].flatten().to_numpy().reshape(item.num_rows, -1)
-    return item["at"].to_numpy(), matrix, item["score"].to_numpy()
 
 
 def test_a_slow_count_delays_neither_batches_nor_snapshots(reference: Reference, thread: Executor) -> None:
@@ -130,7 +125,7 @@ def test_a_slow_count_delays_neither_batches_nor_snapshots(reference: Reference,
     assert begun.wait(20)
     state = logic.snapshot()
     assert partials == []
-    assert sum(len(pa.ipc.open_stream(data).read_all()) for data in state["rows"]) == 2000
+    assert sum(len(arrays_from_ipc(data)[0]) for data in state["rows"]) == 2000
     assert np.median(took) < 0.005
     assert logic.notify_at() > datetime.now(UTC)
     go_on.set()
@@ -162,7 +157,7 @@ def test_a_full_backlog_waits_and_loses_nothing(reference: Reference, thread: Ex
     partials = []
     for item in items(1, 2000, seed=4):
         partials += logic.on_batch([item])[0]
-        held = sum(len(pa.ipc.open_stream(data).read_all()) for data in logic.snapshot()["rows"])
+        held = sum(len(arrays_from_ipc(data)[0]) for data in logic.snapshot()["rows"])
         assert held <= 300
     partials += logic.on_eof()[0]
     assert total(partials, reference) == expected_total(1, 2000, 4, reference)

@@ -58,7 +58,7 @@ def features(batch: pa.RecordBatch, shards: int, pieces: int, dump: bool) -> np.
         cut = cutter(piece, np.ones(len(rows), np.bool_))
         for shard in range(shards):
             part = cut.take(np.flatnonzero(cut.hash % np.uint64(shards) == shard))
-            made[:, part.row] = states[shard].update(part)
+            made[:, part.row[part.reads]] = states[shard].update(part)
         if dump:
             states = [loaded([state.dump(part, 3) for part in (2, 0, 1)]) for state in states]
         out.append(made)

@@ -89,5 +89,12 @@ def hash_columns(columns: Sequence[pa.Array]) -> U64:
     """The hashes uint64 [n] of an entity of one or several columns; 0 where any of them is null."""
     out = hash_column(columns[0])
     for column in columns[1:]:
-        combine(out, hash_column(column), out)
+        out = combined(out, hash_column(column))
+    return out
+
+
+def combined(first: U64, second: U64) -> U64:
+    """The hashes uint64 [n] of two columns' as one; 0 where either is."""
+    out = np.empty_like(first)
+    combine(first, second, out)
     return out
