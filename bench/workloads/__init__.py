@@ -60,10 +60,14 @@ class Job:
 
 
 class Workload(Protocol):
-    """One kind of load. `width` is the number of the model's inputs."""
+    """One kind of load. passes: what a message contains exactly if it is answered, for the relay; empty: all are."""
 
     name: str
-    width: int
+    passes: str
+
+    @property
+    def width(self) -> int:
+        """The number of the model's inputs. After `ready`."""
 
     def ready(self, home: Path, progress: Progress) -> None:
         """Makes what must be there once: model, feature repo. home: where it is kept, `.headrace` by default."""

@@ -1,0 +1,97 @@
+"""The broker that a benchmark runs on, and its topics."""
+
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ops.broker import MAX_MESSAGE, BrokerError, apache, embedded, find_apache
+
+
+@dataclass(frozen=True)
+class Served:
+    """A broker. kind: apache, embedded or address. pid: of its process, where it is on this machine and can be seen."""
+
+    kind: str
+    address: str
+    pid: int | None
+
+    @property
+    def fetch_wait_ms(self) -> int:
+        """How long a fetch waits at the broker: the embedded one does not wake a waiting fetch when data comes."""
+        return 5 if self.kind == "embedded" else 100
+
+
+@contextmanager
+def broker(named: str) -> Iterator[Served]:
+    """Starts "apache" or "embedded", or takes the one at HOST:PORT. Raises BrokerError."""
+    if named == "embedded":
+        with embedded() as own:
+            yield Served(named, own.address, own.process.pid)
+    elif named == "apache":
+        home = find_apache()
+        if home is None:
+            raise BrokerError("no Apache Kafka: set KAFKA_HOME to a Kafka 4 download, or take --broker embedded or HOST:PORT")
+        with tempfile.TemporaryDirectory(prefix="headrace-kafka-") as folder, apache(home, Path(folder)) as own:
+            yield Served(named, own.address, own.process.pid)
+    elif ":" in named:
+        yield Served("address", named, listener(named))
+    else:
+        raise BrokerError(f"--broker {named}: expected apache, embedded or HOST:PORT")
+
+
+def listener(address: str) -> int | None:
+    """The process on this machine that listens at HOST:PORT, if it can be seen."""
+    host, _, port = address.partition(",")[0].rpartition(":")
+    if host not in ("127.0.0.1", "localhost"):
+        return None
+    with suppress(psutil.Error):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == int(port):
+                return connection.pid
+    return None
+
+
+@contextmanager
+def topics(served: Served, partitions: int, extra: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """A new input topic and a new output topic, whose messages have the time at which the broker appended them; they and
+    `extra`, templates of {input} and {output}, are deleted at the end."""
+    stem = uuid.uuid4().hex[:8]
+    source, sink = f"bench-{stem}-in", f"bench-{stem}-out"
+    more = [name.replace("{input}", source).replace("{output}", sink) for name in extra]
+    make(served, [source, *more], partitions)
+    make(served, [sink], partitions, appended=True)
+    try:
+        yield source, sink
+    finally:
+        drop(served, [source, sink, *more])
+
+
+def make(served: Served, names: Sequence[str], partitions: int, appended: bool = False) -> None:
+    """Makes topics; appended: their messages get the broker's time. Returns when the broker shows them."""
+    client = AdminClient({"bootstrap.servers": served.address, "log_level": 0})
+    config = {"max.message.bytes": str(MAX_MESSAGE)}
+    config |= {"message.timestamp.type": "LogAppendTime"} if appended else {}
+    wanted = [NewTopic(name, num_partitions=partitions, replication_factor=1, config=config) for name in names]
+    for future in client.create_topics(wanted).values():
+        future.result(30)
+    deadline = time.monotonic() + 20
+    while not all(name in client.list_topics(timeout=10).topics for name in names):
+        if time.monotonic() > deadline:
+            raise BrokerError(f"the broker at {served.address} does not show the topics {', '.join(names)}")
+        time.sleep(0.05)
+
+
+def drop(served: Served, names: Sequence[str]) -> None:
+    """Deletes topics, where the broker lets them be deleted."""
+    client = AdminClient({"bootstrap.servers": served.address, "log_level": 0})
+    for future in client.delete_topics(list(names), operation_timeout=20).values():
+        with suppress(KafkaException):
+            future.result(30)

@@ -1,0 +1,71 @@
+"""Options that the commands share."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bench.systems import RELAY, System
+
+
+def common(parser: argparse.ArgumentParser) -> None:
+    """Adds workload, broker, peers, turns, workers, partitions, home and json."""
+    parser.add_argument("--workload", default="flights")
+    parser.add_argument("--broker", default="apache", help="apache, embedded or HOST:PORT")
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME[=COMMAND]",
+        help="a system beside headrace; filled in: {brokers} {input} {output} {model} {width} {linger} {home} {repo} {workers}",
+    )
+    parser.add_argument("--without-headrace", action="store_true", help="only the peers")
+    parser.add_argument("--turns", type=int, default=1, help="A B A B: how often each system runs")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--partitions", type=int, default=1)
+    parser.add_argument("--linger", type=int, default=None, help="of the systems' producers, ms")
+    parser.add_argument("--epoch", type=float, default=0.25, help="headrace's, seconds")
+    parser.add_argument("--home", type=Path, default=Path(".headrace"), help="models, and what is prepared once")
+    parser.add_argument("--json", type=Path, default=None)
+
+
+def systems(options: argparse.Namespace) -> list[System]:
+    """headrace and the peers named, in the order of their turns. Raises ValueError."""
+    ours: dict[str, Any] = {"epoch_seconds": options.epoch, "recovery": "true"}
+    made = [] if options.without_headrace else [System("headrace", settings=ours)]
+    for named in options.peer:
+        name, _, command = named.partition("=")
+        made.append(System(name, command or known(name)))
+    if len({system.name for system in made}) < len(made):
+        raise ValueError(f"--peer: expected different names, got {', '.join(system.name for system in made)}")
+    if not made:
+        raise ValueError("no system to measure: expected headrace or a --peer")
+    return made
+
+
+def known(name: str) -> str:
+    """The command of one of our own peers. Raises ValueError."""
+    table: dict[str, str] = {"relay": RELAY}
+    with suppress(ImportError):
+        table |= import_module("bench.peers").COMMANDS
+    if name not in table:
+        raise ValueError(f"--peer {name}: expected NAME=COMMAND, or one of {', '.join(table)}")
+    return str(table[name])
+
+
+def settings(options: argparse.Namespace, kind: str, linger: int, made: Sequence[System]) -> dict[str, Any]:
+    """What stands beside the figures."""
+    return {
+        "broker": kind,
+        "acks": "all",
+        "idempotence": True,
+        "linger_ms": linger,
+        "compression": "none",
+        "epoch_seconds": options.epoch,
+        "recovery": True,
+        "workers": options.workers,
+        "partitions": options.partitions,
+        "turns": options.turns,
+    }

@@ -1,0 +1,99 @@
+"""What the commands print and write: settings, tables, the result file."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.machine import commit, machine, versions
+from bench.results import summarise
+from bench.systems import System
+from bench.workloads import Prepared, Workload
+
+NAMES = {
+    "p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms", "p999": "p99.9 ms", "max": "max ms", "messages_per_s": "messages/s",
+    "crayfish_per_s": "by Crayfish's formula", "cpu": "cores", "memory_mb": "memory MB",
+}  # fmt: skip
+
+
+def say(line: str) -> None:
+    """Progress, on stderr."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def result(
+    kind: str,
+    workload: Workload,
+    prepared: Prepared,
+    settings: Mapping[str, Any],
+    systems: Sequence[System],
+    runs: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """A result file's content (bench/results.py)."""
+    head, dirty = commit()
+    return {
+        "format": 1,
+        "kind": kind,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": head,
+        "dirty": dirty,
+        "workload": {
+            "name": workload.name,
+            "messages": prepared.messages,
+            "bytes_mean": prepared.bytes_mean,
+            "seed": prepared.seed,
+        },
+        "settings": dict(settings),
+        "systems": {
+            system.name: {"command": system.command or "headrace run", "settings": system.settings} for system in systems
+        },
+        "runs": list(runs),
+        "summary": summarise(runs),  # type: ignore[arg-type]
+    }
+
+
+def write(made: Mapping[str, Any], file: Path | None) -> None:
+    """Writes a result file, if one is wanted."""
+    if file:
+        file.write_text(json.dumps(made, indent=1) + "\n")
+
+
+def settings_lines(made: Mapping[str, Any]) -> str:
+    """The settings that stand beside the figures."""
+    box = made["machine"]
+    told = ", ".join(f"{name} {value}" for name, value in made["settings"].items() if value not in (None, "", {}))
+    work = made["workload"]
+    return (
+        f"{made['kind']}, workload {work['name']} ({work['bytes_mean']:g} bytes a message)\n"
+        f"on {box['cpu']}, {box['cores']} cores, commit {made['commit'][:12]}{' and changes' if made['dirty'] else ''}\n"
+        f"{told}"
+    )
+
+
+def table(made: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    """Median and range of each system, and headrace over each other; the runs that are not valid with why not."""
+    lines = []
+    summary = made["summary"]
+    for word, groups, digits in (("", summary["systems"], None), ("headrace / ", summary["ratios"], 3)):
+        for name, figures in groups.items():
+            for metric, spread in figures.items():
+                if metric.partition("@")[0] in metrics:
+                    label, _, rate = metric.partition("@")
+                    at = f" at {float(rate):,.0f}/s" if rate else ""
+                    middle, low, high = (number(spread[part], digits) for part in ("median", "min", "max"))
+                    shown = f"{middle:>12}   {low} to {high}"
+                    lines.append(f"{word + name:24} {NAMES.get(label, label) + at:28} {shown}   (n {spread['n']})")
+    lines += [f"{run['system']}, turn {run['turn']}: NOT VALID: {run['why_not']}" for run in made["runs"] if not run["valid"]]
+    return "\n".join(lines)
+
+
+def number(value: float, digits: int | None = None) -> str:
+    """A figure with as many digits as it deserves."""
+    if digits is not None:
+        return f"{value:.{digits}f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

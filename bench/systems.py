@@ -1,0 +1,192 @@
+"""Systems under test: each a command line run as a child process, headrace itself too."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.workloads import Workload
+from ops.broker import free_port
+from streams.meters import STAGES
+
+ROOT = Path(__file__).parent.parent
+RELAY = "{python} -m bench.peers.relay {brokers} {input} {output} {linger} {passes}"
+GRACE_SECONDS = 40.0
+
+
+class SystemDiedError(RuntimeError):
+    """A system under test did not start, or died; the message has its last words."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A system under test. command: a template with {brokers} {input} {output} {model} {width} {linger} {home} {repo}
+    {workers} {python}; empty: headrace itself. settings: headrace's own
+    (streams/settings.py), and what is printed beside the figures."""
+
+    name: str
+    command: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Running:
+    """A system that has been started. log: what it said. metrics: where its workers serve them."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    metrics: tuple[str, ...] = ()
+
+    def died(self) -> str:
+        """Its last words if it is no longer there, else nothing."""
+        code = self.process.poll()
+        if code is None:
+            return ""
+        said = self.log.read_text(errors="replace").strip().splitlines()[-8:]
+        return f"it ended with code {code}: {' | '.join(said) or 'it said nothing'}"
+
+
+def fill(template: str, values: Mapping[str, str]) -> list[str]:
+    """The words of a command line with its placeholders filled in; braces that are no placeholder stay."""
+    words = []
+    for word in shlex.split(template):
+        for name, value in values.items():
+            word = word.replace("{" + name + "}", value)
+        words.append(word)
+    return words
+
+
+@contextmanager
+def started(system: System, workload: Workload, values: Mapping[str, str]) -> Iterator[Running]:
+    """Runs the system until this ends; then it is asked to leave by SIGTERM, and killed with all it started if it does not.
+
+    values: of the placeholders. Raises SystemDiedError if it cannot be started.
+    """
+    home = Path(values["home"])
+    home.mkdir(parents=True, exist_ok=True)
+    environment = dict(os.environ)
+    metrics: tuple[str, ...] = ()
+    environment["PYTHONPATH"] = str(ROOT)
+    if system.command:
+        command = fill(system.command, {**values, "python": sys.executable})
+    else:
+        command, more, metrics = headrace(system, workload, values)
+        environment |= more
+    log = home / "system.log"
+    with log.open("ab") as output:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise SystemDiedError(f"{system.name}: cannot start {command[0]}: {error.strerror}") from None
+    try:
+        yield Running(process, log, metrics)
+    finally:
+        leave(process)
+
+
+def headrace(
+    system: System, workload: Workload, values: Mapping[str, str]
+) -> tuple[list[str], dict[str, str], tuple[str, ...]]:
+    """The command, its environment and the addresses of its metrics."""
+    home, job, workers = Path(values["home"]), workload.job(), int(values["workers"])
+    file = home / "job.py"
+    file.write_text(job.pipeline.replace("{input}", values["input"]).replace("{output}", values["output"]))
+    port = free_ports(workers)
+    settings = {
+        "HEADRACE_BROKERS": values["brokers"],
+        "HEADRACE_HOME": str(home),
+        "HEADRACE_WORKERS": values["workers"],
+        "HEADRACE_METRICS_PORT": str(port),
+        **{f"HEADRACE_{name.upper()}": str(value) for name, value in system.settings.items()},
+    }
+    command = [sys.executable, "-m", "ops", "run", f"{file}:job"]
+    pages = tuple(f"http://127.0.0.1:{port + worker}" for worker in range(workers))
+    return command, job.environment | settings, pages
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` ports in a row of which the first is free."""
+    return free_port() if count == 1 else min(free_port(), 65_000)
+
+
+def leave(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
+    """SIGTERM, and after `grace` seconds SIGKILL to the whole session of the process."""
+    if process.poll() is None:
+        process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(grace)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def is_ready(running: Running, wait: float = 120.0) -> None:
+    """Waits until every worker that has a page says that it is ready. Raises SystemDiedError."""
+    deadline = time.monotonic() + wait
+    for page in running.metrics:
+        while _get(f"{page}/readyz") is None:
+            if dead := running.died():
+                raise SystemDiedError(dead)
+            if time.monotonic() > deadline:
+                raise SystemDiedError(f"not ready after {wait:.0f} s, see {running.log}")
+            time.sleep(0.1)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """headrace's counters at one moment, over all workers: seconds by stage, events, batches and the rows in them."""
+
+    seconds: dict[str, float]
+    events: float
+    batches: float
+    rows: float
+
+    def since(self, before: "Counters") -> dict[str, Any]:
+        """stages: µs per event by stage; batch_rows: mean."""
+        events, batches = self.events - before.events, self.batches - before.batches
+        if events <= 0:
+            return {"stages": None, "batch_rows": None}
+        stages = {name: round((self.seconds[name] - before.seconds[name]) * 1e6 / events, 3) for name in STAGES}
+        mean = round((self.rows - before.rows) / batches, 2) if batches else None
+        return {"stages": stages, "batch_rows": {"mean": mean, "batches": int(batches)}}
+
+
+def counters(running: Running) -> Counters | None:
+    """headrace's counters now; None for a system that shows none."""
+    totals: dict[tuple[str, str], float] = {}
+    for page in running.metrics:
+        for family in text_string_to_metric_families(_get(f"{page}/metrics") or ""):
+            for sample in family.samples:
+                key = sample.name, sample.labels.get("stage", "")
+                totals[key] = totals.get(key, 0.0) + sample.value
+    if not totals:
+        return None
+    seconds = {stage: totals.get(("headrace_seconds_total", stage), 0.0) for stage in STAGES}
+    of_batches = (totals.get((f"headrace_batch_rows_{part}", ""), 0.0) for part in ("count", "sum"))
+    return Counters(seconds, totals.get(("headrace_rows_total", "event"), 0.0), *of_batches)
+
+
+def _get(url: str) -> str | None:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return None
