@@ -48,6 +48,30 @@ class Integer:
 
 
 @dataclass(frozen=True, slots=True)
+class Vector:
+    """`width` finite numbers, each in [low, high], as an array or, with `text`, as one string of them between commas, of which
+    one may stand at the end ("0.25,0.5,"). Arrow: fixed_size_list<float32>, rounded from float64.
+
+    Raises ValueError for a width below 1.
+    """
+
+    width: int
+    text: bool = False
+    low: float = -3.4028235e38
+    high: float = 3.4028235e38
+    on: tuple[str, ...] = ()
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"Vector: expected a width of at least 1, got {self.width}")
+
+    @property
+    def arrow(self) -> pa.DataType:
+        return pa.list_(pa.float32(), self.width)
+
+
+@dataclass(frozen=True, slots=True)
 class Time:
     """A point in time as RFC 3339 text in UTC ("2013-01-01T10:15:00Z"), in [after, before). Arrow: timestamp[us, UTC].
 
@@ -78,7 +102,7 @@ class Kind:
     arrow = pa.dictionary(pa.int8(), pa.string())
 
 
-Field = Text | Number | Integer | Time | Kind
+Field = Text | Number | Integer | Vector | Time | Kind
 
 
 @dataclass(frozen=True)

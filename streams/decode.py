@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from features.schema import Field as SchemaField
-from features.schema import Integer, Kind, Number, Schema, Text, Time
+from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from kernels.flat_json import Field
 from kernels.flat_json.columns import Reader
 from kernels.flat_json.naive import Fault
@@ -88,6 +88,9 @@ def _json_field(name: str, field: SchemaField, on: tuple[int, ...]) -> Field:
             return Field(name, "number", field.low, field.high, on, field.optional)
         case Integer():
             return Field(name, "integer", field.low, field.high, on, field.optional)
+        case Vector():
+            low, high, width, text = field.low, field.high, field.width, field.text
+            return Field(name, "vector", low, high, on, field.optional, width=width, as_text=text)
         case Time():
             return Field(name, "time", *field.bounds_us, on, field.optional)
         case Kind():

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Type = Literal["text", "number", "integer", "time", "kind"]
+Type = Literal["text", "number", "integer", "time", "kind", "vector"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +12,9 @@ class Field:
 
     text: at most `high` bytes of UTF-8. number: float64 in [low, high]. integer: int64 in [low, high]. time: microseconds
     since 1970-01-01 UTC in [low, high). kind: one of `values`, decoded to its place among them. on: the kinds, by their
-    place, whose messages have the field; empty: all. optional: may be absent or null there.
+    place, whose messages have the field; empty: all. optional: may be absent or null there. vector: `width` numbers, each in
+    [low, high] as float64 and then rounded to float32, as an array or, as_text, as one string of them between commas, of which
+    one may stand at the end.
     """
 
     name: str
@@ -22,3 +24,5 @@ class Field:
     on: tuple[int, ...] = ()
     optional: bool = False
     values: tuple[str, ...] = ()
+    width: int = 0
+    as_text: bool = False

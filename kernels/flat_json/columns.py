@@ -9,10 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from kernels.flat_json import Field
-from kernels.flat_json.cpu import KIND, NUMBER, TEXT, TIME, gather, scan
+from kernels.flat_json.cpu import INTEGER, KIND, NUMBER, TEXT, TIME, VECTOR, VECTOR_TEXT, gather, scan
 from kernels.flat_json.naive import Fault, Value, parse
+from kernels.float_list.cpu import lists
 
-TYPES = ("text", "number", "integer", "time", "kind")
+F32 = npt.NDArray[np.float32]
+TYPES = ("text", "number", "integer", "time", "kind", "vector")
+STORES = {INTEGER: TIME, VECTOR_TEXT: VECTOR}
 STORED = {NUMBER: pa.float64(), TIME: pa.timestamp("us", tz="UTC")}
 NO_BYTES = np.empty(0, np.uint8)
 ALL = np.empty(0, np.bool_)
@@ -36,16 +39,17 @@ class Reader:
         self.fields, self.max_bytes = tuple(fields), max_bytes
         values = next((field.values for field in fields if field.type == "kind"), ())
         shape = max(len(values), 1), len(self.fields)
-        types = np.array([TYPES.index(field.type) for field in fields], np.int8)
+        types = np.array([VECTOR_TEXT if field.as_text else TYPES.index(field.type) for field in fields], np.int8)
         self._types = types.tolist()
         self._on = np.array([[not field.on or kind in field.on for field in fields] for kind in range(shape[0])]).reshape(shape)
         required = self._on & ~np.array([field.optional for field in fields], np.bool_)
         self._nullable = (~np.all(required, axis=0)).tolist()
-        stores = [
-            TEXT if kind == TEXT else NUMBER if kind == NUMBER else KIND if kind == KIND else TIME for kind in self._types
-        ]
+        stores = [STORES.get(kind, kind) for kind in self._types]
         self._slots = [stores[:place].count(store) for place, store in enumerate(stores)]
-        self._counts = tuple(stores.count(store) for store in (TIME, NUMBER, TEXT))
+        self._counts = tuple(stores.count(store) for store in (TIME, NUMBER, TEXT, VECTOR))
+        self._vectors = [(f, field) for f, field in enumerate(fields) if field.type == "vector"]
+        for f, _ in self._vectors:
+            self._slots[f] += self._counts[2]
         self._dictionary = pa.array(values, pa.string())
         words = [(field.type == "integer") or (field.type in ("time", "text")) for field in fields]
         self._layout = (
@@ -68,24 +72,32 @@ class Reader:
         data, offsets = _buffers(messages)
         present = ALL if messages.null_count == 0 else messages.is_valid().to_numpy(zero_copy_only=False)
         width = (n + 7) // 8 * 8
-        wholes, numbers, texts = self._counts
+        wholes, numbers, texts, vectors = self._counts
         words = np.zeros((wholes + numbers, width), np.int64)
         floats = words[wholes:].view(np.float64)
         codes = np.zeros(width, np.int8)
-        starts, lengths = np.zeros((2, texts, n), np.int32)
+        starts, lengths = np.zeros((2, texts + vectors, n), np.int32)
         valid = np.zeros((len(self.fields), width), np.bool_)
         rare = np.empty(n, np.bool_)
         scan(data, offsets, present, self.max_bytes, *self._layout, words[:wholes], floats, codes, starts, lengths, valid, rare)
+        matrices: dict[int, F32] = {}
+        for f, field in self._vectors:
+            matrices[f] = np.empty((n, field.width), np.float32)
+            place = starts[self._slots[f]], lengths[self._slots[f]]
+            lists(data, *place, valid[f, :n], field.as_text, field.low, field.high, matrices[f], rare)
 
         faults: dict[int, Fault] = {}
         side = bytearray()
         for i in np.flatnonzero(rare).tolist():
+            words[:, i], codes[i], lengths[:, i], valid[:, i] = 0, 0, 0, False
+            for matrix in matrices.values():
+                matrix[i] = 0
             row = parse(messages[i].as_py(), self.fields, self.max_bytes)
             if isinstance(row, Fault):
                 faults[i] = row
             else:
-                self._put(i, row, words[:wholes], floats, codes, starts, lengths, valid, side)
-        return Columns(self._arrays(n, data, side, words, codes, starts, lengths, valid), faults)
+                self._put(i, row, words[:wholes], floats, codes, starts, lengths, valid, matrices, side)
+        return Columns(self._arrays(n, data, side, words, codes, starts, lengths, valid, matrices), faults)
 
     def _put(
         self,
@@ -97,6 +109,7 @@ class Reader:
         starts: npt.NDArray[np.int32],
         lengths: npt.NDArray[np.int32],
         valid: npt.NDArray[np.bool_],
+        matrices: dict[int, F32],
         side: bytearray,
     ) -> None:
         for f, value in enumerate(row):
@@ -108,6 +121,8 @@ class Reader:
                 text = value.encode()
                 starts[slot, i], lengths[slot, i] = -1 - len(side), len(text)
                 side += text
+            elif isinstance(value, list):
+                matrices[f][i] = value
             elif kind == NUMBER:
                 floats[slot, i] = value
             elif kind == KIND:
@@ -125,12 +140,14 @@ class Reader:
         starts: npt.NDArray[np.int32],
         lengths: npt.NDArray[np.int32],
         valid: npt.NDArray[np.bool_],
+        matrices: dict[int, F32],
     ) -> list[pa.Array]:
-        wholes, _, texts = self._counts
+        wholes, _, texts, _ = self._counts
         stride = words.shape[1] * 8
         numbers = pa.py_buffer(words)
         if texts:
             text_offsets = np.empty((texts, n + 1), np.int32)
+            starts, lengths = starts[:texts], lengths[:texts]
             out = np.empty(int(lengths.sum()), np.uint8)
             gather(data, np.frombuffer(side, np.uint8) if side else NO_BYTES, starts, lengths, text_offsets, out)
             text_bytes, offsets = pa.py_buffer(out), pa.py_buffer(text_offsets)
@@ -141,6 +158,10 @@ class Reader:
             if kind == TEXT:
                 buffers = [mask, offsets.slice(slot * 4 * (n + 1), 4 * (n + 1)), text_bytes]
                 arrays.append(pa.Array.from_buffers(pa.string(), n, buffers))
+            elif f in matrices:
+                items = pa.array(matrices[f].ravel())
+                listed = pa.list_(pa.float32(), self.fields[f].width)
+                arrays.append(pa.Array.from_buffers(listed, n, [mask], children=[items]))
             elif kind == KIND:
                 indices = pa.Array.from_buffers(pa.int8(), n, [mask, pa.py_buffer(codes)])
                 arrays.append(pa.DictionaryArray.from_arrays(indices, self._dictionary, safe=False))

@@ -1,7 +1,8 @@
 """The messages of an Arrow binary column in one pass over its bytes. kernels/flat_json/naive.py is the definition.
 
 Taken is what is plain and certain: a flat object, strings without escapes, numbers that round for certain, right types, values
-in their bounds, no field twice. Everything else is left to the definition, and so is everything wrong.
+in their bounds, no field twice. Everything else is left to the definition, and so is everything wrong. Of a vector only the
+place is found: kernels/float_list reads it.
 
 One file, because Numba's cache knows a compiled function by its own file: it would keep what an edited import was.
 """
@@ -18,8 +19,8 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 BOOL = npt.NDArray[np.bool_]
-TEXT, NUMBER, INTEGER, TIME, KIND = range(5)
-QUOTE, COMMA, COLON, OPEN, CLOSE, MINUS = (ord(c) for c in '",:{}-')
+TEXT, NUMBER, INTEGER, TIME, KIND, VECTOR, VECTOR_TEXT = range(7)
+QUOTE, COMMA, COLON, OPEN, CLOSE, MINUS, BRACKET, END_BRACKET = (ord(c) for c in '",:{}-[]')
 LITERALS = np.frombuffer(b"truenullfalse", np.uint8)
 HIGHEST = np.uint64(2**63 - 1)
 MOST_DIGITS = 19
@@ -263,6 +264,21 @@ def _string(data: U8, p: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _until(data: U8, p: int, end: int, wanted: int) -> int:
+    """The place of the first byte `wanted` in data[p:end], or end. Whole blocks are looked at in one go."""
+    while p + 64 <= end:
+        found = False
+        for at in range(p, p + 64):
+            found |= byte(data, at) == wanted
+        if found:
+            break
+        p += 64
+    while p < end and byte(data, p) != wanted:
+        p += 1
+    return p
+
+
+@njit(cache=True, nogil=True)
 def _is(data: U8, p: int, words: U8, start: int, end: int) -> bool:
     for at in range(start, end):
         if byte(data, p) != byte(words, at):
@@ -325,8 +341,8 @@ def scan(
     memo int32 [K + 1, F + 1], kept between calls: which field came after which, by kind, -1 at first.
 
     Fills whole int64 [*, m] (integers; times in microseconds), floats [*, m], codes int8 [m] (kinds), starts and lengths
-    int32 [*, m] (texts, places in data), valid bool [F, m], all zero before; m >= n. rare bool [n]: the message was not
-    taken, and its row holds zeros.
+    int32 [*, m] (texts and the insides of vectors, places in data), valid bool [F, m], all zero before; m >= n. rare bool [n]:
+    the message was not taken, and its row holds zeros.
     """
     fields = len(types)
     stamps = np.full(fields, -1, np.int64)
@@ -366,7 +382,14 @@ def scan(
                 stamps[f] = 2 * i + 1
                 kind_of_value, slot = types[f], slots[f]
             c = byte(data, p)
-            if c == QUOTE:
+            if (c == BRACKET and kind_of_value == VECTOR) or (c == QUOTE and kind_of_value == VECTOR_TEXT):
+                p += 1
+                q = _until(data, p, end - 1, END_BRACKET if c == BRACKET else QUOTE)
+                if q == end - 1:
+                    break
+                starts[slot, i], lengths[slot, i] = p, q - p
+                p = q + 1
+            elif c == QUOTE:
                 p += 1
                 q = _string(data, p, end)
                 if q < 0:
@@ -433,6 +456,7 @@ def scan(
                     taken &= seen or not required[row, f]
                 else:
                     clear |= seen
+                    taken &= not (seen and types[f] >= VECTOR)  # nobody would look whether it is JSON
         rare[i] = not taken
         if clear or not taken:
             for f in range(fields):
@@ -440,7 +464,7 @@ def scan(
                     valid[f, i] = False
                     if types[f] == NUMBER:
                         floats[slots[f], i] = 0.0
-                    elif types[f] == TEXT:
+                    elif types[f] in (TEXT, VECTOR, VECTOR_TEXT):
                         lengths[slots[f], i] = 0
                     elif types[f] == KIND:
                         codes[i] = 0

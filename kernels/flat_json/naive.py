@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from kernels.flat_json import Field
+from kernels.float_list import naive as float_list
 
-Value = str | float | int | None
+Value = str | float | int | list[float] | None
 EXPECTED = {"text": "string", "number": "float", "integer": "integer", "time": "time", "kind": "kind"}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]+))?(?:[Zz]|[+-]00:00)")
@@ -28,7 +29,7 @@ class Fault(NamedTuple):
 
 
 class RefusedError(ValueError):
-    """A value that a field cannot take: the code, what was expected, what was found."""
+    """A value that a field cannot take: the code, what was expected, what was found, and in which of the field's items."""
 
 
 def parse(message: bytes | None, fields: Sequence[Field], max_bytes: int) -> list[Value] | Fault:
@@ -66,15 +67,15 @@ def _row(found: dict[str, Any], fields: Sequence[Field]) -> list[Value] | Fault:
     try:
         if kind:
             at = kind
-            code = int(_value(found, kind) or 0)
+            code = _place(found, kind)
         for at in fields:
             if at is kind:
                 row.append(code)
             else:
                 row.append(_value(found, at) if not at.on or code in at.on else None)
     except RefusedError as refused:
-        fault, expected, got = refused.args
-        return Fault(fault, expected, got, f"$.{at.name}")
+        fault, expected, got, *item = refused.args
+        return Fault(fault, expected, got, f"$.{at.name}" + "".join(f"[{place}]" for place in item))
     return row
 
 
@@ -84,23 +85,32 @@ def _value(found: dict[str, Any], field: Field) -> Value:
         if field.optional:
             return None
         missing = field.name not in found
-        raise RefusedError("missing_field" if missing else "null_value", EXPECTED[field.type], "nothing" if missing else "null")
+        expected = EXPECTED.get(field.type) or _numbers(field.width)
+        raise RefusedError("missing_field" if missing else "null_value", expected, "nothing" if missing else "null")
     if field.type == "number":
         return _number(value, field)
     if field.type == "integer":
         return _integer(value, field)
+    if field.type == "vector":
+        return _vector(value, field)
     if not isinstance(value, str):
         raise RefusedError("wrong_type", EXPECTED[field.type], _show(value))
     if field.type == "time":
         return _time(value, field)
     if field.type == "kind":
-        if value not in field.values:
-            raise RefusedError("unknown_kind", _cut(f"one of {', '.join(field.values)}"), _show(value))
-        return field.values.index(value)
+        return value
     size = len(value.encode())
     if size > field.high:
         raise RefusedError("out_of_range", f"at most {field.high} bytes", f"{size} bytes: {_show(value, SHOWN - 20)}")
     return value
+
+
+def _place(found: dict[str, Any], kind: Field) -> int:
+    value = _value(found, kind)
+    assert isinstance(value, str)
+    if value not in kind.values:
+        raise RefusedError("unknown_kind", _cut(f"one of {', '.join(kind.values)}"), _show(value))
+    return kind.values.index(value)
 
 
 def _number(value: object, field: Field) -> float:
@@ -110,6 +120,29 @@ def _number(value: object, field: Field) -> float:
     if not field.low <= number <= field.high or math.isinf(number):
         raise RefusedError("out_of_range", f"float in [{field.low}, {field.high}]", _show(value))
     return number
+
+
+def _vector(value: object, field: Field) -> list[float]:
+    if not isinstance(value, str if field.as_text else list):
+        text = " as text, between commas" if field.as_text else ""
+        raise RefusedError("wrong_type", _numbers(field.width) + text, _show(value))
+    items: list[Any] = float_list.parts(value) if isinstance(value, str) else value
+    if len(items) != field.width:
+        raise RefusedError("wrong_type", _numbers(field.width), _numbers(len(items)))
+    numbers = []
+    for place, item in enumerate(items):
+        number = float_list.number(item) if field.as_text else item
+        if number is None or isinstance(number, bool) or not isinstance(number, int | float):
+            raise RefusedError("wrong_type", "float", _show(item), place)
+        numbers.append(float(number))
+    values = float_list.rounded(numbers, field.low, field.high)
+    if isinstance(values, int):
+        raise RefusedError("out_of_range", f"float in [{field.low}, {field.high}]", _show(items[values]), values)
+    return values
+
+
+def _numbers(count: int) -> str:
+    return f"{count} number" if count == 1 else f"{count} numbers"
 
 
 def _integer(value: object, field: Field) -> int:

@@ -1,0 +1,1 @@
+"""Lists of decimal numbers in messages to a matrix of float32."""
