@@ -221,13 +221,22 @@ def stacked(rows: Mapping[str, Mapping[str, float]], words: Sequence[str], theme
                 middle: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 11, "color": theme.paper}
                 panel.text(left + value / 2, number, f"{value:{form}}", **middle)
             left += value
-        after: dict[str, Any] = {"ha": "left", "va": "center", "fontsize": 11, "color": theme.ink, "fontweight": "bold"}
+        paper = {"facecolor": theme.paper, "edgecolor": "none", "pad": 1.5}
+        after: dict[str, Any] = {
+            "bbox": paper,
+            "ha": "left",
+            "va": "center",
+            "fontsize": 11,
+            "color": theme.ink,
+            "fontweight": "bold",
+        }
         panel.text(left + largest * 0.012, number, f"{left:{form}} µs", **after)
     for index, word in enumerate(words):
         panel.barh(0, 0, color=theme.series[index % len(theme.series)], label=word)
     panel.set_yticks(range(len(rows)), list(rows))
     panel.invert_yaxis()
     panel.set_xlim(0, largest * 1.13)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     panel.set_xlabel(unit)
     _dress(panel, theme, across=True)
     panel.tick_params(axis="y", labelsize=12, labelcolor=theme.ink, length=0)
