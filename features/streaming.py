@@ -175,6 +175,8 @@ class State:
     def update(self, cut: Cut) -> npt.NDArray[np.float64]:
         """Feeds a cut; returns the group's features [f, rows that read], NaN where there is no value."""
         _, hashes, times, bits, values, _ = cut
+        for array in (hashes, times, bits, values):
+            array.flags.writeable = False  # as some are: else Numba compiles for each kind, mid-stream
         slots = self._slots(hashes, bits)
         out = np.empty((len(self._group.names), int(np.count_nonzero(bits & READ))))
         for j, (span, rows, inputs, aggs, state) in enumerate(self._plan):

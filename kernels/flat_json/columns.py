@@ -172,11 +172,13 @@ class Reader:
 
 
 def _buffers(messages: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Read-only, whatever Arrow's buffers are: else Numba compiles the kernel for each kind, in the middle of a stream."""
     _, offsets, data = messages.buffers()
-    if not len(messages):
-        return NO_BYTES, np.zeros(1, np.int32)
-    places = np.frombuffer(offsets, np.int32, len(messages) + 1, messages.offset * 4)
-    return np.frombuffer(data, np.uint8) if data is not None and data.size else NO_BYTES, places
+    n = len(messages)
+    places = np.frombuffer(offsets, np.int32, n + 1, messages.offset * 4) if n else np.zeros(1, np.int32)
+    characters = np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8)
+    places.flags.writeable = characters.flags.writeable = False
+    return characters, places
 
 
 def _words(words: Sequence[str]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:

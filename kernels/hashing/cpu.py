@@ -12,7 +12,7 @@ U64 = npt.NDArray[np.uint64]
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 M1 = np.uint64(0xBF58476D1CE4E5B9)
 M2 = np.uint64(0x94D049BB133111EB)
-ALL, NO_BYTES = np.empty(0, np.bool_), np.empty(0, np.uint8)
+ALL = np.empty(0, np.bool_)
 S27, S30, S31, ZERO, ONE = (np.uint64(n) for n in (27, 30, 31, 0, 1))
 
 
@@ -79,7 +79,9 @@ def hash_column(column: pa.Array) -> U64:
         _, offsets, data = column.buffers()
         if len(column):
             starts = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
-            hash_strings(starts, np.frombuffer(data, np.uint8) if data else NO_BYTES, valid, out)
+            characters = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+            starts.flags.writeable = characters.flags.writeable = False  # else Numba compiles for each kind, mid-stream
+            hash_strings(starts, characters, valid, out)
     else:
         raise TypeError(f"expected an entity column of strings or integers, got {column.type}")
     return out

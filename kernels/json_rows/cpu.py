@@ -117,6 +117,7 @@ class Writer:
             text += 1
         out, places = np.empty(self._width * n + room, np.uint8), np.empty(n + 1, np.int64)
         strings = data[0] if len(data) == 1 else np.concatenate(data) if data else NO_BYTES
+        strings.flags.writeable = False  # as some are: else Numba compiles for each kind, mid-stream
         write(self._kinds, self._at, self._base, self._table, self._places, numbers, floats, edges, strings, out, places)
         return out, places
 
