@@ -45,7 +45,7 @@ LIGHT = Theme(
     grid="#dfe3e8",
     paper="#ffffff",
     relay="#7b838f",
-    series=("#1464c8", "#d9660a", "#2b8a3e", "#8a3ffc", "#c2255c", "#0b8793", "#8a6a1f"),
+    series=("#1464c8", "#d9660a", "#2b8a3e", "#8a3ffc", "#c2255c", "#0b8793", "#8a6a1f", "#6b8e00", "#a0522d", "#3d4451"),
 )
 DARK = Theme(
     ink="#e8ecf1",
@@ -53,7 +53,7 @@ DARK = Theme(
     grid="#333c48",
     paper="#12171e",
     relay="#98a2b0",
-    series=("#5aa9ff", "#ff9d4d", "#69c97c", "#b894ff", "#f57fa5", "#3cc3cf", "#d6b763"),
+    series=("#5aa9ff", "#ff9d4d", "#69c97c", "#b894ff", "#f57fa5", "#3cc3cf", "#d6b763", "#b5d334", "#e08a5f", "#c9d1db"),
 )
 ON_PAGE = Theme(
     ink="#010101",
@@ -259,8 +259,8 @@ def floor(parts: Mapping[str, float], actual: float | None, theme: Theme) -> Fig
 
 
 def times(ratio: Spread) -> str:
-    """A ratio for people: 5.12× (4.98 to 5.30)."""
-    form = ".2f" if ratio["median"] >= 0.1 else ".3f"
+    """A ratio for people: 5.12 (4.98 to 5.30) with the sign for times."""
+    form = next(form for least, form in ((100, ",.0f"), (10, ".1f"), (0.1, ".2f"), (0, ".3f")) if ratio["median"] >= least)
     reach = f" ({ratio['min']:{form}} to {ratio['max']:{form}})" if ratio["n"] > 1 else ""
     return f"{ratio['median']:{form}}\N{MULTIPLICATION SIGN}{reach}"
 
@@ -349,11 +349,11 @@ def _milliseconds(panels: Sequence[Axes], theme: Theme) -> None:
 
 
 def _apart(rates: Sequence[float]) -> list[float]:
-    """Those of the rates whose labels do not run into each other on a log axis, the last one always."""
-    kept: list[float] = []
+    """The first and the last rate, and those between whose labels run into no other on a log axis."""
+    kept = [rates[0], rates[-1]]
     reach = np.log(rates[-1] / rates[0])
-    for rate in reversed(rates):
-        if not kept or np.log(kept[-1] / rate) > 0.17 * reach:
+    for rate in reversed(rates[1:-1]):
+        if all(abs(np.log(one / rate)) > 0.17 * reach for one in kept):
             kept.append(rate)
     return kept
 
@@ -364,11 +364,13 @@ def _legend(figure: Figure, panels: Sequence[Axes], order: Sequence[str], theme:
         handles, labels = panel.get_legend_handles_labels()
         found |= {label: handle for label, handle in zip(labels, handles, strict=True) if label not in found}
     names = [name for name in order if name in found]
+    wide = [7.2 * len(name) + 42 for name in names]
+    columns = len(names) if sum(wide) < 72 * WIDTH else max(1, int(72 * WIDTH / max(wide, default=1)))
     legend = figure.legend(
         [found[name] for name in names],
         names,
         loc="outside upper left",
-        ncols=min(len(names), 7),
+        ncols=columns,
         frameon=False,
         fontsize=11,
         handlelength=1.6,

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from bench.charts import times
-from bench.groups import Group, command, groups, said
+from bench.groups import LOAD, Group, command, groups, said
 from bench.results import OURS, Kind, Result, ResultError, Spread, read
 
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
@@ -83,7 +83,7 @@ def _conditions(of_kind: Sequence[Group]) -> str:
     common = [
         f"{name} {said(value)}"
         for name, value in first["settings"].items()
-        if all(other["settings"].get(name) == value for other in results)
+        if name not in LOAD and all(other["settings"].get(name) == value for other in results)
     ]
     machines = dict.fromkeys(
         f"{one['machine'].get('cpu', '?')} with {one['machine'].get('cores', '?')} cores" for one in results

@@ -79,7 +79,7 @@ def test_the_page_has_figures_conditions_and_the_runs_that_do_not_count(written:
     page, text, _ = written
     said = " ".join(page.text)
     assert "193,800" in said
-    assert "11.18" in said
+    assert "11.2\N{MULTIPLICATION SIGN}" in said
     assert "lost 3 of 40,000 <b>" in said
     assert "Runs that do not count (1)" in said
     for condition in ("acks", "linger_ms", "Xeon, 2 cores, 8 GB", "0.21.1", "0123456789ab", "--workload flights"):

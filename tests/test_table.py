@@ -54,7 +54,7 @@ def test_rows_have_median_range_ratio_and_command() -> None:
         " | `python -m bench.throughput --workload flights --json throughput.json` |" in lines
     )
     quix = next(line for line in lines if line.startswith("| flights: quix"))
-    assert "17,340 messages/s (17,000 to 17,680); headrace / quix: 11.18" in quix
+    assert "17,340 messages/s (17,000 to 17,680); headrace / quix: 11.2" in quix
     assert "| flights: efficiency | 0.87: the parts alone take 5.20 µs an event, the whole 6.00 µs |" in table
     assert any(line.startswith("| flights, 10,000 messages/s: relay | p50 ") for line in lines)
     assert "acks all, idempotence on, linger_ms 1" in table
