@@ -2,7 +2,7 @@
 
 python -m bench.peers.relay BROKERS INPUT OUTPUT LINGER_MS [CONTAINS]
 
-Reads all partitions of INPUT from their beginning and writes what it reads to OUTPUT with the same key, acks=all and idempotent;
+Reads all partitions of INPUT from their beginning and writes it to OUTPUT with the same key, acks=all and idempotent;
 with CONTAINS only messages that contain this text, so that as many come out as a system under test would answer. Says "ready"
 when it reads.
 """
