@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from confluent_kafka import KafkaException
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ops.broker import MAX_MESSAGE, BrokerError, apache, embedded, find_apache
+from ops.topics import counts
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,19 @@ def listener(address: str) -> int | None:
 
 
 @contextmanager
-def topics(served: Served, partitions: int, extra: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """A new input topic and a new output topic, whose messages have the time at which the broker appended them; they and
-    `extra`, templates of {input} and {output}, are deleted at the end."""
+def topics(served: Served, partitions: int, extra: Sequence[str], source: str = "") -> Iterator[tuple[str, str]]:
+    """A new input topic (or the one that is given, which stays) and a new output topic, whose messages have the time at which
+    the broker appended them; they and `extra`, templates of {input} and {output}, are deleted at the end."""
     stem = uuid.uuid4().hex[:8]
-    source, sink = f"bench-{stem}-in", f"bench-{stem}-out"
+    given, source, sink = bool(source), source or f"bench-{stem}-in", f"bench-{stem}-out"
     more = [name.replace("{input}", source).replace("{output}", sink) for name in extra]
-    make(served, [source, *more], partitions)
+    plain = more if given else [source, *more]
+    make(served, plain, partitions)
     make(served, [sink], partitions, appended=True)
     try:
         yield source, sink
     finally:
-        drop(served, [source, sink, *more])
+        drop(served, [sink, *plain])
 
 
 def make(served: Served, names: Sequence[str], partitions: int, appended: bool = False) -> None:
@@ -79,6 +81,8 @@ def make(served: Served, names: Sequence[str], partitions: int, appended: bool =
     client = AdminClient({"bootstrap.servers": served.address, "log_level": 0})
     config = {"max.message.bytes": str(MAX_MESSAGE)}
     config |= {"message.timestamp.type": "LogAppendTime"} if appended else {}
+    if not names:
+        return
     wanted = [NewTopic(name, num_partitions=partitions, replication_factor=1, config=config) for name in names]
     for future in client.create_topics(wanted).values():
         future.result(30)
@@ -87,6 +91,20 @@ def make(served: Served, names: Sequence[str], partitions: int, appended: bool =
         if time.monotonic() > deadline:
             raise BrokerError(f"the broker at {served.address} does not show the topics {', '.join(names)}")
         time.sleep(0.05)
+
+
+def filled(served: Served, topic: str) -> int:
+    """Messages in a topic."""
+    if served.kind == "embedded":  # it does not say where its log ends
+        found = counts(served.address, [topic], {})[topic]
+        return sum(found or ())
+    consumer = Consumer({"bootstrap.servers": served.address, "group.id": "headrace-bench", "log_level": 0})
+    try:
+        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+        marks = [consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=10) for part in partitions]
+        return sum(high - low for low, high in marks)
+    finally:
+        consumer.close()
 
 
 def drop(served: Served, names: Sequence[str]) -> None:

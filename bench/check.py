@@ -40,8 +40,20 @@ class Answers:
         return ", ".join(faults) + (f" of {self.expected:,} answers" if faults else "") + (f": {self.why}" if self.why else "")
 
 
-def check(workload: Workload, prepared: Prepared, sent: int, blocks: Iterable[Collected], *, ordered: bool) -> Answers:
-    """Compares what was collected with the answers due to the first `sent` messages."""
+def check(
+    workload: Workload,
+    prepared: Prepared,
+    sent: int,
+    blocks: Iterable[Collected],
+    *,
+    ordered: bool,
+    unfinished: bool = False,
+) -> Answers:
+    """Compares what was collected with the answers due to the first `sent` messages.
+
+    ordered: the system read the messages in the order in which they were sent. unfinished: it was stopped before it was done;
+    then answers are due to the messages up to the last that is answered, or, unordered, to those that are answered.
+    """
     due = prepared.ids()[:sent]
     rows = np.flatnonzero(due >= 0)
     rows = rows[np.argsort(due[rows], kind="stable")]
@@ -67,10 +79,13 @@ def check(workload: Workload, prepared: Prepared, sent: int, blocks: Iterable[Co
         first[1, fresh[new]] = part.appended[at[index[new]]]
         np.add.at(times, places, 1)
     there = np.flatnonzero(times)
+    wanted = np.ones(len(rows), np.bool_)
+    if unfinished:
+        wanted = rows <= rows[there].max(initial=-1) if ordered else times > 0
     return Answers(
-        expected=len(rows),
+        expected=int(wanted.sum()),
         answers=answers,
-        lost=int((times == 0).sum()),
+        lost=int((times[wanted] == 0).sum()),
         doubled=int((times[times > 1] - 1).sum()),
         wrong=wrong,
         why=why,

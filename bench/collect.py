@@ -104,6 +104,45 @@ def _keep(messages: list[Message], now: int, out: BinaryIO) -> int:
     return len(values)
 
 
+def read(brokers: str, topic: str, partitions: int, wait: float = 10.0) -> Iterator[Collected]:
+    """All messages of a topic, in blocks. Raises TimeoutError if nothing comes for `wait` seconds before the end."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "headrace-bench",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "fetch.wait.max.ms": 5,
+            "log_level": 2,
+        }
+    )
+    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(partitions)])
+    reading = set(range(partitions))
+    try:
+        while reading:
+            messages = _some(consumer, wait)
+            if not messages:
+                raise TimeoutError(f"{topic}: partitions {sorted(reading)} were not read to their ends")
+            for message in messages:
+                error = message.error()
+                if error is None:
+                    continue
+                if error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                reading.discard(message.partition())
+            messages = [message for message in messages if message.error() is None]
+            stamps = [message.timestamp() for message in messages]
+            appended = np.array([at if kind == TIMESTAMP_LOG_APPEND_TIME else 0 for kind, at in stamps], np.int64)
+            yield Collected([message.value() or b"" for message in messages], np.zeros(len(messages), np.int64), appended)
+    finally:
+        consumer.close()
+
+
+def _some(consumer: Consumer, wait: float) -> list[Message]:
+    one = consumer.poll(wait)
+    return [] if one is None else [one, *consumer.consume(ROWS, 0)]
+
+
 def blocks(file: Path) -> Iterator[Collected]:
     """The blocks of a collector's file."""
     with file.open("rb") as source:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,29 @@ from bench.systems import ROOT, Counters, Running, System, SystemDiedError, coun
 from bench.workloads import Prepared, Workload
 
 I64 = npt.NDArray[np.int64]
-LATE_P99_MS, LATE_MAX_MS, LEAST_RATE = 5.0, 200.0, 0.99
 FIRST_ANSWERS = 5
 START_SECONDS = 0.5
 READY_SECONDS = 120.0
-STALL_SECONDS = 15.0
 SETTLE_SECONDS = 1.5
+CRAYFISH = "crayfish"
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How far behind its schedule the generator may fall in what is measured: lateness of messages, and the share of the
+    intended rate. Beyond, it is not the intended load that was measured."""
+
+    late_p99_ms: float = 5.0
+    late_max_ms: float = 200.0
+    least_rate: float = 0.99
 
 
 @dataclass(frozen=True)
 class Plan:
     """What a run is made with. rate: messages a second, by `schedule` (bench/schedule.py); after `warmup` seconds `seconds`
-    are measured. linger_ms: of the systems' producers."""
+    are measured. linger_ms: of the systems' producers. generator: settings of it alone. stall: seconds without an answer after
+    which no more are waited for."""
 
     workload: Workload
     prepared: Prepared
@@ -51,6 +61,8 @@ class Plan:
     workers: int = 1
     linger_ms: int = 1
     generator: dict[str, Any] = field(default_factory=dict)
+    bounds: Bounds = Bounds()
+    stall: float = 15.0
 
     @property
     def due(self) -> I64:
@@ -86,13 +98,15 @@ class Child:
         self._module = module
         self._said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.last: dict[str, Any] = {}
-        threading.Thread(target=self._listen, name=module, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, name=module, daemon=True)
+        self._listener.start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.last = json.loads(line)
-            self._said.put(self.last)
+        with self.process.stdout as lines:
+            for line in lines:
+                self.last = json.loads(line)
+                self._said.put(self.last)
         self._said.put(None)
 
     def tell(self, what: Mapping[str, Any]) -> None:
@@ -102,7 +116,7 @@ class Child:
         self.process.stdin.flush()
 
     def hear(self, wait: float | None) -> dict[str, Any]:
-        """What it says next. Raises ChildError if it dies, or says nothing for `wait` seconds; queue.Empty is never seen."""
+        """What it says next. Raises ChildError if it dies, or says nothing for `wait` seconds."""
         try:
             said = self._said.get(timeout=wait)
         except queue.Empty:
@@ -115,12 +129,14 @@ class Child:
     def close(self, wait: float = 60.0) -> None:
         """Ends its standard input, and kills it if it does not leave."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         try:
             self.process.wait(wait)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._listener.join()
 
 
 @contextmanager
@@ -131,8 +147,7 @@ def child(module: str, config: Mapping[str, Any], folder: Path) -> Iterator[Chil
         made.hear(60)
         yield made
     finally:
-        if made.process.poll() is None:
-            made.close(20)
+        made.close(20)
 
 
 def record(system: System, plan: Plan, turn: int, say: Say = lambda line: None) -> dict[str, Any]:
@@ -252,7 +267,7 @@ class Measured:
             if self.collector.process.poll() is not None:
                 raise ChildError("bench.collect died, see its log")
             if limit is None:
-                if now - moved > STALL_SECONDS:
+                if now - moved > self.plan.stall:
                     return False
             elif now - began > limit:
                 return False
@@ -263,7 +278,7 @@ class Measured:
 
     def result(self, system: System, turn: int, answers: Answers) -> dict[str, Any]:
         """The `run` record."""
-        why = generator_fault(self.said, len(self.due)) or answers.fault
+        why = generator_fault(self.said, len(self.due), self.plan.bounds) or answers.fault
         run: dict[str, Any] = {
             "system": system.name,
             "turn": turn,
@@ -302,32 +317,32 @@ class Measured:
         return found | (after.since(before) if before and after else {"stages": None, "batch_rows": None})
 
     def throughput(self, intended: I64, held: I64, appended: I64, inside: npt.NDArray[np.bool_]) -> dict[str, Any]:
-        """Answers a second over the window, by the broker's time where it has one; and by Crayfish's formula: the last 75% of
-        the answers over the time from the first creation (here: when it was to be sent) to the last append."""
+        """Messages answered for a second over the window, by the broker's time where it has one; on the workload crayfish also
+        by Crayfish's formula: the last 75% of the answers over the time from the first creation (here: when it was to be
+        sent) to the last append. A message that gets no answer counts with those that do."""
         at = appended - self.said["wall_ns"] if appended.any() else held
         span = (int(at[inside].max()) - int(at[inside].min())) / 1e9
-        last = np.argsort(at)[len(at) // 4 :]
-        theirs = len(last) / ((int(at[last].max()) - int(intended[last].min())) / 1e9)
-        return {
-            "messages_per_s": round(int(inside.sum()) / span, 2) if span else 0.0,
-            "crayfish_per_s": round(theirs, 2),
-            "seconds": round(span, 3),
-        }
+        each = len(self.due) / len(intended)
+        made = {"messages_per_s": round(each * int(inside.sum()) / span, 2) if span else 0.0, "seconds": round(span, 3)}
+        if self.plan.workload.name == CRAYFISH:
+            last = np.argsort(at)[len(at) // 4 :]
+            theirs = len(last) / ((int(at[last].max()) - int(intended[last].min())) / 1e9)
+            made["crayfish_per_s"] = round(each * theirs, 2)
+        return made
 
 
-def generator_fault(said: Mapping[str, Any], messages: int) -> str:
-    """Why the load was not what was intended; empty if it was. The bounds: p99 of how late messages were handed over 5 ms,
-    the most 200 ms, the rate reached 99% of the intended one."""
+def generator_fault(said: Mapping[str, Any], messages: int, bounds: Bounds) -> str:
+    """Why the load was not what was intended; empty if it was."""
     if said["failed"]:
         return f"generator: {said['failed']:,} messages not delivered: {said['reason']}"
     if said["sent"] != messages:
         return f"generator: expected {messages:,} messages sent, got {said['sent']:,}"
     behind = "generator behind its schedule"
-    if said["late_p99_ms"] > LATE_P99_MS:
-        return f"{behind}: expected p99 of lateness of at most {LATE_P99_MS:g} ms, got {said['late_p99_ms']:g}"
-    if said["late_max_ms"] > LATE_MAX_MS:
-        return f"{behind}: expected no message later than {LATE_MAX_MS:g} ms, got {said['late_max_ms']:g}"
+    if said["late_p99_ms"] > bounds.late_p99_ms:
+        return f"{behind}: expected p99 of lateness of at most {bounds.late_p99_ms:g} ms, got {said['late_p99_ms']:g}"
+    if said["late_max_ms"] > bounds.late_max_ms:
+        return f"{behind}: expected no message later than {bounds.late_max_ms:g} ms, got {said['late_max_ms']:g}"
     intended = said["intended_per_s"]
-    if intended and said["rate"] < LEAST_RATE * intended:
+    if intended and said["rate"] < bounds.least_rate * intended:
         return f"{behind}: expected {intended:,.0f} messages/s, got {said['rate']:,.0f}"
     return ""

@@ -1,5 +1,6 @@
 """Systems under test: each a command line run as a child process, headrace itself too."""
 
+import json
 import os
 import shlex
 import signal
@@ -115,6 +116,7 @@ def headrace(
         "HEADRACE_HOME": str(home),
         "HEADRACE_WORKERS": values["workers"],
         "HEADRACE_METRICS_PORT": str(port),
+        "HEADRACE_KAFKA": json.dumps({"linger.ms": values["linger"]}),
         **{f"HEADRACE_{name.upper()}": str(value) for name, value in system.settings.items()},
     }
     command = [sys.executable, "-m", "ops", "run", f"{file}:job"]
