@@ -251,6 +251,7 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
             "fetch.max.bytes": 64 * 1024 * 1024,
             "queued.min.messages": 200_000,
             "queued.max.messages.kbytes": 128 * 1024,
+            "log_level": 2,
             **config,
         }
 
