@@ -32,7 +32,8 @@ class Engine(Protocol):
         """The seconds that `infer` takes for each number of rows: the median of a few calls."""
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
-        """Scores float32 [n] of a matrix float32 [n, K], columns as in spec.inputs; `out` [n] is written into and returned."""
+        """Scores float32 [n], or [n, k] of a model with k > 1 outputs, of a matrix float32 [n, K], columns as in spec.inputs;
+        `out` of that shape is written into and returned."""
 
     def close(self) -> None:
         """Called once after the last batch: gives back threads and memory."""
@@ -45,8 +46,8 @@ class ModelRefused(ValueError):  # noqa: N818
 class OnnxEngine:
     """model.onnx of a folder beside its model.json, in ONNX Runtime on the CPU.
 
-    threads: those of one call. The graph takes one float matrix [n, K] with any n and gives one float [n] or [n, 1]. Raises
-    ModelRefused for another shape, weights outside the file, or operators that are not ONNX's own.
+    threads: those of one call. The graph takes one float matrix [n, K] with any n and gives one float [n] or [n, 1], or [n, k]
+    for k outputs. Raises ModelRefused for another shape, weights outside the file, or operators that are not ONNX's own.
     """
 
     def __init__(self, folder: Path, *, threads: int = 1) -> None:
@@ -71,20 +72,21 @@ class OnnxEngine:
 
     def warm(self) -> None:
         for rows in WARM_SIZES:
-            self.infer(np.zeros((rows, len(self.spec.inputs)), np.float32))
+            self.infer(np.zeros((rows, self.spec.columns), np.float32))
 
     def profile(self, sizes: Sequence[int]) -> dict[int, float]:
         return {rows: profile_once(self, rows) for rows in sizes}
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
-        expected = len(self.spec.inputs)
+        expected = self.spec.columns
         if matrix.ndim != 2 or matrix.shape[1] != expected or matrix.dtype != np.float32:
             found = f"{matrix.dtype} {list(matrix.shape)}"
             raise ValueError(f"model {self.spec.name}: expected a matrix float32 [n, {expected}], got {found}")
+        shape = (len(matrix),) if self.spec.outputs == 1 else (len(matrix), self.spec.outputs)
         if len(matrix):
-            scores = self._session.run([self._output], {self._input: matrix})[0].reshape(len(matrix))
+            scores = self._session.run([self._output], {self._input: matrix})[0].reshape(shape)
         else:
-            scores = np.empty(0, np.float32)
+            scores = np.empty(shape, np.float32)
         if out is None:
             return scores
         out[:] = scores
@@ -96,7 +98,7 @@ class OnnxEngine:
 
 def profile_once(engine: Engine, rows: int, calls: int = 9) -> float:
     """The median seconds of `calls` calls with `rows` rows."""
-    matrix = np.zeros((rows, len(engine.spec.inputs)), np.float32)
+    matrix = np.zeros((rows, engine.spec.columns), np.float32)
     taken = []
     for _ in range(calls):
         start = time.perf_counter()
@@ -142,13 +144,15 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def _check_shape(session: ort.InferenceSession, spec: ModelSpec, path: Path) -> tuple[str, str]:
     inputs, outputs = session.get_inputs(), session.get_outputs()
-    expected = f"one input float [n, {len(spec.inputs)}] and one output float [n] or [n, 1]"
+    given = "[n] or [n, 1]" if spec.outputs == 1 else f"[n, {spec.outputs}]"
+    expected = f"one input float [n, {spec.columns}] and one output float {given}"
     found = ", ".join(f"{each.name} {each.type} {each.shape}" for each in (*inputs, *outputs))
     good = len(inputs) == len(outputs) == 1 and inputs[0].type == outputs[0].type == "tensor(float)"
     if good:
         rows, *rest = inputs[0].shape
-        good = not isinstance(rows, int) and rest == [len(spec.inputs)]
-        good = good and not isinstance(outputs[0].shape[0], int) and outputs[0].shape[1:] in ([], [1])
+        good = not isinstance(rows, int) and rest == [spec.columns]
+        shapes = ([], [1]) if spec.outputs == 1 else ([spec.outputs],)
+        good = good and not isinstance(outputs[0].shape[0], int) and outputs[0].shape[1:] in shapes
     if not good:
         raise ModelRefused(f"{path}: expected {expected} as in model.json, got {found}")
     return inputs[0].name, outputs[0].name

@@ -23,42 +23,57 @@ Lookup: TypeAlias = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]
 
 @dataclass(frozen=True)
 class Input:
-    """One column of the model's matrix. vocabulary: the known values of a category, the first one coded 1."""
+    """One column of the model's matrix, or `width` of them for a vector. vocabulary: the known values of a category, the first
+    one coded 1."""
 
     name: str
-    kind: Literal["number", "category"]
+    kind: Literal["number", "category", "vector"]
     vocabulary: tuple[str, ...] = ()
+    width: int = 1
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's inputs in the order of its matrix's columns, and how it came to be.
+    """A model's inputs in the order of its matrix's columns, how many scores it gives for a row, and how it came to be.
 
     seed and metrics are those of the training that made it. Raises ValueError for an input twice, a number with a vocabulary,
-    or a vocabulary that has a value twice or is too long for exact codes in float32.
+    a vocabulary that has a value twice or is too long for exact codes in float32, and a width or a number of outputs that
+    cannot be.
     """
 
     name: str
     inputs: tuple[Input, ...]
     seed: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    outputs: int = 1
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.inputs]
         for each in self.inputs:
             if names.count(each.name) > 1:
                 raise ValueError(f"model {self.name}: input {each.name} is there {names.count(each.name)} times, expected once")
-            if each.kind not in ("number", "category"):
-                raise ValueError(f"model {self.name}: input {each.name}: expected number or category, got {each.kind!r}")
-            if each.kind == "number" and each.vocabulary:
-                raise ValueError(f"model {self.name}: input {each.name}: a number has no vocabulary")
+            if each.kind not in ("number", "category", "vector"):
+                raise ValueError(
+                    f"model {self.name}: input {each.name}: expected number, category or vector, got {each.kind!r}"
+                )
+            if each.kind != "category" and each.vocabulary:
+                raise ValueError(f"model {self.name}: input {each.name}: a {each.kind} has no vocabulary")
+            if each.width < 1 or (each.kind != "vector" and each.width != 1):
+                raise ValueError(f"model {self.name}: input {each.name}: a {each.kind} has no width of {each.width}")
             if len(set(each.vocabulary)) < len(each.vocabulary) or len(each.vocabulary) >= 2**24:
                 raise ValueError(f"model {self.name}: input {each.name}: expected fewer than 2^24 different values")
+        if self.outputs < 1:
+            raise ValueError(f"model {self.name}: expected at least one output, got {self.outputs}")
 
     @property
     def names(self) -> tuple[str, ...]:
         """The columns that the model needs."""
         return tuple(each.name for each in self.inputs)
+
+    @cached_property
+    def columns(self) -> int:
+        """The columns of the model's matrix."""
+        return sum(each.width for each in self.inputs)
 
     @cached_property
     def lookups(self) -> dict[str, Lookup]:
@@ -67,16 +82,15 @@ class ModelSpec:
 
     def write(self, folder: Path) -> None:
         """Writes model.json."""
-        content = {
+        content: dict[str, Any] = {
             "format": FORMAT,
             "name": self.name,
             "seed": self.seed,
             "metrics": dict(self.metrics),
-            "inputs": [
-                {"name": each.name, "kind": each.kind} | ({"vocabulary": each.vocabulary} if each.kind == "category" else {})
-                for each in self.inputs
-            ],
+            "inputs": [_described(each) for each in self.inputs],
         }
+        if self.outputs != 1:
+            content["outputs"] = self.outputs
         (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -93,18 +107,23 @@ class ModelSpec:
         try:
             inputs = tuple(_input(item) for item in content["inputs"])
             metrics = {str(name): float(value) for name, value in content["metrics"].items()}
-            return cls(str(content["name"]), inputs, int(content["seed"]), metrics)
+            return cls(str(content["name"]), inputs, int(content["seed"]), metrics, int(content.get("outputs", 1)))
         except KeyError as error:
             raise ValueError(f"{path}: expected a field {error.args[0]}, got none") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 
+def _described(each: Input) -> dict[str, Any]:
+    more: dict[str, dict[str, Any]] = {"category": {"vocabulary": each.vocabulary}, "vector": {"width": each.width}}
+    return {"name": each.name, "kind": each.kind, **more.get(each.kind, {})}
+
+
 def _input(item: Any) -> Input:
     vocabulary = item.get("vocabulary", [])
     if not isinstance(vocabulary, list) or not all(isinstance(value, str) for value in vocabulary):
         raise ValueError(f"input {item['name']}: expected a vocabulary of strings, got {vocabulary!r:.80}")
-    return Input(str(item["name"]), item["kind"], tuple(vocabulary))
+    return Input(str(item["name"]), item["kind"], tuple(vocabulary), int(item.get("width", 1)))
 
 
 def assemble(
@@ -116,18 +135,22 @@ def assemble(
 ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[np.bool_]]]:
     """The model's matrix float32 [n, K] of a batch's n rows, and for each category a mask bool [n] of values it does not know.
 
-    Numbers: NaN for null. Categories: the place in the vocabulary plus 1, and 0 for null and for unknown values; null is not in
-    the mask. out: float32 [n, K] to write into, returned as the matrix. computed: numbers [n] by name, NaN for null, before the
-    batch's columns. hashes: of text columns by name, those that are known. Raises ValueError, naming the input, for a column
-    that is not there or of another kind.
+    Numbers and vectors: NaN for null; the matrix of a single vector is the batch's own memory and cannot be written to.
+    Categories: the place in the vocabulary plus 1, and 0 for null and for unknown values; null is not in the mask. out: float32
+    [n, K] to write into, returned as the matrix. computed: numbers [n] by name, NaN for null, before the batch's columns.
+    hashes: of text columns by name, those that are known. Raises ValueError, naming the input, for a column that is not there
+    or of another kind.
     """
     n = batch.num_rows
-    matrix = np.empty((n, len(spec.inputs)), np.float32) if out is None else out
-    if matrix.shape != (n, len(spec.inputs)):
-        raise ValueError(f"model {spec.name}: expected a matrix of {n} x {len(spec.inputs)}, got {matrix.shape}")
+    if out is not None and out.shape != (n, spec.columns):
+        raise ValueError(f"model {spec.name}: expected a matrix of {n} x {spec.columns}, got {out.shape}")
+    alone = out is None and len(spec.inputs) == 1 and spec.inputs[0].kind == "vector"
+    matrix = np.empty((0 if alone else n, spec.columns), np.float32) if out is None else out
     unknown: dict[str, npt.NDArray[np.bool_]] = {}
     schema = batch.schema
-    for k, each in enumerate(spec.inputs):
+    end = 0
+    for each in spec.inputs:
+        k, end = end, end + each.width
         if each.kind == "number" and (values := computed.get(each.name)) is not None:
             matrix[:, k] = values
             continue
@@ -140,10 +163,15 @@ def assemble(
                 codes = _codes(column, spec.lookups[each.name], hashes.get(each.name))
                 matrix[:, k] = codes
                 unknown[each.name] = _unknown(column, codes)
+            elif alone:
+                matrix = _vectors(column, each.width)
+            elif each.kind == "vector":
+                matrix[:, k:end] = _vectors(column, each.width)
             else:
                 matrix[:, k] = _numbers(column)
         except (pa.ArrowException, TypeError):
-            raise ValueError(f"model {spec.name}: input {each.name}: expected a {each.kind}, got {column.type}") from None
+            what = f"vector of {each.width} numbers" if each.kind == "vector" else each.kind
+            raise ValueError(f"model {spec.name}: input {each.name}: expected a {what}, got {column.type}") from None
     return matrix, unknown
 
 
@@ -160,6 +188,17 @@ def _numbers(column: pa.Array) -> npt.NDArray[Any]:
     if column.null_count and pa.types.is_boolean(kind):
         column = column.cast(pa.float32())
     return column.to_numpy(zero_copy_only=False)
+
+
+def _vectors(column: pa.Array, width: int) -> npt.NDArray[np.float32]:
+    """The rows of a column of lists [n, width], not copied where none is null."""
+    if column.type != pa.list_(pa.float32(), width):
+        raise TypeError
+    start, n = column.offset, len(column)
+    matrix: npt.NDArray[np.float32] = column.values.to_numpy(zero_copy_only=False).reshape(-1, width)[start : start + n]
+    if column.null_count:
+        matrix = np.where(column.is_valid().to_numpy(zero_copy_only=False)[:, None], matrix, np.float32(np.nan))
+    return matrix
 
 
 def _codes(column: pa.Array, lookup: Lookup, hashed: npt.NDArray[np.uint64] | None = None) -> npt.NDArray[np.int32]:

@@ -79,7 +79,7 @@ def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ({"format": 2}, "model.json: expected format 1, got 2"),
         ({"inputs": [{"name": "x"}]}, "model.json: expected a field kind, got none"),
-        ({"inputs": [{"name": "x", "kind": "text"}]}, "input x: expected number or category, got 'text'"),
+        ({"inputs": [{"name": "x", "kind": "text"}]}, "input x: expected number, category or vector, got 'text'"),
         ({"inputs": [{"name": "x", "kind": "number"}] * 2}, "input x is there 2 times"),
         (
             {"inputs": [{"name": "c", "kind": "category", "vocabulary": [1]}]},
@@ -185,3 +185,81 @@ def test_a_custom_operator_hidden_in_a_branch_is_refused(tmp_path: Path) -> None
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelRefused, match=r"node hidden: .* got evil::Hidden"):
         OnnxEngine(tmp_path)
+
+
+VECTORS = pa.record_batch(
+    {
+        "x": pa.array([[1, 2], [3, 4], [5, 6], [7, 8]], pa.list_(pa.float32(), 2)),
+        "y": pa.array([[1, 2, 3], None, [4, 5, 6], [7, 8, 9]], pa.list_(pa.float32(), 3)),
+        "n": pa.array([10.0, None, 30.0, 40.0]),
+    }
+)
+
+
+def test_a_vector_alone_is_the_batch_s_own_memory() -> None:
+    spec = ModelSpec("m", (Input("x", "vector", width=2),))
+    assert (spec.columns, spec.names) == (2, ("x",))
+    whole, unknown = assemble(VECTORS, spec)
+    np.testing.assert_array_equal(whole, np.array([[1, 2], [3, 4], [5, 6], [7, 8]], np.float32))
+    assert unknown == {}
+    part, _ = assemble(VECTORS.slice(1, 2), spec)
+    np.testing.assert_array_equal(part, whole[1:3])
+    assert part.__array_interface__["data"][0] == VECTORS["x"].values.buffers()[1].address + 8
+    assert not part.flags.writeable
+    assert assemble(VECTORS.slice(4), spec)[0].shape == (0, 2)
+    out = np.full((2, 2), np.nan, np.float32)
+    assert assemble(VECTORS.slice(1, 2), spec, out)[0] is out
+    np.testing.assert_array_equal(out, part)
+
+
+def test_vectors_stand_beside_numbers_and_are_nan_where_null() -> None:
+    spec = ModelSpec("m", (Input("y", "vector", width=3), Input("n", "number"), Input("x", "vector", width=2)))
+    nan = np.nan
+    expected = [[1, 2, 3, 10, 1, 2], [nan, nan, nan, nan, 3, 4], [4, 5, 6, 30, 5, 6], [7, 8, 9, 40, 7, 8]]
+    np.testing.assert_array_equal(assemble(VECTORS, spec)[0], np.array(expected, np.float32))
+    np.testing.assert_array_equal(assemble(VECTORS.slice(1, 2), spec)[0], np.array(expected[1:3], np.float32))
+    alone, _ = assemble(VECTORS.slice(1), ModelSpec("m", (Input("y", "vector", width=3),)))
+    np.testing.assert_array_equal(alone, np.array([[nan] * 3, [4, 5, 6], [7, 8, 9]], np.float32))
+    with pytest.raises(ValueError, match=r"input x: expected a vector of 3 numbers, got fixed_size_list<.*>\[2\]"):
+        assemble(VECTORS, ModelSpec("m", (Input("x", "vector", width=3),)))
+
+
+def test_a_spec_with_vectors_and_outputs_is_read_as_it_was_written(tmp_path: Path) -> None:
+    spec = ModelSpec("m", (Input("x", "vector", width=64), Input("n", "number")), outputs=10)
+    spec.write(tmp_path)
+    assert ModelSpec.read(tmp_path) == spec
+    for inputs, outputs, message in [
+        ((Input("x", "vector", width=0),), 1, "input x: a vector has no width of 0"),
+        ((Input("x", "number", width=2),), 1, "input x: a number has no width of 2"),
+        ((Input("x", "vector", ("a",), 2),), 1, "input x: a vector has no vocabulary"),
+        ((Input("x", "number"),), 0, "expected at least one output, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ModelSpec("m", inputs, outputs=outputs)
+
+
+def test_a_model_with_several_outputs_gives_a_row_of_scores(tmp_path: Path) -> None:
+    weights = np.arange(8, dtype=np.float32).reshape(2, 4)
+    node = helper.make_node("MatMul", ["matrix", "w"], ["scores"])
+    given, made = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", columns])
+        for name, columns in (("matrix", 2), ("scores", 4))
+    )
+    graph = helper.make_graph([node], "many", [given], [made], [numpy_helper.from_array(weights, "w")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    inputs = (Input("x", "vector", width=2),)
+    ModelSpec("many", inputs, outputs=4).write(tmp_path)
+    engine = OnnxEngine(tmp_path)
+    engine.warm()
+    matrix, _ = assemble(VECTORS, engine.spec)
+    np.testing.assert_allclose(engine.infer(matrix), matrix @ weights)
+    out = np.full((4, 4), np.nan, np.float32)
+    assert engine.infer(matrix, out) is out
+    assert engine.infer(matrix[:0]).shape == (0, 4)
+    assert list(engine.profile([1])) == [1]
+    engine.close()
+    for outputs, message in [(1, r"one output float \[n\] or \[n, 1\]"), (3, r"one output float \[n, 3\]")]:
+        ModelSpec("many", inputs, outputs=outputs).write(tmp_path)
+        with pytest.raises(ModelRefused, match=message):
+            OnnxEngine(tmp_path)
