@@ -152,6 +152,8 @@ class Encoder:
             return ["[", PLAIN, "]"]
         if pa.types.is_string(kind):
             columns.append(_nullable(_quoted(column)))
+        elif pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32():
+            columns.append(_nullable(_vectors(column)))
         elif kind == pa.float32():
             columns.append(column.to_numpy(zero_copy_only=False))
             return [FLOAT]
@@ -160,7 +162,9 @@ class Encoder:
         elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):
             columns.append(_nullable(column.cast(TEXT)))
         else:
-            raise TypeError(f"sink/encode: expected a column of text, numbers, times or lists of text, got {kind} at {name}")
+            raise TypeError(
+                f"sink/encode: expected a column of text, numbers, times, vectors or lists of text, got {kind} at {name}"
+            )
         return [PLAIN]
 
     def _coded(self, values: Sequence[Any]) -> Words:
@@ -254,6 +258,17 @@ def _listed(column: pa.Array) -> pa.Array:
     ends = column.offsets.to_numpy()
     items = _nullable(_quoted(column.values.slice(ends[0], ends[-1] - ends[0])))
     return pc.binary_join(pa.ListArray.from_arrays(pa.array(ends - ends[0]), items), ",")
+
+
+def _vectors(column: pa.Array) -> pa.Array:
+    """Each vector as a JSON array; null for a null one."""
+    width = column.type.list_size
+    values = column.values.slice(column.offset * width, len(column) * width).to_numpy(zero_copy_only=False)
+    texts = Writer([FLOAT]).texts([values], len(values))
+    ends = pa.array(np.arange(0, len(values) + 1, width, dtype=np.int32))
+    joined = pc.binary_join(pa.ListArray.from_arrays(ends, texts), ",")
+    whole = pc.binary_join_element_wise("[", joined, "]", "")
+    return whole if column.null_count == 0 else pc.if_else(column.is_valid(), whole, pa.scalar(None, TEXT))
 
 
 def _quoted(column: pa.Array) -> pa.Array:
