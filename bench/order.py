@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     assert flights.model.history is not None
     table = between(flights.model.history(), "at", START, START + timedelta(days=options.days))
-    keys, values = encode(table, flights.events.schema, [flights.events.key, *flights.events.other_keys])
+    keys, values = encode(table, flights.events.schema, flights.events.keys)
     logs: list[Log] = [[] for _ in range(options.partitions)]
     for key, value in zip(keys, values, strict=True):
         logs[sum(key) % options.partitions].append((key, value))

@@ -34,7 +34,7 @@ def probe(
 ) -> npt.NDArray[np.float64]:
     """Sends the events at `rate` a second and returns the milliseconds from each intended send time to the moment the watcher
     held its decision, without those sent in the first second. Raises TimeoutError for decisions that never come."""
-    keys, values = encode(events, pipeline.events.schema, [pipeline.events.key, *pipeline.events.other_keys])
+    keys, values = encode(events, pipeline.events.schema, pipeline.events.keys)
     ids = events[pipeline.events.id].to_pylist()
     producer = Producer(
         {"bootstrap.servers": brokers, "linger.ms": 2, "partitioner": "murmur2_random", "acks": "all", **config}

@@ -210,7 +210,7 @@ def send(pipeline: "Pipeline", options: argparse.Namespace) -> None:
     config = {"bootstrap.servers": options.brokers} | dict(pair.split("=", 1) for pair in options.config)
     require(options.brokers, [events.topic], config, options.pipeline)
     table = between(pipeline.model.history(), events.time, options.start, options.end)
-    keys, values = encode(table, events.schema, [events.key, *events.other_keys])
+    keys, values = encode(table, events.schema, events.keys)
     times = table[events.time].cast(pa.int64()).to_numpy()
     bad = malformed(events.schema, values[:1000]) if options.malformed else []
     keys, values, times = plant(keys, values, bad, times) if bad else (keys, values, times)

@@ -30,7 +30,8 @@ MOST_FLAGS = 63
 @dataclass(frozen=True)
 class Work:
     """n rows on their way: `origins` is (partition, rows) in order; computed features float [n] by name, NaN where there is
-    none; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known."""
+    none; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known; scores float32 [n], or
+    [n, k] of a model with k outputs."""
 
     origins: tuple[tuple[str, int], ...]
     batch: pa.RecordBatch
@@ -75,7 +76,7 @@ class Deciding:
     derived: tuple[tuple[str, Expression], ...]
     stored: StoredFeatures | None
     engine: Engine
-    policy: Policy
+    policy: Policy | None
     clock_ns: Callable[[], int]
 
     @cached_property
@@ -109,14 +110,16 @@ class Deciding:
         matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed, hashes=work.hashes)
         scores = self.engine.infer(matrix)
         flags = work.flags
-        for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, np.isnan(scores))):
+        missing = np.isnan(scores) if scores.ndim == 1 else np.isnan(scores).any(axis=1)
+        for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, missing)):
             if mask.any():
                 flags = flags | mask.astype(np.int64) << self.flags.index(name)
         return replace(work, matrix=matrix, flags=flags, scores=scores)
 
     def decide(self, work: Work, features: Sequence[str] = ()) -> dict[str, Column]:
-        """The decisions, as sinks/messages.py describes their columns, with `features` beside them."""
+        """The decisions, as sinks/messages.py describes their columns, with `features` beside them. Only with a policy."""
         batch, n = work.batch, work.batch.num_rows
+        assert self.policy is not None
         decided = self.policy(batch, work.scores, work.computed)
         columns: dict[str, Column] = {
             "_key": batch.column("_key"),

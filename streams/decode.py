@@ -32,14 +32,16 @@ DEAD = pa.schema(
     ]
 )
 KEPT_BYTES = 64 * 1024
+APPENDED = "_time"
 
 
 @dataclass(frozen=True)
 class Decoded:
     """What became of a raw batch; each message is in one of the two, in order.
 
-    rows: the schema's columns, `_key` and provenance. dead: a row per bad message with `code`, `reason`, `value` (its first
-    64 kB, null for a tombstone), `size` and `sha256` (hex) of the whole value, `_key` and provenance.
+    rows: the schema's columns, `_key` and provenance, and `_value` if the decoder keeps it. dead: a row per bad message with
+    `code`, `reason`, `value` (its first 64 kB, null for a tombstone), `size` and `sha256` (hex) of the whole value, `_key` and
+    provenance.
     """
 
     rows: pa.RecordBatch
@@ -50,26 +52,40 @@ Decoder = Callable[[pa.RecordBatch], Decoded]
 """Takes a raw batch: `_key`, `_value` (binary, nullable), `_partition`, `_offset`, `_appended_at` (ms), `_polled_at` (ns)."""
 
 
-def json_decoder(schema: Schema, *, max_bytes: int = 1_000_000, step: str = "decode", topic: str = "") -> Decoder:
+def json_decoder(
+    schema: Schema, *, max_bytes: int = 1_000_000, step: str = "decode", topic: str = "", whole: bool = False
+) -> Decoder:
     """A decoder of JSON objects by a flat schema. It raises for no bytes whatever; a bad message costs only itself.
 
-    step and topic are named in reasons: `flights/decode: expected float, got "n/a" at $.dep_delay (flight-events/3@1742)`.
+    whole: the rows keep the messages themselves, as `_value`. step and topic are named in reasons:
+    `flights/decode: expected float, got "n/a" at $.dep_delay (flight-events/3@1742)`.
     Codes: too_large (more than max_bytes, looked at first), not_json (also NaN, Infinity, no value), bad_utf8, not_object,
     unknown_kind, missing_field, null_value, wrong_type (also text that is no time), out_of_range (also a text too long),
     time_out_of_range. Fields unknown or not of the row's kind are ignored; of equal names the last one counts.
     """
     reader = Reader(json_fields(schema), max_bytes)
-    columns = pa.schema([*schema.arrow(), *PROVENANCE])
+    kept = [*PROVENANCE, pa.field("_value", pa.binary())] if whole else [*PROVENANCE]
+    columns = pa.schema([*schema.arrow(), *kept])
     none_dead = pa.RecordBatch.from_pylist([], schema=DEAD)
 
     def decode(batch: pa.RecordBatch) -> Decoded:
         read = reader.read(batch.column("_value"))
-        provenance = [batch.column(name) for name in PROVENANCE.names]
-        rows = pa.RecordBatch.from_arrays([*read.values, *provenance], schema=columns)
+        rows = pa.RecordBatch.from_arrays([*read.values, *(batch.column(field.name) for field in kept)], schema=columns)
         if not read.faults:
             return Decoded(rows, none_dead)
         good = pa.array([i not in read.faults for i in range(batch.num_rows)], pa.bool_())
         return Decoded(rows.filter(good), _dead(batch, read.faults, step, topic))
+
+    return decode
+
+
+def with_append_time(decoder: Decoder) -> Decoder:
+    """The decoder with a column more: `_time`, timestamp[us, UTC], when the broker appended the message."""
+
+    def decode(batch: pa.RecordBatch) -> Decoded:
+        decoded = decoder(batch)
+        micros = pa.array(decoded.rows.column("_appended_at").to_numpy() * 1000)
+        return Decoded(decoded.rows.append_column(APPENDED, micros.view(Time.arrow)), decoded.dead)
 
     return decode
 

@@ -19,7 +19,6 @@ from streams.drift import DriftCounter, DriftJudge, Partial, Sample
 from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut
 from streams.job import Job
 from streams.output import Output
-from streams.pipeline import Decisions
 from streams.routing import shard_name
 from streams.source import Polled
 
@@ -27,6 +26,7 @@ from streams.source import Polled
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
+    decides = any(sink.encode is None for sink in pipeline.sinks)
     features = any(sink.features for sink in pipeline.sinks)
 
     def decode(item: tuple[str, Polled]) -> Iterable[tuple[str, Any]]:
@@ -72,18 +72,19 @@ def build(job: Job) -> Dataflow:
 
     def decide(work: Work) -> list[tuple[str, Messages]]:
         with meters.stage("decision", work.batch.num_rows):
-            decisions = job.deciding.decide(work, job.deciding.engine.spec.names if features else ())
-            encoded = [
-                piece
-                for sink in pipeline.sinks
-                for piece in _by_origin(encode_decisions(decisions, sink.topic, wanted(sink), encoder), work.origins)
-            ]
+            inputs = job.deciding.engine.spec.names
+            decisions = job.deciding.decide(work, inputs if features else ()) if decides else {}
+            encoded: list[tuple[str, Messages]] = []
+            for sink in pipeline.sinks:
+                if sink.encode:
+                    messages = sink.encode(work.batch, work.scores, sink.topic)
+                else:
+                    messages = encode_decisions(decisions, sink.topic, inputs if sink.features else (), encoder)
+                encoded += _by_origin(messages, work.origins)
         gate.done(len(work.origins))
-        meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
+        if decides:
+            meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return encoded
-
-    def wanted(sink: Decisions) -> Sequence[str]:
-        return job.deciding.engine.spec.names if sink.features else ()
 
     def watch(work: Work) -> list[tuple[str, Sample]]:
         with meters.stage("drift"):

@@ -85,7 +85,7 @@ class Job:
 
     @cached_property
     def decoder(self) -> Decoder:
-        return self.pipeline.events.decode(f"{self.pipeline.name}/decode")
+        return self.pipeline.events.decode(f"{self.pipeline.name}/decode", whole="_value" in self.pipeline.encoded)
 
     @cached_property
     def order(self) -> str:
@@ -105,11 +105,15 @@ class Job:
     def kept(self) -> list[str]:
         """The columns of an event that are needed once its streaming features are there."""
         topic, deciding = self.pipeline.events, self.deciding
-        conditions = [expression for _, expression in deciding.derived] + list(deciding.policy.conditions)
+        conditions = [expression for _, expression in deciding.derived]
+        if deciding.policy is not None:
+            conditions += deciding.policy.conditions
         read = {name for expression in conditions for name in expression.names}
         stored = deciding.stored.entities if deciding.stored else ()
-        wanted = {topic.time, topic.id, *deciding.entities, *stored, *read, *deciding.engine.spec.names}
-        return [name for name in self.pipeline.columns.names if name in wanted] + PROVENANCE.names
+        encoded = self.pipeline.encoded
+        wanted = {topic.time, topic.id, *deciding.entities, *stored, *read, *deciding.engine.spec.names, *encoded}
+        whole = ["_value"] if "_value" in wanted else []
+        return [name for name in self.pipeline.columns.names if name in wanted] + PROVENANCE.names + whole
 
     @cached_property
     def streaming_names(self) -> list[str]:
@@ -178,6 +182,11 @@ class Job:
         names = pipeline.feature_names(stored.names if stored else ())
         fields = {name for feature in pipeline.features if isinstance(feature, Fields) for name in feature.names}
         computed = [(name, pa.float64()) for name in names if name not in fields]
+        spec = champion.engine.spec
+        if spec.outputs != 1 and (pipeline.policy or pipeline.drift):
+            raise ValueError(f"model {spec.name}: expected one output, as policies and drift need, got {spec.outputs}")
+        if pipeline.drift and any(each.kind == "vector" for each in spec.inputs):
+            raise ValueError(f"model {spec.name}: expected numbers and categories, whose drift can be measured, got a vector")
         return Deciding(
             names=Names(
                 pipeline.name,
@@ -192,7 +201,7 @@ class Job:
             derived=derived,
             stored=stored,
             engine=champion.engine,
-            policy=pipeline.policy.compile(pa.schema([*schema, *computed])),
+            policy=pipeline.policy.compile(pa.schema([*schema, *computed])) if pipeline.policy else None,
             clock_ns=self.clock_ns,
         )
 

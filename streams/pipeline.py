@@ -14,6 +14,7 @@ from features.expressions import compile_expression
 from features.spec import Derived, Feature, Fields, Label, Stored, seconds
 from features.streaming import Cutter, Group, groups
 from models.policy import Bands
+from sinks.encoders import Encode
 from streams.settings import JobSettings
 from streams.topic import Topic
 
@@ -54,23 +55,29 @@ class Drift:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The topic that decisions go to. features: whether each carries the features it was made on."""
+    """The topic that decisions go to. features: whether each carries the features it was made on. encode: what writes the
+    messages instead, from the event and its scores (sinks/encoders.py has some)."""
 
     topic: str
     features: bool = False
+    encode: Encode | None = None
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """A pipeline. Raises ValueError, naming what is wrong, when it is made."""
+    """A pipeline. Raises ValueError, naming what is wrong, when it is made.
+
+    decide_on: the events that are scored; all if not given. policy: from scores to decisions; not needed where every sink has
+    an encoder of its own.
+    """
 
     name: str
     events: Topic
-    decide_on: str
     features: Sequence[Feature]
     model: Model
-    policy: Bands
     sinks: Sequence[Decisions]
+    decide_on: str = "True"
+    policy: Bands | None = None
     label: Label | None = None
     drift: Drift | None = None
     shards: int = 8
@@ -95,16 +102,35 @@ class Pipeline:
             raise ValueError(f"pipeline {self.name}: expected 1 to 840 shards, got {self.shards}")
         if len(self.sinks) == 0:
             raise ValueError(f"pipeline {self.name}: expected at least one sink")
+        for sink in self.sinks:
+            self._check(sink)
+
+    def _check(self, sink: Decisions) -> None:
+        where = f"pipeline {self.name}: sink {sink.topic}"
+        if sink.encode is None:
+            if self.policy is None:
+                raise ValueError(f"{where}: expected a policy that makes decisions, or an encode, got neither")
+            return
+        for name in sink.encode.columns:
+            if name not in self.columns.names and name != "_value":
+                raise ValueError(f"{where}: its encoder reads {name}: no such field in {self.events.schema.name}")
+        if "_value" in sink.encode.columns and self.events.decoder is not None:
+            raise ValueError(f"{where}: its encoder reads _value, which only the decoder of JSON keeps")
 
     @property
     def columns(self) -> pa.Schema:
         """The columns of a decoded event."""
-        return self.events.schema.arrow()
+        return self.events.columns
 
     @property
     def groups(self) -> tuple[Group, ...]:
         """The streaming features by entity."""
         return groups(self.features)
+
+    @property
+    def encoded(self) -> tuple[str, ...]:
+        """The columns of an event that the sinks' encoders read."""
+        return tuple(dict.fromkeys(name for sink in self.sinks if sink.encode for name in sink.encode.columns))
 
     @property
     def service(self) -> str | None:

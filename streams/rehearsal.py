@@ -6,11 +6,11 @@ Kernels are compiled then (the first time on a machine that takes a quarter of a
 import numpy as np
 import pyarrow as pa
 
-from features.schema import Integer, Kind, Number, Schema, Text, Time
+from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.streaming import State
 from sinks.messages import encode_decisions
 from streams.decide import together
-from streams.decode import PROVENANCE
+from streams.decode import APPENDED, PROVENANCE
 from streams.exchange import Gathered
 from streams.job import Job
 from streams.routing import shard_name
@@ -26,14 +26,19 @@ def rehearse(job: Job) -> None:
     raw = pa.RecordBatch.from_arrays([*provenance, pa.array([b"{}"] * n, pa.binary())], [*PROVENANCE.names, "_value"])
     job.decoder(raw)
     reads = np.ones(n, np.bool_)
-    batch = pa.RecordBatch.from_arrays([*rows.columns, *provenance], [*rows.schema.names, *PROVENANCE.names])
+    times = [pa.array([0] * n, Time.arrow)] if pipeline.events.time == APPENDED else []
+    columns = [*rows.columns, *raw.columns, *times]
+    batch = pa.RecordBatch.from_arrays(columns, [*rows.schema.names, *raw.schema.names, *([APPENDED] if times else [])])
     for group, cutter in zip(pipeline.groups, job.cutters, strict=True):
         State(group).update(cutter(batch, reads))
     gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
     work = job.deciding.score(job.deciding.complete(together([(shard_name(0), gathered)], job.streaming_names)))
-    decisions = job.deciding.decide(work, job.deciding.engine.spec.names)
+    inputs = job.deciding.engine.spec.names
     for sink in pipeline.sinks:
-        encode_decisions(decisions, sink.topic, job.deciding.engine.spec.names if sink.features else ())
+        if sink.encode:
+            sink.encode(work.batch, work.scores, sink.topic)
+        else:
+            encode_decisions(job.deciding.decide(work, inputs), sink.topic, inputs if sink.features else ())
     if pipeline.drift:
         job.reference.count(work.matrix, work.scores)
 
@@ -50,6 +55,8 @@ def examples(schema: Schema) -> pa.RecordBatch:
                 columns.append(pa.array(["rehearsal"] * n))
             case Time():
                 columns.append(pa.array([field.bounds_us[0]] * n).cast(field.arrow))
+            case Vector():
+                columns.append(pa.array([[max(0.0, field.low)] * field.width] * n, field.arrow))
             case Integer() | Number():
                 columns.append(pa.array([field.low] * n, field.arrow))
     return pa.RecordBatch.from_arrays(columns, schema=schema.arrow())

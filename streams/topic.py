@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import pyarrow as pa
+
 from features.schema import Integer, Kind, Schema, Text, Time
-from streams.decode import Decoder, json_decoder
+from streams.decode import APPENDED, Decoder, json_decoder, with_append_time
 
 Order = Literal["arrival", "event"]
 
@@ -13,8 +15,9 @@ Order = Literal["arrival", "event"]
 class Topic:
     """Events on a Kafka topic.
 
-    topic: its name. time: the field with the event's time. key: the field with the entity that the messages are keyed
-    by (`other_keys`: where it is null, the first of these that is not). id: the field with the event's own id. order:
+    topic: its name. time: the field with the event's time; if not given, the time is when the broker appended the message, in a
+    column `_time`. key: the field with the entity that the messages are keyed by, if they are by one (`other_keys`: where it is
+    null, the first of these that is not). id: the field with the event's own id. order:
     "arrival" (each shard sees each partition in its own order) or "event" (a shard sees rows by time, then by `ties`,
     as soon as every partition with a backlog has passed that time; at most `held_rows` of a group wait in a shard).
     max_bytes: the largest message that is decoded. decoder: from raw batches to rows and dead letters; JSON by the
@@ -25,9 +28,9 @@ class Topic:
 
     topic: str
     schema: Schema
-    time: str
-    key: str
     id: str
+    time: str = APPENDED
+    key: str | None = None
     ties: tuple[str, ...] = ()
     other_keys: tuple[str, ...] = ()
     order: Order = "arrival"
@@ -36,14 +39,16 @@ class Topic:
     decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
-        roles = {"time": [self.time], "key": [self.key, *self.other_keys], "id": [self.id], "ties": self.ties}
+        times = [self.time] if self.time != APPENDED else []
+        roles = {"time": times, "key": self.keys, "id": [self.id], "ties": self.ties}
         for role, names in roles.items():
             for name in names:
                 if name not in self.schema.fields:
                     raise ValueError(f"topic {self.topic}: {role}: no field {name} in schema {self.schema.name}")
-        if not isinstance(self.schema.fields[self.time], Time) or self.schema.fields[self.time].optional:
-            raise ValueError(f"topic {self.topic}: time: expected {self.time} to be a Time that every event has")
-        for name in (self.key, self.id):
+        for name in times:
+            if not isinstance(self.schema.fields[name], Time) or self.schema.fields[name].optional:
+                raise ValueError(f"topic {self.topic}: time: expected {name} to be a Time that every event has")
+        for name in (*self.keys[:1], self.id):
             if not isinstance(self.schema.fields[name], Text | Integer):
                 raise ValueError(f"topic {self.topic}: expected {name} to be a Text or an Integer")
         for name in self.ties:
@@ -51,10 +56,22 @@ class Topic:
                 raise ValueError(f"topic {self.topic}: ties: expected {name} to be an Integer or a Kind")
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The fields with the messages' key, the first of which that is not null is it."""
+        return (*(() if self.key is None else (self.key,)), *self.other_keys)
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns of a decoded event."""
+        columns = self.schema.arrow()
+        return columns.append(pa.field(APPENDED, Time.arrow)) if self.time == APPENDED else columns
+
+    @property
     def dead(self) -> str:
         """Where messages go that cannot be decoded."""
         return f"{self.topic}.dead"
 
-    def decode(self, step: str) -> Decoder:
-        """The topic's decoder, whose errors name `step`."""
-        return self.decoder or json_decoder(self.schema, max_bytes=self.max_bytes, step=step, topic=self.topic)
+    def decode(self, step: str, whole: bool = False) -> Decoder:
+        """The topic's decoder, whose errors name `step`. whole: the rows keep the messages themselves, as `_value`."""
+        decoder = self.decoder or json_decoder(self.schema, max_bytes=self.max_bytes, step=step, topic=self.topic, whole=whole)
+        return with_append_time(decoder) if self.time == APPENDED else decoder

@@ -20,7 +20,7 @@ from streams.settings import JobSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FROM, TO, SERVED = (datetime(2013, 10, day, tzinfo=UTC) for day in (6, 14, 7))
-KEYS = (flights.events.key, *flights.events.other_keys)
+KEYS = flights.events.keys
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from ops.replay import ReplayError, between, encode, main, plant, replay
 from ops.topics import create
 from streams.flights import FlightEvent, flights
 
-KEYS = (flights.events.key, *flights.events.other_keys)
+KEYS = flights.events.keys
 MIXED = Schema(
     "Mixed",
     version=1,

@@ -107,7 +107,7 @@ class Flights:
         folder = self._folder / f"events-{rounded}-{self._version()}"
         progress(f"flights: making {rounded:,} events", 0.0)
         table = pa.concat_tables(repeated(rounded)).slice(0, rounded)
-        keys, values = encode(table, flights.events.schema, [flights.events.key, *flights.events.other_keys])
+        keys, values = encode(table, flights.events.schema, flights.events.keys)
         batch = table.unify_dictionaries().combine_chunks().to_batches()[0]
         due = mask(compile_expression(flights.decide_on, batch.schema), batch)
         ids = np.where(due, batch[flights.events.id].fill_null(-1).to_numpy(zero_copy_only=False), -1).astype(np.int64)

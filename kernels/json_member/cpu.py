@@ -17,7 +17,6 @@ I64 = npt.NDArray[np.int64]
 BOOL = npt.NDArray[np.bool_]
 QUOTE, COMMA, COLON, OPEN, CLOSE = (ord(c) for c in '",:{}')
 NULL = np.frombuffer(b"null", np.uint8)
-NO_BYTES = np.empty(0, np.uint8)
 
 
 def with_members(messages: pa.Array, name: str, numbers: pa.Array) -> list[bytes]:
@@ -43,12 +42,13 @@ def with_members(messages: pa.Array, name: str, numbers: pa.Array) -> list[bytes
 
 
 def _buffers(column: pa.Array) -> tuple[I32, U8]:
-    """Where each item begins and ends [n + 1] in the bytes."""
+    """Where each item begins and ends [n + 1] in the bytes; both read-only, for one compiled kernel."""
     _, offsets, data = column.buffers()
-    if not len(column):
-        return np.zeros(1, np.int32), NO_BYTES
-    places = np.frombuffer(offsets, np.int32, len(column) + 1, column.offset * 4)
-    return places, np.frombuffer(data, np.uint8) if data is not None and data.size else NO_BYTES
+    n = len(column)
+    places = np.frombuffer(offsets, np.int32, n + 1, column.offset * 4) if n else np.zeros(1, np.int32)
+    characters = np.frombuffer(data, np.uint8) if data is not None and data.size else np.empty(0, np.uint8)
+    places.flags.writeable = characters.flags.writeable = False
+    return places, characters
 
 
 @njit(cache=True, nogil=True)
