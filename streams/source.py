@@ -46,7 +46,8 @@ class Gate:
     """
 
     def __init__(self, most: int = 1) -> None:
-        """most: batches on their way at which no new round begins; 0: never waits."""
+        """most: batches on their way at which no new round begins; 0: never waits. partitions: how many poll by it."""
+        self.partitions = 0
         self._most = most
         self._on_their_way = 0
         self._round = 1
@@ -73,8 +74,9 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     def __init__(self, name: str, position: int, stop: threading.Event, until_end: bool, gate: Gate) -> None:
         self._name = name
         self._gate = gate
+        gate.partitions += 1
         self._round = 0
-        self._waits = False
+        self._waits = self._idle = False
         self._position = position
         self._stop = stop
         self._until_end = until_end
@@ -100,6 +102,7 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             return []
         self._round = opened
         polled = self.poll()
+        self._idle = polled is None
         if polled is None or (polled.batch.num_rows == 0 and polled.at_end == self._was_at_end):
             return []
         self._was_at_end = polled.at_end
@@ -112,7 +115,9 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         return [(self._name, polled)]
 
     def next_awake(self) -> datetime | None:
-        return datetime.now(UTC) + LOOK_AGAIN if self._waits else None
+        if self._waits:
+            return datetime.now(UTC) + LOOK_AGAIN
+        return datetime.now(UTC) + min(self._gate.partitions * IDLE, LONGEST_IDLE) if self._idle else None
 
     def snapshot(self) -> int:
         self._snapshots += 1
@@ -121,6 +126,7 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
 
 
 LOOK_AGAIN = timedelta(microseconds=100)
+IDLE, LONGEST_IDLE = timedelta(microseconds=300), timedelta(milliseconds=1)
 
 
 class _KafkaPartition(_Partition):
