@@ -3,7 +3,7 @@
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,16 +93,20 @@ def make(served: Served, names: Sequence[str], partitions: int, appended: bool =
         time.sleep(0.05)
 
 
-def filled(served: Served, topic: str) -> int:
-    """Messages in a topic."""
-    if served.kind == "embedded":  # it does not say where its log ends
-        found = counts(served.address, [topic], {})[topic]
-        return sum(found or ())
+@contextmanager
+def counting(served: Served, topic: str) -> Iterator[Callable[[], int]]:
+    """Gives a function that says how many messages a topic has."""
     consumer = Consumer({"bootstrap.servers": served.address, "group.id": "headrace-bench", "log_level": 0})
-    try:
-        partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        marks = [consumer.get_watermark_offsets(TopicPartition(topic, part), timeout=10) for part in partitions]
+    partitions = [TopicPartition(topic, number) for number in consumer.list_topics(topic, timeout=10).topics[topic].partitions]
+
+    def count() -> int:
+        if served.kind == "embedded":  # it does not say where its log ends
+            return sum(counts(served.address, [topic], {})[topic] or ())
+        marks = [consumer.get_watermark_offsets(partition, timeout=10) for partition in partitions]
         return sum(high - low for low, high in marks)
+
+    try:
+        yield count
     finally:
         consumer.close()
 

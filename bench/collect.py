@@ -69,6 +69,8 @@ def collect(config: Mapping[str, Any], out: BinaryIO, stop: threading.Event) -> 
     )
     topic = config["topic"]
     consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in range(config["partitions"])])
+    consumer.poll(1.0)
+    before_others()
     count, say = 0, 0
     while not stop.is_set():
         one = consumer.poll(0.1)
@@ -167,7 +169,6 @@ def main() -> int:
         stop.set()
 
     threading.Thread(target=watch, daemon=True).start()
-    before_others()
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -1,6 +1,8 @@
 """Latency at a rate: from when a message was to be sent to when another process holds its answer.
 
 python -m bench.latency [--rate 1000 ...] [--peer relay] [--turns 5] [--json FILE]
+python -m bench.latency --slo p99=15ms [--rate 1000]    the highest rate that holds it, from --rate on
+python -m bench.latency --soak 180                      memory and latency over three hours
 
 The load is open-loop: a schedule fixed in advance, kept whatever comes back, so that a system which stalls is charged for every
 message that waited. Systems take turns on one broker. A run that lost, doubled or wrongly answered a message, or whose
@@ -10,7 +12,8 @@ generator fell behind its schedule, has no figures.
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +23,14 @@ from bench.options import common, settings, systems
 from bench.run import ChildError, Plan, record
 from bench.schedule import schedule
 from bench.show import result, say, settings_lines, table, write
+from bench.slo import bound, highest
+from bench.soak import verdict
+from bench.systems import System
 from bench.workloads import load
 from ops.broker import BrokerError
 from ops.progress import bar
 
+FIRST_MESSAGES = 10_000
 SHOWN = ("p50", "p90", "p99", "p999", "max", "cpu", "memory_mb")
 
 
@@ -37,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="measured")
     parser.add_argument("--warmup", type=float, default=15.0, help="seconds of load before, not measured")
     parser.add_argument("--schedule", default="constant", help="constant, poisson, bursts or a file of times in seconds")
+    parser.add_argument("--slo", default=None, metavar="p99=15ms", help="find the highest rate that holds it")
+    parser.add_argument("--soak", type=float, default=None, metavar="MINUTES", help="measured, instead of --seconds")
     options = parser.parse_args(arguments)
     try:
         made = measure(options)
@@ -45,35 +54,82 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(settings_lines(made))
     print(table(made, SHOWN))
+    for name, found in made.get("slo", {}).get("systems", {}).items():
+        print(f"{name} holds {made['slo']['bound']} to {rates(found)}")
+    for run in made["runs"]:
+        if "soak" in run:
+            print(f"{run['system']}: {verdict(run['soak'])}")
     write(made, options.json)
-    return 0 if all(run["valid"] for run in made["runs"]) else 1
+    return 0 if options.slo or all(run["valid"] for run in made["runs"]) else 1
+
+
+def rates(found: dict[str, Any]) -> str:
+    """What a search came to."""
+    held = "no rate that was tried" if found["rate"] is None else f"{found['rate']:,.0f} messages/s"
+    return held + (f"; at {found['failed_at']:,.0f}: {found['why']}" if found["failed_at"] else "")
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """All turns at all rates."""
+    """All turns at all rates, or the search for the highest."""
+    limit = bound(options.slo) if options.slo else None
+    if options.soak:
+        options.seconds = options.soak * 60
     workload, tested = load(options.workload), systems(options)
+    for rate in options.rate:
+        schedule(options.schedule, rate, 1.0)
     with bar() as progress:
         workload.ready(options.home, progress)
-        most = max(len(schedule(options.schedule, rate, options.warmup + options.seconds)) for rate in options.rate)
-        prepared = workload.prepare(most + 1000, progress)
-    linger = linger_ms(max(options.rate)) if options.linger is None else options.linger
-    runs = []
+        prepared = workload.prepare(needed(options, max(options.rate)), progress)
+    runs: list[dict[str, Any]] = []
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch, broker(options.broker) as served:
-        for rate in options.rate:
-            linger = linger_ms(rate) if options.linger is None else options.linger
+
+        def once(system: System, rate: float, turn: int) -> dict[str, Any]:
+            with bar() as progress:
+                ready = workload.prepare(needed(options, rate), progress)
             plan = Plan(
-                workload, prepared, served, Path(scratch), rate, options.seconds, options.warmup, options.schedule,
-                options.partitions, options.workers, linger,
+                workload, ready, served, Path(scratch), rate, options.seconds, options.warmup, options.schedule,
+                options.partitions, options.workers, linger_of(options, rate), soak=bool(options.soak),
             )  # fmt: skip
-            for turn in range(options.turns):
-                for system in tested:
-                    say(f"{system.name}, turn {turn + 1} of {options.turns}, {rate:,.0f} messages/s")
-                    run = record(system, plan, turn, lambda line: say(f"  {line}"))
-                    say(f"  {brief(run)}")
-                    runs.append(run)
-    beside = settings(options, options.broker, linger, tested)
+            say(f"{system.name}, turn {turn + 1}, {rate:,.0f} messages/s")
+            run = record(system, plan, turn, lambda line: say(f"  {line}"))
+            say(f"  {brief(run)}")
+            runs.append(run)
+            return run
+
+        if limit:
+            for system in tested:
+                found[system.name] = highest(search(system, once), limit, options.rate[0])
+        else:
+            for rate in options.rate:
+                for turn in range(options.turns):
+                    for system in tested:
+                        once(system, rate, turn)
+    beside = settings(options, options.broker, linger_of(options, max(options.rate)), tested)
     beside |= {"schedule": options.schedule, "warmup_s": options.warmup, "measured_s": options.seconds}
-    return result("latency", workload, prepared, beside, tested, runs)
+    made = result("latency", workload, prepared, beside, tested, runs)
+    return made | ({"slo": {"bound": str(limit), "systems": found}} if limit else {})
+
+
+def search(system: System, once: Callable[[System, float, int], dict[str, Any]]) -> Callable[[float], dict[str, Any]]:
+    """Measures a system at a rate; a rate that comes again is its next turn."""
+    turns: Counter[float] = Counter()
+
+    def measure(rate: float) -> dict[str, Any]:
+        turns[rate] += 1
+        return once(system, rate, turns[rate] - 1)
+
+    return measure
+
+
+def needed(options: argparse.Namespace, rate: float) -> int:
+    """Messages for one run, those before the schedule included."""
+    return len(schedule(options.schedule, rate, options.warmup + options.seconds)) + FIRST_MESSAGES
+
+
+def linger_of(options: argparse.Namespace, rate: float) -> int:
+    """The systems' linger at a rate, ms."""
+    return linger_ms(rate) if options.linger is None else int(options.linger)
 
 
 def brief(run: dict[str, Any]) -> str:

@@ -203,7 +203,11 @@ class Generator:
 
 
 def before_others() -> None:
-    """Gives this process precedence over what it measures, where it may: it stands for a machine of its own."""
+    """Gives this thread precedence over what is measured, where it may: it stands for a machine of its own.
+
+    Not the client's own threads, so call it when they are there: librdkafka polls without a pause while it waits for an
+    answer, and with precedence it would keep the broker from giving one.
+    """
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     except (OSError, AttributeError):
@@ -213,8 +217,8 @@ def before_others() -> None:
 
 def main() -> int:
     """The process."""
-    before_others()
     generator = Generator(json.loads(Path(sys.argv[1]).read_text()))
+    before_others()
     gc.collect()
     gc.freeze()
     gc.disable()

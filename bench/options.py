@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
-from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bench.systems import RELAY, System
+from bench.peers import COMMANDS
+from bench.systems import System
 
 
 def common(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +46,9 @@ def systems(options: argparse.Namespace) -> list[System]:
 
 def known(name: str) -> str:
     """The command of one of our own peers. Raises ValueError."""
-    table: dict[str, str] = {"relay": RELAY}
-    with suppress(ImportError):
-        table |= import_module("bench.peers").COMMANDS
-    if name not in table:
-        raise ValueError(f"--peer {name}: expected NAME=COMMAND, or one of {', '.join(table)}")
-    return str(table[name])
+    if name not in COMMANDS:
+        raise ValueError(f"--peer {name}: expected NAME=COMMAND, or one of {', '.join(COMMANDS)}")
+    return COMMANDS[name]
 
 
 def settings(options: argparse.Namespace, kind: str, linger: int, made: Sequence[System]) -> dict[str, Any]:

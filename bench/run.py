@@ -21,6 +21,7 @@ from bench.collect import blocks
 from bench.load import linger_ms
 from bench.samples import Samples, sampling
 from bench.schedule import schedule
+from bench.soak import first_and_last, per_minute
 from bench.systems import ROOT, Counters, Running, System, SystemDiedError, counters, is_ready, started
 from bench.workloads import Prepared, Workload
 
@@ -47,7 +48,7 @@ class Bounds:
 class Plan:
     """What a run is made with. rate: messages a second, by `schedule` (bench/schedule.py); after `warmup` seconds `seconds`
     are measured. linger_ms: of the systems' producers. generator: settings of it alone. stall: seconds without an answer after
-    which no more are waited for."""
+    which no more are waited for. soak: keep memory and latency over time, too."""
 
     workload: Workload
     prepared: Prepared
@@ -63,6 +64,7 @@ class Plan:
     generator: dict[str, Any] = field(default_factory=dict)
     bounds: Bounds = Bounds()
     stall: float = 15.0
+    soak: bool = False
 
     @property
     def due(self) -> I64:
@@ -310,11 +312,25 @@ class Measured:
             "lag": lag(intended, held, start_ns, end_ns),
             "throughput": self.throughput(intended, held, appended * 1_000_000, inside),
         }
+        if self.plan.soak:
+            found["soak"] = self.soak(intended[inside], (held - intended)[inside])
         if appended.any():
             wall = self.said["wall_ns"]
             found["broker_latency_ms"] = figures(histogram((appended * 1_000_000 - intended - wall)[inside]))
         before, after = self.counted
         return found | (after.since(before) if before and after else {"stages": None, "batch_rows": None})
+
+    def soak(self, intended: I64, took: I64) -> dict[str, Any]:
+        """Memory and latency over time, and their first hour beside the last."""
+        start, end = self.window
+        memory = self.samples.over_time("system", start, end)
+        minutes = per_minute(intended, took, int(start * 1e9))
+        return {
+            "memory_mb": first_and_last(memory, self.plan.seconds),
+            "p99_ms": first_and_last([(at, p99) for at, _, p99 in minutes], self.plan.seconds),
+            "memory_over_time": memory,
+            "latency_over_time": minutes,
+        }
 
     def throughput(self, intended: I64, held: I64, appended: I64, inside: npt.NDArray[np.bool_]) -> dict[str, Any]:
         """Messages answered for a second over the window, by the broker's time where it has one; on the workload crayfish also

@@ -23,6 +23,11 @@ class Samples:
             return None
         return round((inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0]), 3)
 
+    def over_time(self, name: str, start: float, end: float, most: int = 240) -> list[list[float]]:
+        """[seconds since `start`, memory MB], at most `most` of them."""
+        inside = [[round(at - start, 1), round(memory, 1)] for at, _, memory in self.seen.get(name, []) if start <= at <= end]
+        return inside[:: max(1, -(-len(inside) // most))]
+
     def memory_mb(self, name: str, start: float, end: float) -> float | None:
         """The most memory seen between two moments."""
         inside = [memory for at, _, memory in self.seen.get(name, []) if start <= at <= end]
@@ -30,25 +35,34 @@ class Samples:
 
 
 @contextmanager
-def sampling(pids: Mapping[str, int], every: float = 1.0) -> Iterator[Samples]:
-    """Looks at the processes of `pids` and all their children each `every` seconds."""
+def sampling(pids: Mapping[str, int], every: float = 1.0, again: int = 10) -> Iterator[Samples]:
+    """Looks at the processes of `pids` and all their children each `every` seconds; for new children at every `again`th look,
+    since that means looking at every process there is."""
     samples, stop = Samples({name: [] for name in pids}), threading.Event()
-    roots = {name: psutil.Process(pid) for name, pid in pids.items() if psutil.pid_exists(pid)}
+    trees: dict[str, dict[int, psutil.Process]] = {name: {} for name in pids}
+    used: dict[str, dict[int, float]] = {name: {} for name in pids}
 
-    def look() -> None:
-        gone: dict[str, dict[int, float]] = {name: {} for name in roots}
-        while not stop.wait(every):
-            for name, root in roots.items():
-                memory = 0.0
+    def look(number: int) -> None:
+        for name, pid in pids.items():
+            if number % again == 0:
                 with contextlib.suppress(psutil.Error):
-                    for process in [root, *root.children(recursive=True)]:
-                        with contextlib.suppress(psutil.Error), process.oneshot():
-                            times = process.cpu_times()
-                            gone[name][process.pid] = times.user + times.system
-                            memory += process.memory_info().rss / 1e6
-                    samples.seen[name].append((time.monotonic(), sum(gone[name].values()), memory))
+                    root = psutil.Process(pid)
+                    trees[name] = {process.pid: process for process in [root, *root.children(recursive=True)]}
+            memory = 0.0
+            for process in trees[name].values():
+                with contextlib.suppress(psutil.Error), process.oneshot():
+                    times = process.cpu_times()
+                    used[name][process.pid] = times.user + times.system
+                    memory += process.memory_info().rss / 1e6
+            samples.seen[name].append((time.monotonic(), sum(used[name].values()), memory))
 
-    thread = threading.Thread(target=look, name="samples", daemon=True)
+    def watch() -> None:
+        number = 0
+        while not stop.wait(every if number else 0):
+            look(number)
+            number += 1
+
+    thread = threading.Thread(target=watch, name="samples", daemon=True)
     thread.start()
     try:
         yield samples

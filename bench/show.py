@@ -88,7 +88,9 @@ def table(made: Mapping[str, Any], metrics: Sequence[str]) -> str:
                     middle, low, high = (number(spread[part], digits) for part in ("median", "min", "max"))
                     shown = f"{middle:>12}   {low} to {high}"
                     lines.append(f"{word + name:24} {NAMES.get(label, label) + at:28} {shown}   (n {spread['n']})")
-    lines += [f"{run['system']}, turn {run['turn']}: NOT VALID: {run['why_not']}" for run in made["runs"] if not run["valid"]]
+    lines += [
+        f"{run['system']}, turn {run['turn'] + 1}: NOT VALID: {run['why_not']}" for run in made["runs"] if not run["valid"]
+    ]
     return "\n".join(lines)
 
 

@@ -21,7 +21,6 @@ from ops.broker import free_port
 from streams.meters import STAGES
 
 ROOT = Path(__file__).parent.parent
-RELAY = "{python} -m bench.peers.relay {brokers} {input} {output} {linger} {passes}"
 GRACE_SECONDS = 40.0
 
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.brokers import Served, broker, drop, filled, make, topics
+from bench.brokers import broker, counting, drop, make, topics
 from bench.check import Answers, check
 from bench.collect import read
 from bench.options import common, settings, systems
@@ -118,11 +118,10 @@ def fill(plan: Plan, topic: str) -> float:
 
 @dataclass
 class Drain:
-    """A system emptying the topic. seen: (monotonic seconds, answers there)."""
+    """A system emptying the topic. count: says how many answers there are. seen: (monotonic seconds, answers there)."""
 
     running: Running
-    served: Served
-    sink: str
+    count: Callable[[], int]
     expected: int
     limit: float
     seen: list[tuple[float, int]] = field(default_factory=list)
@@ -135,7 +134,7 @@ class Drain:
         first = 0.0
         while True:
             time.sleep(LOOK_SECONDS)
-            now, count = time.monotonic(), filled(self.served, self.sink)
+            now, count = time.monotonic(), self.count()
             if not self.seen or count != self.seen[-1][1]:
                 moved = now
             if not first and count:
@@ -170,8 +169,8 @@ def drain(system: System, plan: Plan, source: str, turn: int, limit: float) -> d
             with started(system, plan.workload, places(plan, source, sink, folder)) as running:
                 is_ready(running)
                 pids = {"system": running.process.pid} | ({"broker": plan.served.pid} if plan.served.pid else {})
-                with sampling(pids, 0.5) as samples:
-                    drained = Drain(running, plan.served, sink, expected, limit)
+                with sampling(pids, 0.25) as samples, counting(plan.served, sink) as count:
+                    drained = Drain(running, count, expected, limit)
                     finished = drained.run()
                     drained.counted.append(counters(running))
                     stopped = time.time_ns() // 1_000_000
