@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from bench.pool import Pool
 
 I64 = npt.NDArray[np.int64]
 PRIORITY = -10
@@ -40,15 +42,22 @@ def linger_ms(rate: float) -> int:
 
 
 class Payloads:
-    """Keys and values of messages in an Arrow IPC file, mapped: nothing is copied before it is sent."""
+    """Keys and values of messages in an Arrow IPC file, mapped: nothing is copied before it is sent. Where a pool lies beside
+    it (bench/pool.py) the values are made from that."""
 
     def __init__(self, file: Path) -> None:
         table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
         self.count = table.num_rows
+        self._pool = Pool.read(file.parent)
+        if self._pool is not None:
+            self._ids = table["id"].to_numpy()
+            values = table["key"]
+        else:
+            values = table["value"]
         self._chunks = [
-            (_parts(keys), _parts(values)) for keys, values in zip(*map(_chunks, (table["key"], table["value"])), strict=True)
+            (_parts(keys), _parts(chunk)) for keys, chunk in zip(*map(_chunks, (table["key"], values)), strict=True)
         ]
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in _chunks(table["value"])])
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in _chunks(values)])
 
     def entries(self, start: int, end: int) -> list[dict[str, Any]]:
         """Messages [start, end) as produce_batch takes them; the client stamps each with the time it was handed over."""
@@ -57,7 +66,13 @@ class Payloads:
             chunk = int(np.searchsorted(self._starts, start, side="right")) - 1
             first = int(self._starts[chunk])
             stop = min(end, int(self._starts[chunk + 1]))
-            keys, values = (_slices(part, start - first, stop - first) for part in self._chunks[chunk])
+            of_keys, of_values = self._chunks[chunk]
+            keys = _slices(of_keys, start - first, stop - first)
+            values: Sequence[bytes | None]
+            if self._pool is not None:
+                values = self._pool.values(start, self._ids[start:stop].tolist())
+            else:
+                values = _slices(of_values, start - first, stop - first)
             made += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
             start = stop
         return made

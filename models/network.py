@@ -168,8 +168,8 @@ def _descend(
             progress((step + 1) / steps)
 
 
-def export(network: Network, path: Path, columns: int) -> None:
-    """Writes the network as ONNX: one input `matrix` float [n, columns] with any n, one output `score` float [n].
+def export(network: nn.Module, path: Path, columns: int) -> None:
+    """Writes the network as ONNX: one input `matrix` float [n, columns] with any n, one output `score` as the network gives it.
 
     The file holds its weights, and nothing of the place it was made in.
     """

@@ -2,7 +2,7 @@
 
 A workload's messages are kept in a folder: `payloads.arrow`, an Arrow IPC file with columns `key` and `value` (binary) and `id`
 (int64: the id of the answer that the message gets, -1 where it gets none), and whatever the workload needs to check answers.
-Every id is there once.
+Every id is there once. Where messages are large, `value` is left out and `pool.arrow` lies beside it (bench/pool.py).
 """
 
 from collections.abc import Callable, Sequence
