@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.peers import COMMANDS
+from bench.peers import known
 from bench.systems import System
 
 
@@ -36,7 +36,7 @@ def systems(options: argparse.Namespace) -> list[System]:
     made = [] if options.without_headrace else [System("headrace", settings=ours)]
     for named in options.peer:
         name, _, command = named.partition("=")
-        made.append(System(name, command or known(name)))
+        made.append(System(name, command) if command else of_ours(name, options.workload))
     if len({system.name for system in made}) < len(made):
         raise ValueError(f"--peer: expected different names, got {', '.join(system.name for system in made)}")
     if not made:
@@ -44,11 +44,10 @@ def systems(options: argparse.Namespace) -> list[System]:
     return made
 
 
-def known(name: str) -> str:
-    """The command of one of our own peers. Raises ValueError."""
-    if name not in COMMANDS:
-        raise ValueError(f"--peer {name}: expected NAME=COMMAND, or one of {', '.join(COMMANDS)}")
-    return COMMANDS[name]
+def of_ours(name: str, workload: str) -> System:
+    """One of our own peers. Raises ValueError."""
+    peer = known(name, workload)
+    return System(name, peer.command, dict(peer.settings))
 
 
 def settings(options: argparse.Namespace, kind: str, linger: int, made: Sequence[System]) -> dict[str, Any]:

@@ -181,6 +181,7 @@ def places(plan: Plan, source: str, sink: str, folder: Path) -> dict[str, str]:
     """The placeholders of a system's command line."""
     repo = plan.workload.repo()
     return {
+        "workload": plan.workload.name,
         "brokers": plan.served.address,
         "input": source,
         "output": sink,

@@ -1,17 +1,19 @@
 """The honest rival: a loop over confluent-kafka that batches, as one writes it who knows the client and ONNX Runtime.
 
-python -m bench.peers.loop BROKERS INPUT OUTPUT MODEL.onnx WIDTH LINGER_MS
+python -m bench.peers.loop WORKLOAD BROKERS INPUT OUTPUT MODEL.onnx WIDTH LINGER_MS
 
-Takes up to 4,096 messages at a time, reads each by orjson, scores all in one call of one thread, writes by `produce_batch`, and
-commits its offsets once a second when everything before them is delivered. It knows Crayfish's messages (`dataPoint` as one
-string, echoed with `prediction`) and flat ones (`{"id":n,"x":[...]}`, answered by `{"id":n,"score":s}`). Says "ready" when it
-reads.
+Takes up to 512 messages at a time (what fits the cache), reads each by orjson, scores all in one call of one thread, writes by
+`produce_batch`, and commits its offsets once a second when everything before them is delivered. Says "ready" when it reads.
+
+WORKLOAD is crayfish (`dataPoint` as one string, the message echoed with `prediction`), crayfish_short (answered by its stamp
+and `scores`) or vector (`{"id":n,"x":[...]}` answered by `{"id":n,"score":s}`).
 """
 
 import signal
+import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -21,18 +23,22 @@ import onnxruntime as ort
 import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 
-MOST = 4096
+Content = dict[str, Any]
+Matrix = npt.NDArray[np.float32]
+Infer = Callable[[Matrix], Matrix]
+
+MOST = 512
 WAIT_SECONDS = 0.001
 COMMIT_SECONDS = 1.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
-    given = sys.argv[1:] if arguments is None else arguments
-    if len(given) != 6:
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) != 7 or given[0] not in ANSWERS:
         print(__doc__, file=sys.stderr)
         return 2
-    brokers, source, target, model, width, linger = given
+    workload, brokers, source, target, model, width, linger = given
     leaving: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -44,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
+
+    def infer(matrix: Matrix) -> Matrix:
+        scores: Matrix = session.run(None, {name: matrix})[0]
+        return scores
+
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
@@ -74,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     while not leaving and not failed:
         messages = consumer.consume(MOST, WAIT_SECONDS)
         if messages:
-            entries = answers(messages, session, name, int(width))
+            entries = entries_of(messages, ANSWERS[workload](contents(messages), infer, int(width)))
             while len(producer) + len(entries) > 900_000:
                 producer.poll(0.01)
             producer.produce_batch(target, entries, on_delivery=lambda error, message: failed.append(str(error)))
@@ -93,29 +104,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def answers(messages: Sequence[Message], session: ort.InferenceSession, name: str, width: int) -> list[dict[str, Any]]:
-    """What goes out for messages, in order. Raises KafkaException for an error among them."""
-    read: list[dict[str, Any]] = []
-    matrix = np.empty((len(messages), width), np.float32)
-    for row, message in enumerate(messages):
+def contents(messages: Sequence[Message]) -> list[Content]:
+    """The messages read, in order. Raises KafkaException for an error among them."""
+    values = []
+    for message in messages:
         if message.error() is not None:
             raise KafkaException(message.error())
-        content = orjson.loads(message.value())
-        read.append(content)
-        if "dataPoint" in content:
-            matrix[row] = np.fromstring(content["dataPoint"], np.float32, sep=",")
-        else:
-            matrix[row] = content["x"]
-    scores: npt.NDArray[np.float32] = session.run(None, {name: matrix})[0]
-    if "dataPoint" in read[0]:
-        for content, values in zip(read, scores.tolist(), strict=True):
-            content["prediction"] = ",".join(map(str, values)) + ","
-        values = [orjson.dumps(content) for content in read]
-    else:
-        ids = [content["id"] for content in read]
-        values = [orjson.dumps({"id": one, "score": s}) for one, s in zip(ids, scores.ravel().tolist(), strict=True)]
+        values.append(message.value())
+    return [orjson.loads(value) for value in values]
+
+
+def entries_of(messages: Sequence[Message], values: Sequence[bytes]) -> list[dict[str, Any]]:
+    """What `produce_batch` takes: the values with the keys of their messages."""
     return [{"key": message.key(), "value": value} for message, value in zip(messages, values, strict=True)]
 
+
+def vector(read: Sequence[Content], infer: Infer, width: int) -> list[bytes]:
+    """{"id", "score"} for {"id", "x"}."""
+    scores = infer(np.array([content["x"] for content in read], np.float32)).ravel().tolist()
+    return [orjson.dumps({"id": content["id"], "score": score}) for content, score in zip(read, scores, strict=True)]
+
+
+def crayfish(read: Sequence[Content], infer: Infer, width: int) -> list[bytes]:
+    """The message with its prediction filled in."""
+    for content, scores in zip(read, infer(points(read, width)), strict=True):
+        content["prediction"] = orjson.dumps(scores, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode() + ","
+    return [orjson.dumps(content) for content in read]
+
+
+def crayfish_short(read: Sequence[Content], infer: Infer, width: int) -> list[bytes]:
+    """{"creationTimestamp", "scores"}."""
+    scored = zip(read, infer(points(read, width)).tolist(), strict=True)
+    return [orjson.dumps({"creationTimestamp": content["creationTimestamp"], "scores": scores}) for content, scores in scored]
+
+
+def points(read: Sequence[Content], width: int) -> Matrix:
+    """float32 [n, width]. The text is read by orjson, and packed by struct: an eighth of the time that np.fromstring takes."""
+    pack = struct.Struct(f"{width}f").pack
+    rows = [pack(*orjson.loads(f"[{content['dataPoint'][:-1]}]")) for content in read]
+    return np.frombuffer(b"".join(rows), np.float32).reshape(len(rows), width)
+
+
+ANSWERS: dict[str, Callable[[Sequence[Content], Infer, int], list[bytes]]] = {
+    "crayfish": crayfish,
+    "crayfish_short": crayfish_short,
+    "vector": vector,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

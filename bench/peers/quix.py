@@ -1,13 +1,15 @@
 """Quix Streams with ONNX Runtime, item by item, as its users write it, in a venv of its own (python -m bench.peers.venvs quix).
 
-python bench/peers/quix.py BROKERS INPUT OUTPUT MODEL.onnx WIDTH LINGER_MS HOME
+python -m bench.peers.quix WORKLOAD BROKERS INPUT OUTPUT MODEL.onnx WIDTH LINGER_MS HOME
 
-At least once, commits each second. It knows Crayfish's messages (`dataPoint` as one string, echoed with `prediction`) and flat
-ones (`{"id":n,"x":[...]}`, answered by `{"id":n,"score":s}`).
+At least once, commits each second. WORKLOAD is crayfish (`dataPoint` as one string, the message echoed with `prediction`),
+crayfish_short (answered by its stamp and `scores`) or vector (`{"id":n,"x":[...]}` answered by `{"id":n,"score":s}`).
 """
 
+import struct
 import sys
 import time
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -17,22 +19,34 @@ from quixstreams import Application
 
 def main() -> None:
     """The command line."""
-    brokers, source, target, model, width, linger, home = sys.argv[1:]
+    workload, brokers, source, target, model, width, linger, home = sys.argv[1:]
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name, shape = session.get_inputs()[0].name, (1, int(width))
 
-    def score(value: bytes) -> bytes:
-        content = orjson.loads(value)
-        text = content.get("dataPoint")
-        if text is not None:
-            x = np.fromstring(text, np.float32, sep=",").reshape(shape)
-            content["prediction"] = ",".join(map(str, session.run(None, {name: x})[0][0].tolist())) + ","
-            return orjson.dumps(content)
-        x = np.array(content["x"], np.float32).reshape(shape)
-        return orjson.dumps({"id": content["id"], "score": float(session.run(None, {name: x})[0].ravel()[0])})
+    run, pack = session.run, struct.Struct(f"{width}f").pack
 
+    def vector(value: bytes) -> bytes:
+        content = orjson.loads(value)
+        scores = run(None, {name: np.array([content["x"]], np.float32)})[0]
+        return orjson.dumps({"id": content["id"], "score": scores.item()})
+
+    def infer(content: dict[str, Any]) -> Any:
+        # orjson and struct read the text in an eighth of the time that np.fromstring takes
+        x = np.frombuffer(pack(*orjson.loads(f"[{content['dataPoint'][:-1]}]")), np.float32)
+        return run(None, {name: x.reshape(shape)})[0][0]
+
+    def crayfish(value: bytes) -> bytes:
+        content = orjson.loads(value)
+        content["prediction"] = orjson.dumps(infer(content), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode() + ","
+        return orjson.dumps(content)
+
+    def crayfish_short(value: bytes) -> bytes:
+        content = orjson.loads(value)
+        return orjson.dumps({"creationTimestamp": content["creationTimestamp"], "scores": infer(content).tolist()})
+
+    score = {"crayfish": crayfish, "crayfish_short": crayfish_short, "vector": vector}[workload]
     app = Application(
         broker_address=brokers,
         consumer_group=f"quix-{time.time_ns()}",

@@ -1,0 +1,112 @@
+"""The peers' features item by item are headrace's own, on made events and on real ones."""
+
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from small_models import logistic
+
+from bench.peers.flights_by_hand import TILE, TILES, Model, answer, at_origin, at_plane, board, decide, decode
+from features.spec import Stored
+from kernels.windows.naive import Event, last, window
+from models.engine import OnnxEngine
+from models.flights_history import history
+from models.spec import Input, ModelSpec
+from ops.replay import between, encode
+from sinks.memory import MemorySink
+from streams.flights import flights
+from streams.job import Champion
+from streams.pipeline import Decisions
+from streams.run import run
+from streams.settings import JobSettings
+from streams.source import MemorySource
+
+HOUR = 3600
+MOMENTS = st.integers(0, 9 * HOUR)
+DELAYS = st.integers(-60, 600).map(float)
+
+
+@given(st.lists(st.tuples(MOMENTS, st.one_of(st.none(), DELAYS)), max_size=60))
+def test_a_window_is_that_of_the_definition_in_any_order(told: list[tuple[int, float | None]]) -> None:
+    state, got = None, []
+    for at, delay in told:
+        kind = "scheduled" if delay is None else "departed"
+        state, row = at_origin(state, {"kind": kind, "at": float(at), "dep_delay": delay})
+        if row is not None:
+            got.append([row[f"dep_delay_{name}_2h_by_origin"] for name in ("count", "mean", "max")])
+    read, _ = window([Event(0, at, delay, delay is None) for at, delay in told], int(TILE), TILES)
+    expected = [[count, total / count if count else math.nan, high] for count, total, _, high in read]
+    np.testing.assert_allclose(np.array(got).reshape(-1, 3), np.array(expected).reshape(-1, 3), rtol=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 60 * HOUR), st.one_of(st.none(), DELAYS)), max_size=60))
+def test_last_values_are_those_of_the_definition_in_any_order(told: list[tuple[int, float | None]]) -> None:
+    plane, weather = None, None
+    by_plane, by_origin = [], []
+    for at, value in told:
+        read = value is None
+        plane, known = at_plane(plane, {"kind": "scheduled" if read else "arrived", "at": float(at), "arr_delay": value})
+        weather, seen = at_origin(weather, {"kind": "scheduled" if read else "weather", "at": float(at), "temp": value})
+        if known is not None and seen is not None:
+            by_plane.append(known["arr_delay_last_by_tailnum"])
+            by_origin.append(seen["temp_last_by_origin"])
+    events = [Event(0, at, value, value is None) for at, value in told]
+    np.testing.assert_array_equal(by_plane, last(events, 12 * HOUR))
+    np.testing.assert_array_equal(by_origin, last(events, 3 * HOUR))
+
+
+@pytest.mark.parametrize(
+    ("wind", "score", "decision"),
+    [(60.0, 0.9, "watch"), (59.9, 0.5, "late"), (math.nan, 0.3, "watch"), (0.0, 0.29, "on_time"), (61.0, 0.1, "watch")],
+)
+def test_a_storm_comes_before_the_score(wind: float, score: float, decision: str) -> None:
+    assert decide({"wind_speed_last_by_origin": wind}, float(np.float32(score))) == decision
+
+
+def test_three_days_of_october_are_decided_as_headrace_decides_them(tmp_path: Path) -> None:
+    """Fields, derived columns, windows, last values, matrix, score and policy; stored features are the venvs' tests' matter."""
+    events = between(history(), "at", datetime(2013, 10, 6, tzinfo=UTC), datetime(2013, 10, 9, tzinfo=UTC))
+    keys, values = encode(events, flights.events.schema, [flights.events.key, *flights.events.other_keys])
+    known = {name: tuple(sorted(set(events[name].drop_null().to_pylist()))[1:]) for name in ("carrier", "origin", "dest")}
+    features = [feature for feature in flights.features if not isinstance(feature, Stored)]
+    pipeline = replace(flights, features=features, drift=None, sinks=[Decisions("decisions", features=True)])
+    names = pipeline.feature_names(())
+    spec = ModelSpec(
+        "flights", tuple(Input(name, "category" if name in known else "number", known.get(name, ())) for name in names)
+    )
+    logistic(tmp_path / "model", spec, np.linspace(3, 300, len(names)))
+
+    sink = MemorySink()
+    champion = Champion(1, OnnxEngine(tmp_path / "model"), None)
+    settings = JobSettings(home=tmp_path, recovery=False, metrics_port=0)
+    source = MemorySource([list(zip(keys, values, strict=True))])
+    run(pipeline, settings, registry=CollectorRegistry(), source=source, sink=sink, champion=champion)
+    ours = [orjson.loads(value) for value in sink.values("decisions")]
+
+    model, origins, planes, theirs = Model(tmp_path / "model"), {}, {}, []
+    for value in values:
+        event = decode(value)
+        origin, plane, row = event.get("origin"), event.get("tailnum"), board(event)
+        for states, entity, step in ((origins, origin, at_origin), (planes, plane, at_plane)):
+            state, seen = step(states.get(entity), event)
+            row |= seen or {}
+            if entity is not None:
+                states[entity] = state
+        if event["kind"] == "scheduled":
+            theirs.append((row, orjson.loads(answer(row, model))))
+
+    assert len(ours) == len(theirs) > 2_000
+    assert {decision["decision"] for decision in ours} == {"late", "watch", "on_time"}
+    for decision, (row, said) in zip(ours, theirs, strict=True):
+        assert (said["event_id"], said["decision"]) == (decision["event_id"], decision["decision"])
+        assert said["score"] == pytest.approx(decision["score"], abs=1e-5)
+        for name, expected in decision["features"].items():
+            got = row[name]
+            assert got == pytest.approx(math.nan if expected is None else expected, nan_ok=True), name
