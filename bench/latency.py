@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=30.0, help="measured")
     parser.add_argument("--warmup", type=float, default=15.0, help="seconds of load before, not measured")
     parser.add_argument("--schedule", default="constant", help="constant, poisson, bursts or a file of times in seconds")
+    parser.add_argument(
+        "--load-linger", type=float, default=None, help="of the generator's producer, ms  [default: by the rate]"
+    )
     parser.add_argument("--slo", default=None, metavar="p99=15ms", help="find the highest rate that holds it")
     parser.add_argument("--soak", type=float, default=None, metavar="MINUTES", help="measured, instead of --seconds")
     options = parser.parse_args(arguments)
@@ -90,6 +93,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             plan = Plan(
                 workload, ready, served, Path(scratch), rate, options.seconds, options.warmup, options.schedule,
                 options.partitions, options.workers, linger_of(options, rate), soak=bool(options.soak),
+                generator={} if options.load_linger is None else {"linger_ms": options.load_linger},
             )  # fmt: skip
             say(f"{system.name}, turn {turn + 1}, {rate:,.0f} messages/s")
             run = record(system, plan, turn, lambda line: say(f"  {line}"))
@@ -106,6 +110,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                     for system in tested:
                         once(system, rate, turn)
     beside = settings(options, options.broker, linger_of(options, max(options.rate)), tested)
+    if options.load_linger is not None:
+        beside["load_linger_ms"] = options.load_linger
     beside |= {"schedule": options.schedule, "warmup_s": options.warmup, "measured_s": options.seconds}
     made = result("latency", workload, prepared, beside, tested, runs)
     return made | ({"slo": {"bound": str(limit), "systems": found}} if limit else {})
@@ -127,9 +133,9 @@ def needed(options: argparse.Namespace, rate: float) -> int:
     return len(schedule(options.schedule, rate, options.warmup + options.seconds)) + FIRST_MESSAGES
 
 
-def linger_of(options: argparse.Namespace, rate: float) -> int:
+def linger_of(options: argparse.Namespace, rate: float) -> float:
     """The systems' linger at a rate, ms."""
-    return linger_ms(rate) if options.linger is None else int(options.linger)
+    return linger_ms(rate) if options.linger is None else float(options.linger)
 
 
 def brief(run: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ import gc
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -37,8 +38,10 @@ FLUSH_SECONDS = 120.0
 
 
 def linger_ms(rate: float) -> int:
-    """What the generator waits for a batch to fill: without it, too many requests at high rates."""
-    return 0 if rate <= 5_000 else 1 if rate <= 20_000 else 5
+    """What a producer waits for a batch to fill. Without it there are too many requests at high rates; and at any rate, while
+    five requests are unanswered (an idempotent producer's most), librdkafka asks without a pause whether it may send the
+    sixth, and takes the core that the broker needs to answer: at 1,000/s on two busy cores p99 115 ms, with 1 ms 16."""
+    return 1 if rate <= 20_000 else 5
 
 
 class Payloads:
@@ -162,16 +165,17 @@ class Generator:
         sent = 0
         while sent < n:
             now = time.monotonic_ns()
-            ready = int(np.searchsorted(due, now, side="right"))
+            ready = min(int(np.searchsorted(due, now, side="right")), sent + MOST)
             if ready > sent:
-                ready = min(ready, sent + MOST)
                 self._hand_over(first + ready)
                 sent = ready
                 ends.append(ready)
                 handed.append(time.monotonic_ns())
                 self._producer.poll(0)
-            else:
-                time.sleep(max(TICK_NS, int(due[sent]) - now) / 1e9)
+            wake = max(now + TICK_NS, int(due[min(sent, n - 1)]))
+            pause = wake - time.monotonic_ns()
+            if pause > 0:
+                time.sleep(pause / 1e9)
         last = time.monotonic_ns()
         self._flush()
         counts = np.diff(np.array([0, *ends]))
@@ -218,11 +222,16 @@ class Generator:
 
 
 def before_others() -> None:
-    """Gives this thread precedence over what is measured, where it may: it stands for a machine of its own.
+    """Gives this process precedence over what is measured, where it may: it stands for a machine of its own.
 
-    Not the client's own threads, so call it when they are there: librdkafka polls without a pause while it waits for an
-    answer, and with precedence it would keep the broker from giving one.
+    This thread more than the client's own, so call it when they are there: they may poll without a pause
+    (linger_ms) and must not keep the broker from answering; but whoever waits for a lock that they hold is no faster than they.
     """
+    with suppress(OSError, AttributeError):
+        me = threading.get_native_id()
+        for thread in Path("/proc/self/task").iterdir():
+            if int(thread.name) != me:
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), PRIORITY)
     try:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     except (OSError, AttributeError):

@@ -24,7 +24,7 @@ def common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=1, help="A B A B: how often each system runs")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--partitions", type=int, default=1)
-    parser.add_argument("--linger", type=int, default=None, help="of the systems' producers, ms")
+    parser.add_argument("--linger", type=float, default=None, help="of the systems' producers, ms")
     parser.add_argument("--epoch", type=float, default=0.25, help="headrace's, seconds")
     parser.add_argument("--home", type=Path, default=Path(".headrace"), help="models, and what is prepared once")
     parser.add_argument("--json", type=Path, default=None)

@@ -60,7 +60,7 @@ class Plan:
     schedule: str = "constant"
     partitions: int = 1
     workers: int = 1
-    linger_ms: int = 1
+    linger_ms: float = 1
     generator: dict[str, Any] = field(default_factory=dict)
     bounds: Bounds = Bounds()
     stall: float = 15.0
@@ -187,7 +187,7 @@ def places(plan: Plan, source: str, sink: str, folder: Path) -> dict[str, str]:
         "output": sink,
         "model": str(plan.workload.model()),
         "width": str(plan.workload.width),
-        "linger": str(plan.linger_ms),
+        "linger": f"{plan.linger_ms:g}",
         "home": str((folder / "home").absolute()),
         "repo": str(repo.absolute()) if repo else "",
         "workers": str(plan.workers),

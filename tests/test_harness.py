@@ -63,7 +63,7 @@ def test_a_schedule_without_a_rate_or_a_file_is_refused(kind: str) -> None:
 
 
 def test_the_producer_waits_longer_the_faster_it_goes() -> None:
-    assert [linger_ms(rate) for rate in (1_000, 5_000, 20_000, 200_000)] == [0, 0, 1, 5]
+    assert [linger_ms(rate) for rate in (1_000, 20_000, 200_000)] == [1, 1, 5]
 
 
 def test_prepared_messages_come_out_as_they_went_in_over_the_edges_of_chunks(tmp_path: Path) -> None:
