@@ -14,7 +14,7 @@ from bench.workloads import Prepared, Workload
 I64 = npt.NDArray[np.int64]
 HIGHEST_US = 3_600_000_000
 DIGITS = 3
-CHUNK = 200_000
+CHUNK, CHUNK_BYTES = 200_000, 128 * 1024 * 1024
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
 
@@ -95,16 +95,17 @@ def check(
     )
 
 
-def chunks(blocks: Iterable[Collected], size: int = CHUNK) -> Iterator[Collected]:
-    """Blocks put together to `size` messages or a few more."""
+def chunks(blocks: Iterable[Collected], size: int = CHUNK, most: int = CHUNK_BYTES) -> Iterator[Collected]:
+    """Blocks put together to `size` messages or `most` bytes, or a few more."""
     waiting: list[Collected] = []
-    count = 0
+    count = held = 0
     for block in blocks:
         waiting.append(block)
         count += len(block.values)
-        if count >= size:
+        held += sum(map(len, block.values))
+        if count >= size or held >= most:
             yield _joined(waiting)
-            waiting, count = [], 0
+            waiting, count, held = [], 0, 0
     if waiting:
         yield _joined(waiting)
 

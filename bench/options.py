@@ -50,7 +50,7 @@ def of_ours(name: str, workload: str) -> System:
     return System(name, peer.command, dict(peer.settings))
 
 
-def settings(options: argparse.Namespace, kind: str, linger: int, made: Sequence[System]) -> dict[str, Any]:
+def settings(options: argparse.Namespace, kind: str, linger: float, made: Sequence[System]) -> dict[str, Any]:
     """What stands beside the figures."""
     return {
         "broker": kind,

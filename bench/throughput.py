@@ -33,7 +33,7 @@ from bench.workloads import load
 from ops.broker import BrokerError
 from ops.progress import bar
 
-MESSAGES = {"flights": 2_000_000, "crayfish": 300_000, "vector": 3_000_000}
+MESSAGES = {"flights": 2_000_000, "crayfish": 400_000, "crayfish_short": 400_000, "vector": 3_000_000}
 LINGER_MS = 5
 START_SECONDS = 120.0
 STALL_SECONDS = 20.0
