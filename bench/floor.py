@@ -32,9 +32,9 @@ from features.expressions import mask
 from features.streaming import microseconds
 from ops.broker import BrokerError
 from ops.progress import bar
-from sinks.messages import Encoder, Messages, encode_decisions
+from sinks.messages import Encoder
 from streams import pipeline as pipelines
-from streams.decide import Work, together
+from streams.decide import Work, answers, together
 from streams.exchange import Base, Gather, Parcel, Shard, Wake, cut
 from streams.job import Job
 from streams.rehearsal import rehearse
@@ -124,14 +124,14 @@ def alone(workload: Workload, served: Served, source: str, messages: int, linger
     gc.collect()
     gc.freeze()
     try:
-        return _timed(job, messages, sink)
+        return _timed(job, messages)
     finally:
         gc.unfreeze()
         job.close()
         drop(served, [sink])
 
 
-def _timed(job: Job, messages: int, sink: str) -> dict[str, float]:
+def _timed(job: Job, messages: int) -> dict[str, float]:
     took: dict[str, float] = {}
     started = time.perf_counter()
 
@@ -153,7 +153,7 @@ def _timed(job: Job, messages: int, sink: str) -> dict[str, float]:
     scored = [job.deciding.score(work) for work in works]
     lap("model", events)
     encoder = Encoder()
-    written: list[Messages] = [encode_decisions(job.deciding.decide(work), sink, (), encoder) for work in scored]
+    written = [messages for work in scored for messages in answers(job.deciding, work, job.pipeline.sinks, encoder)[1]]
     lap("encode", events)
     for one in written:
         job.output.write(one)

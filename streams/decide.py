@@ -19,8 +19,9 @@ from features.streaming import microseconds
 from models.engine import Engine
 from models.policy import Combinations, Policy
 from models.spec import assemble
-from sinks.messages import Column, Position
+from sinks.messages import Column, Encoder, Messages, Position, encode_decisions
 from streams.exchange import Gathered, Hashes
+from streams.pipeline import Decisions
 
 I64 = npt.NDArray[np.int64]
 FALLBACK = "fallback"
@@ -147,3 +148,20 @@ class Deciding:
     @cached_property
     def _flag_lists(self) -> Combinations:
         return Combinations(lambda bits: [name for k, name in enumerate(self.flags) if bits >> k & 1], 1)
+
+
+def answers(
+    deciding: Deciding, work: Work, sinks: Sequence[Decisions], encoder: Encoder
+) -> tuple[dict[str, Column], list[Messages]]:
+    """The decisions (none where every sink has an encoder of its own) and the messages of each sink, one for each row."""
+    inputs = deciding.engine.spec.names
+    decisions: dict[str, Column] = {}
+    if any(sink.encode is None for sink in sinks):
+        decisions = deciding.decide(work, inputs if any(sink.features for sink in sinks) else ())
+    written = []
+    for sink in sinks:
+        if sink.encode:
+            written.append(sink.encode(work.batch, work.scores, sink.topic))
+        else:
+            written.append(encode_decisions(decisions, sink.topic, inputs if sink.features else (), encoder))
+    return decisions, written

@@ -13,8 +13,8 @@ from bytewax.dataflow import Dataflow, Stream
 from features.expressions import mask
 from features.streaming import microseconds
 from models.policy import Coded
-from sinks.messages import Encoder, Messages, encode_dead, encode_decisions, encode_drift
-from streams.decide import Work, together
+from sinks.messages import Encoder, Messages, encode_dead, encode_drift
+from streams.decide import Work, answers, together
 from streams.drift import DriftCounter, DriftJudge, Partial, Sample
 from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut
 from streams.job import Job
@@ -26,8 +26,6 @@ from streams.source import Polled
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
-    decides = any(sink.encode is None for sink in pipeline.sinks)
-    features = any(sink.features for sink in pipeline.sinks)
 
     def decode(item: tuple[str, Polled]) -> Iterable[tuple[str, Any]]:
         partition, polled = item
@@ -72,17 +70,10 @@ def build(job: Job) -> Dataflow:
 
     def decide(work: Work) -> list[tuple[str, Messages]]:
         with meters.stage("decision", work.batch.num_rows):
-            inputs = job.deciding.engine.spec.names
-            decisions = job.deciding.decide(work, inputs if features else ()) if decides else {}
-            encoded: list[tuple[str, Messages]] = []
-            for sink in pipeline.sinks:
-                if sink.encode:
-                    messages = sink.encode(work.batch, work.scores, sink.topic)
-                else:
-                    messages = encode_decisions(decisions, sink.topic, inputs if sink.features else (), encoder)
-                encoded += _by_origin(messages, work.origins)
+            decisions, written = answers(job.deciding, work, pipeline.sinks, encoder)
+            encoded = [piece for messages in written for piece in _by_origin(messages, work.origins)]
         gate.done(len(work.origins))
-        if decides:
+        if decisions:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return encoded
 

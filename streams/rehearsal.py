@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.streaming import State
-from sinks.messages import encode_decisions
-from streams.decide import together
+from sinks.messages import Encoder
+from streams.decide import answers, together
 from streams.decode import APPENDED, PROVENANCE
 from streams.exchange import Gathered
 from streams.job import Job
@@ -33,12 +33,7 @@ def rehearse(job: Job) -> None:
         State(group).update(cutter(batch, reads))
     gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
     work = job.deciding.score(job.deciding.complete(together([(shard_name(0), gathered)], job.streaming_names)))
-    inputs = job.deciding.engine.spec.names
-    for sink in pipeline.sinks:
-        if sink.encode:
-            sink.encode(work.batch, work.scores, sink.topic)
-        else:
-            encode_decisions(job.deciding.decide(work, inputs), sink.topic, inputs if sink.features else ())
+    answers(job.deciding, work, pipeline.sinks, Encoder())
     if pipeline.drift:
         job.reference.count(work.matrix, work.scores)
 
