@@ -1,12 +1,29 @@
-"""Models for tests of the peers, made in a moment: enough to tell right answers from wrong ones."""
+"""Models for tests of the peers, made in a moment: enough to tell right answers from wrong ones; and flights decided by one."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import orjson
 from onnx import TensorProto, helper, numpy_helper
+from prometheus_client import CollectorRegistry
 
-from models.spec import ModelSpec
+from features.spec import Feature
+from models.engine import OnnxEngine
+from models.flights_history import history
+from models.spec import Input, ModelSpec
+from ops.replay import between, encode
+from sinks.memory import MemorySink
+from streams.flights import flights
+from streams.job import Champion
+from streams.pipeline import Decisions
+from streams.run import run
+from streams.settings import JobSettings
+from streams.source import MemorySource
 
 
 def linear(path: Path, weights: np.ndarray) -> None:
@@ -44,6 +61,33 @@ def logistic(folder: Path, spec: ModelSpec, scales: np.ndarray) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     spec.write(folder)
     _save(graph, folder / "model.onnx")
+
+
+def decided(
+    folder: Path, features: Sequence[Feature], stored: Sequence[str] = ()
+) -> tuple[list[tuple[bytes, bytes]], list[dict[str, Any]]]:
+    """Keys and values of three days of October's events, and the decisions on them, with these features, of a run in memory.
+
+    stored: the full names of stored features, where they are among them. The model is left in folder/model. Categories have
+    a value that the model does not know.
+    """
+    events = between(history(), "at", datetime(2013, 10, 6, tzinfo=UTC), datetime(2013, 10, 9, tzinfo=UTC))
+    keys, values = encode(events, flights.events.schema, [flights.events.key, *flights.events.other_keys])
+    known = {name: tuple(sorted(set(events[name].drop_null().to_pylist()))[1:]) for name in ("carrier", "origin", "dest")}
+    pipeline = replace(flights, features=list(features), drift=None, sinks=[Decisions("decisions", features=True)])
+    names = pipeline.feature_names(stored)
+    inputs = [Input(name, "category" if name in known else "number", known.get(name, ())) for name in names]
+    logistic(folder / "model", ModelSpec("flights", tuple(inputs)), np.linspace(3, 300, len(names)))
+    sent, sink = list(zip(keys, values, strict=True)), MemorySink()
+    run(
+        pipeline,
+        JobSettings(home=folder, recovery=False, metrics_port=0),
+        registry=CollectorRegistry(),
+        source=MemorySource([sent]),
+        sink=sink,
+        champion=Champion(1, OnnxEngine(folder / "model"), None),
+    )
+    return sent, [orjson.loads(value) for value in sink.values("decisions")]
 
 
 def _save(graph: onnx.GraphProto, path: Path) -> None:

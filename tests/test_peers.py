@@ -8,18 +8,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
-from small_models import linear
+from small_models import decided, linear
 
 from bench.peers import PEERS, known
+from bench.peers.flights_stored import FEATURES, KEYS
 from bench.peers.venvs import ROOT, missing, names
 from bench.systems import fill
 from ops.broker import Broker
+from ops.feast_repo import prepare
 from ops.topics import create
+from ops.train import OWN_REPO
+from streams.flights import flights
 
 Messages = list[tuple[bytes | None, bytes]]
 RNG = np.random.default_rng(7)
@@ -43,17 +48,17 @@ def running(name: str, **places: str) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def exchange(
-    broker: Broker, name: str, topic: Callable[[str], str], sent: Messages, due: int, wait: float = 60, **places: str
+    broker: Broker, name: str, topic: Callable[[str], str], sent: Messages, due: int, partitions: int = 2, **places: str
 ) -> Messages:
     """What a peer writes to messages sent half before and half after it starts, in the order of the one output partition."""
     source, target = topic("in"), topic("out")
-    create(broker.address, [source], 2, {})
+    create(broker.address, [source], partitions, {})
     create(broker.address, [target], 1, {})
     half = len(sent) // 2
     send(broker, source, sent[:half])
     with running(name, brokers=broker.address, input=source, output=target, **places) as process:
         send(broker, source, sent[half:])
-        return receive(broker, target, due, process, wait)
+        return receive(broker, target, due, process)
 
 
 def send(broker: Broker, topic: str, messages: Messages) -> None:
@@ -63,7 +68,7 @@ def send(broker: Broker, topic: str, messages: Messages) -> None:
     assert producer.flush(30) == 0
 
 
-def receive(broker: Broker, topic: str, due: int, process: subprocess.Popen[bytes], wait: float) -> Messages:
+def receive(broker: Broker, topic: str, due: int, process: subprocess.Popen[bytes], wait: float = 120) -> Messages:
     """Everything in a topic, from when `due` messages are there or the time is up until half a second brings no more."""
     consumer = Consumer({"bootstrap.servers": broker.address, "group.id": "test", "enable.auto.commit": False})
     consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING)])
@@ -180,3 +185,35 @@ def test_quix_answers_every_message_once_and_right(
     in_venv("quix")
     sent, places = dense(workload, tmp_path)
     check_dense(workload, sent, exchange(apache_kafka, "quix", name, sent, len(sent), **places))
+
+
+@pytest.fixture(scope="module")
+def october(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Messages, dict[int, dict[str, Any]]]:
+    """A folder with a model, three days of events, and what headrace decides on them with all its features, by event."""
+    prepare(OWN_REPO, lambda doing: None)
+    folder = Path(tmp_path_factory.mktemp("october"))
+    stored = [f"{view}_history__{name}" for view in KEYS for name in FEATURES]
+    sent, ours = decided(folder, flights.features, stored)
+    return folder, list(sent), {decision["event_id"]: decision for decision in ours}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("peer", "partitions"), [("quix-flights", 1), ("quix-flights", 2), ("bytewax-feast", 1), ("bytewax-feast", 2)]
+)
+def test_flights_are_decided_as_headrace_decides_them(
+    apache_kafka: Broker, name: Callable[[str], str], tmp_path: Path, october: Any, peer: str, partitions: int
+) -> None:
+    """With one partition the same; with two each flight once, on windows that depend on how the partitions were read."""
+    in_venv(peer)
+    folder, sent, expected = october
+    places = {"model": str(folder / "model"), "repo": str(OWN_REPO), "home": str(tmp_path)}
+    got = [orjson.loads(value) for _, value in exchange(apache_kafka, peer, name, sent, len(expected), partitions, **places)]
+    assert len(got) == len(expected)
+    assert {answer["event_id"] for answer in got} == expected.keys()
+    if partitions == 1:
+        for answer in got:
+            ours = expected[answer["event_id"]]
+            assert answer["decision"] == ours["decision"]
+            assert answer["score"] == pytest.approx(ours["score"], abs=1e-4)

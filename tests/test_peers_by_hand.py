@@ -1,8 +1,6 @@
 """The peers' features item by item are headrace's own, on made events and on real ones."""
 
 import math
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +8,12 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
-from small_models import logistic
+from small_models import decided
 
 from bench.peers.flights_by_hand import TILE, TILES, Model, answer, at_origin, at_plane, board, decide, decode
 from features.spec import Stored
 from kernels.windows.naive import Event, last, window
-from models.engine import OnnxEngine
-from models.flights_history import history
-from models.spec import Input, ModelSpec
-from ops.replay import between, encode
-from sinks.memory import MemorySink
 from streams.flights import flights
-from streams.job import Champion
-from streams.pipeline import Decisions
-from streams.run import run
-from streams.settings import JobSettings
-from streams.source import MemorySource
 
 HOUR = 3600
 MOMENTS = st.integers(0, 9 * HOUR)
@@ -72,26 +59,9 @@ def test_a_storm_comes_before_the_score(wind: float, score: float, decision: str
 
 def test_three_days_of_october_are_decided_as_headrace_decides_them(tmp_path: Path) -> None:
     """Fields, derived columns, windows, last values, matrix, score and policy; stored features are the venvs' tests' matter."""
-    events = between(history(), "at", datetime(2013, 10, 6, tzinfo=UTC), datetime(2013, 10, 9, tzinfo=UTC))
-    keys, values = encode(events, flights.events.schema, [flights.events.key, *flights.events.other_keys])
-    known = {name: tuple(sorted(set(events[name].drop_null().to_pylist()))[1:]) for name in ("carrier", "origin", "dest")}
-    features = [feature for feature in flights.features if not isinstance(feature, Stored)]
-    pipeline = replace(flights, features=features, drift=None, sinks=[Decisions("decisions", features=True)])
-    names = pipeline.feature_names(())
-    spec = ModelSpec(
-        "flights", tuple(Input(name, "category" if name in known else "number", known.get(name, ())) for name in names)
-    )
-    logistic(tmp_path / "model", spec, np.linspace(3, 300, len(names)))
-
-    sink = MemorySink()
-    champion = Champion(1, OnnxEngine(tmp_path / "model"), None)
-    settings = JobSettings(home=tmp_path, recovery=False, metrics_port=0)
-    source = MemorySource([list(zip(keys, values, strict=True))])
-    run(pipeline, settings, registry=CollectorRegistry(), source=source, sink=sink, champion=champion)
-    ours = [orjson.loads(value) for value in sink.values("decisions")]
-
+    sent, ours = decided(tmp_path, [feature for feature in flights.features if not isinstance(feature, Stored)])
     model, origins, planes, theirs = Model(tmp_path / "model"), {}, {}, []
-    for value in values:
+    for _, value in sent:
         event = decode(value)
         origin, plane, row = event.get("origin"), event.get("tailnum"), board(event)
         for states, entity, step in ((origins, origin, at_origin), (planes, plane, at_plane)):
