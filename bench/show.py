@@ -37,7 +37,7 @@ def result(
         "format": 1,
         "kind": kind,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
+        "command": [f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]],
         "machine": machine(),
         "versions": versions(),
         "commit": head,
