@@ -30,6 +30,7 @@ FIRST_ANSWERS = 5
 START_SECONDS = 0.5
 READY_SECONDS = 120.0
 SETTLE_SECONDS = 1.5
+SAY_SECONDS = 60.0
 CRAYFISH = "crayfish"
 Say = Callable[[str], None]
 
@@ -243,16 +244,23 @@ class Measured:
         self.say(f"{self.plan.warmup:g} s of warm-up, {self.plan.seconds:g} s measured, at {self.plan.rate:,.0f} messages/s")
         self.generator.tell({"go": self.start_ns, "schedule": str(file), "judge": int(self.window[0] * 1e9)})
         for moment in self.window:
-            time.sleep(max(0.0, moment - time.monotonic()))
+            self.until(moment)
             self.counted.append(counters(self.running))
-            if dead := self.running.died():
-                raise SystemDiedError(dead)
         self.said = self.generator.hear(180)
         self.sent = self.first + len(self.due)
         self.wait_for(int(answered[: self.sent].sum()), None)
         if dead := self.running.died():
             raise SystemDiedError(dead)
         time.sleep(SETTLE_SECONDS)
+
+    def until(self, moment: float) -> None:
+        """Waits for a moment, monotonic seconds, and says each minute how far it is. Raises SystemDiedError."""
+        while (left := moment - time.monotonic()) > 0:
+            time.sleep(min(left, SAY_SECONDS))
+            if dead := self.running.died():
+                raise SystemDiedError(dead)
+            if left > SAY_SECONDS:
+                self.say(f"{self.collector.last.get('messages', 0):,} answers, {left - SAY_SECONDS:,.0f} s to go")
 
     @property
     def window(self) -> tuple[float, float]:
@@ -296,6 +304,7 @@ class Measured:
         start, end = self.window
         sources = ("system", "broker", "generator", "collector")
         run["cpu"] = {name: self.samples.cores(name, start, end) for name in sources}
+        run["cpu"]["others"] = self.samples.others(start, end)
         run["memory_mb"] = {"system": self.samples.memory_mb("system", start, end)}
         return run | (self.figures(answers) if not why else {})
 

@@ -1,4 +1,4 @@
-"""CPU and memory of process trees while a run lasts."""
+"""CPU and memory of process trees, and of the whole machine, while a run lasts."""
 
 import contextlib
 import threading
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
+
+MACHINE = "machine"
 
 
 @dataclass
@@ -22,6 +24,13 @@ class Samples:
         if len(inside) < 2:
             return None
         return round((inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0]), 3)
+
+    def others(self, start: float, end: float) -> float | None:
+        """Cores that went to anything but what is sampled: other processes, the kernel's own work, a hypervisor."""
+        whole = self.cores(MACHINE, start, end)
+        if whole is None:
+            return None
+        return round(max(0.0, whole - sum(self.cores(name, start, end) or 0.0 for name in self.seen if name != MACHINE)), 3)
 
     def over_time(self, name: str, start: float, end: float, most: int = 240) -> list[list[float]]:
         """[seconds since `start`, memory MB], at most `most` of them."""
@@ -38,11 +47,15 @@ class Samples:
 def sampling(pids: Mapping[str, int], every: float = 1.0, again: int = 10) -> Iterator[Samples]:
     """Looks at the processes of `pids` and all their children each `every` seconds; for new children at every `again`th look,
     since that means looking at every process there is."""
-    samples, stop = Samples({name: [] for name in pids}), threading.Event()
+    samples, stop = Samples({name: [] for name in [*pids, MACHINE]}), threading.Event()
     trees: dict[str, dict[int, psutil.Process]] = {name: {} for name in pids}
     used: dict[str, dict[int, float]] = {name: {} for name in pids}
 
     def look(number: int) -> None:
+        whole = psutil.cpu_times()
+        idle = whole.idle + getattr(whole, "iowait", 0.0)
+        twice = getattr(whole, "guest", 0.0) + getattr(whole, "guest_nice", 0.0)  # it is in user and nice, too
+        samples.seen[MACHINE].append((time.monotonic(), sum(whole) - idle - twice, 0.0))
         for name, pid in pids.items():
             if number % again == 0:
                 with contextlib.suppress(psutil.Error):

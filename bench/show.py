@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.machine import commit, machine, versions
@@ -12,6 +13,7 @@ from bench.results import summarise
 from bench.systems import System
 from bench.workloads import Prepared, Workload
 
+OTHERS = 0.3
 NAMES = {
     "p50": "p50 ms", "p90": "p90 ms", "p99": "p99 ms", "p999": "p99.9 ms", "max": "max ms", "messages_per_s": "messages/s",
     "crayfish_per_s": "by Crayfish's formula", "cpu": "cores", "memory_mb": "memory MB",
@@ -91,7 +93,28 @@ def table(made: Mapping[str, Any], metrics: Sequence[str]) -> str:
     lines += [
         f"{run['system']}, turn {run['turn'] + 1}: NOT VALID: {run['why_not']}" for run in made["runs"] if not run["valid"]
     ]
-    return "\n".join(lines)
+    return "\n".join(lines + stages(made["runs"]) + disturbed(made["runs"]))
+
+
+def stages(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where the time went in systems that say so: µs an event, the median over the runs, and rows in a batch."""
+    lines = []
+    for name in dict.fromkeys(run["system"] for run in runs):
+        for rate in dict.fromkeys(run["rate"] for run in runs):
+            said = [run for run in runs if run["system"] == name and run["rate"] == rate and run.get("stages")]
+            if said:
+                middle = {stage: median(run["stages"][stage] for run in said) for stage in said[0]["stages"]}
+                rows = [run["batch_rows"]["mean"] for run in said if run.get("batch_rows")]
+                at = f" at {rate:,.0f}/s" if rate else ""
+                told = ", ".join(f"{stage} {value:.3g}" for stage, value in middle.items())
+                lines.append(f"{name}{at}, µs an event: {told}; rows in a batch {median(rows):,.4g}" if rows else told)
+    return lines
+
+
+def disturbed(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What else ran on the machine, where it was enough to doubt the figures."""
+    most = max((float((run.get("cpu") or {}).get("others") or 0.0) for run in runs), default=0.0)
+    return [f"DISTURBED: up to {most:.2g} cores went to other processes meanwhile"] if most > OTHERS else []
 
 
 def number(value: float, digits: int | None = None) -> str:

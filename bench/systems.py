@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -124,8 +125,18 @@ def headrace(
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` ports in a row of which the first is free."""
-    return free_port() if count == 1 else min(free_port(), 65_000)
+    """The first of `count` ports in a row on 127.0.0.1 that nobody listens on."""
+    while True:
+        first = free_port()
+        if first + count <= 65_535 and all(_free(first + k) for k in range(1, count)):
+            return first
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as listener, suppress(OSError):
+        listener.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 def leave(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:

@@ -212,6 +212,7 @@ def record(
     }
     start, end = drained.when(WARM), drained.when(1.0)
     run["cpu"] = {name: samples.cores(name, start, end) for name in ("system", "broker")}
+    run["cpu"]["others"] = samples.others(start, end)
     run["memory_mb"] = {"system": samples.memory_mb("system", start, end)}
     if answers.fault:
         return run
