@@ -43,7 +43,8 @@ def broker(named: str) -> Iterator[Served]:
         with tempfile.TemporaryDirectory(prefix="headrace-kafka-") as folder, apache(home, Path(folder)) as own:
             yield Served(named, own.address, own.process.pid)
     elif ":" in named:
-        yield Served("address", named, listener(named))
+        pid = listener(named)
+        yield Served(kind(pid), named, pid)
     else:
         raise BrokerError(f"--broker {named}: expected apache, embedded or HOST:PORT")
 
@@ -58,6 +59,14 @@ def listener(address: str) -> int | None:
             if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == int(port):
                 return connection.pid
     return None
+
+
+def kind(pid: int | None) -> str:
+    """apache or embedded, as the process's command line says; else address."""
+    with suppress(psutil.Error):
+        command = " ".join(psutil.Process(pid).cmdline()) if pid else ""
+        return "apache" if "kafka.Kafka" in command else "embedded" if "tansu" in command else "address"
+    return "address"
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 for turn in range(options.turns):
                     for system in tested:
                         once(system, rate, turn)
-    beside = settings(options, options.broker, linger_of(options, max(options.rate)), tested)
+    beside = settings(options, served.kind, linger_of(options, max(options.rate)), tested)
     if options.load_linger is not None:
         beside["load_linger_ms"] = options.load_linger
     beside |= {"schedule": options.schedule, "warmup_s": options.warmup, "measured_s": options.seconds}

@@ -1,6 +1,6 @@
 """The generator, a process of its own: sends prepared messages on a schedule fixed in advance, whatever becomes of them.
 
-python -m bench.load CONFIG.json is started by bench/run.py. It maps the payloads, says `{"ready": true}`, and then does
+python -m bench.load CONFIG.json is started by bench/run.py. It reads the payloads, says `{"ready": true}`, and then does
 what lines on its standard input say, one JSON object each, answering each with one:
 
     {"send": n}                           the next n messages as fast as the broker takes them; answered when all are delivered
@@ -45,11 +45,12 @@ def linger_ms(rate: float) -> int:
 
 
 class Payloads:
-    """Keys and values of messages in an Arrow IPC file, mapped: nothing is copied before it is sent. Where a pool lies beside
-    it (bench/pool.py) the values are made from that."""
+    """Keys and values of the first messages of an Arrow IPC file, in memory: none is waited for when it is due. Where a pool
+    lies beside it (bench/pool.py) the values are made from that."""
 
-    def __init__(self, file: Path) -> None:
-        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    def __init__(self, file: Path, messages: int | None = None) -> None:
+        """messages: at least so many are read; all if not given."""
+        table = _first(file, messages)
         self.count = table.num_rows
         self._pool = Pool.read(file.parent)
         if self._pool is not None:
@@ -79,6 +80,15 @@ class Payloads:
             made += [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
             start = stop
         return made
+
+
+def _first(file: Path, messages: int | None) -> pa.Table:
+    with pa.OSFile(str(file)) as source:
+        reader = pa.ipc.open_file(source)
+        batches: list[pa.RecordBatch] = []
+        while len(batches) < reader.num_record_batches and (messages is None or sum(map(len, batches)) < messages):
+            batches.append(reader.get_batch(len(batches)))
+        return pa.Table.from_batches(batches, reader.schema)
 
 
 Parts = tuple[I64, memoryview, npt.NDArray[np.bool_] | None]
@@ -118,9 +128,9 @@ class Generator:
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """config: brokers, topic, payloads, linger_ms, producer (further librdkafka settings)."""
+        """config: brokers, topic, payloads, messages (how many will be sent), linger_ms, producer (librdkafka settings)."""
         self._topic = config["topic"]
-        self._payloads = Payloads(Path(config["payloads"]))
+        self._payloads = Payloads(Path(config["payloads"]), config.get("messages"))
         self._next = 0
         self._failed = 0
         self._reason = ""

@@ -161,7 +161,13 @@ def record(system: System, plan: Plan, turn: int, say: Say = lambda line: None) 
         common = {"brokers": plan.served.address, "partitions": plan.partitions}
         out = folder / "collected"
         collecting = {**common, "topic": sink, "out": str(out), "fetch_wait_ms": plan.served.fetch_wait_ms}
-        sending = {**common, "topic": source, "payloads": str(plan.prepared.payloads), "linger_ms": linger_ms(plan.rate)}
+        sending = {
+            **common,
+            "topic": source,
+            "payloads": str(plan.prepared.payloads),
+            "messages": plan.prepared.messages,
+            "linger_ms": linger_ms(plan.rate),
+        }
         collector = stack.enter_context(child("bench.collect", collecting, folder))
         generator = stack.enter_context(child("bench.load", sending | plan.generator, folder))
         try:

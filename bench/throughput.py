@@ -85,7 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 say(f"  {brief(run)}")
                 runs.append(run)
         drop(served, [source])
-    beside = settings(options, options.broker, linger, tested)
+    beside = settings(options, served.kind, linger, tested)
     beside |= {"limit_s": options.limit, "rate_over": f"the answers from {WARM:.0%} to 100%"}
     return result("throughput", workload, prepared, beside, tested, runs)
 
@@ -105,6 +105,7 @@ def fill(plan: Plan, topic: str) -> float:
         "brokers": plan.served.address,
         "topic": topic,
         "payloads": str(plan.prepared.payloads),
+        "messages": plan.prepared.messages,
         "linger_ms": 20,
         "producer": {"batch.size": 1_000_000},
     }

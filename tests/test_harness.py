@@ -77,6 +77,7 @@ def test_prepared_messages_come_out_as_they_went_in_over_the_edges_of_chunks(tmp
         entries = payloads.entries(start, end)
         assert [entry["key"] for entry in entries] == keys[start:end]
         assert [entry["value"] for entry in entries] == values[start:end]
+    assert Payloads(tmp_path / "payloads.arrow", 100_001).count == 200_000
 
 
 def checked(folder: Path, values: Sequence[bytes], *, sent: int = 600, unfinished: bool = False) -> Answers:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from doubling import Doubling
 
-from bench.brokers import Served
+from bench.brokers import Served, broker
 from bench.results import check
 from bench.run import Bounds, Plan, record
 from bench.show import result
@@ -38,6 +38,11 @@ def plan(embedded_broker: Broker, tmp_path: Path) -> Callable[..., Plan]:
         return Plan(workload, prepared, served, tmp_path, **{**plain, **changes})
 
     return make
+
+
+def test_a_broker_named_by_address_is_known_by_its_process(embedded_broker: Broker) -> None:
+    with broker(embedded_broker.address) as served:
+        assert (served.kind, served.pid) == ("embedded", embedded_broker.process.pid)
 
 
 def peer(mode: str) -> System:
