@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 JVM = os.environ.get("HEADRACE_PEERS_JVM") or str(ROOT.parent / "shared" / "peers-jvm")
+BATCH_BYTES = 1_000_000
 PLACES = "{brokers} {input} {output}"
 SCORED = f"{PLACES} {{model}}/model.onnx {{width}}"
 STORED = f"{PLACES} {{model}} {{repo}} {{linger}} {{home}}"
@@ -27,9 +28,11 @@ class Peer:
 
 
 def java(program: str, threads: int, commit: str) -> Peer:
-    """Kafka Streams or Flink, as ../shared/peers-jvm has them."""
-    command = f"java -Xmx4g -Dlinger={{linger}} -cp {JVM}/lib/* {program} {SCORED} {threads}"
+    """Kafka Streams or Flink, as ../shared/peers-jvm has them, with the batch.size of librdkafka: Java's own, 16 kB, holds one
+    of Crayfish's messages."""
+    command = f"java -Xmx4g -Dlinger={{linger}} -Dbatch={BATCH_BYTES} -cp {JVM}/lib/* {program} {SCORED} {threads}"
     settings = {"threads": str(threads), "guarantee": "at least once", "commit": commit, "heap": "4 GB"}
+    settings |= {"batch.size": f"{BATCH_BYTES:,}"}
     return Peer(command, ("crayfish", "vector"), settings)
 
 

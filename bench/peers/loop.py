@@ -28,7 +28,7 @@ Matrix = npt.NDArray[np.float32]
 Infer = Callable[[Matrix], Matrix]
 
 MOST = 512
-WAIT_SECONDS = 0.001
+WAIT_SECONDS = 0.1
 COMMIT_SECONDS = 1.0
 
 
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     read: dict[int, int] = {}
     committed = time.monotonic()
     while not leaving and not failed:
-        messages = consumer.consume(MOST, WAIT_SECONDS)
+        first = consumer.poll(WAIT_SECONDS)
+        messages = [] if first is None else [first, *consumer.consume(MOST - 1, 0)]
         if messages:
             entries = entries_of(messages, ANSWERS[workload](contents(messages), infer, int(width)))
             while len(producer) + len(entries) > 900_000:
