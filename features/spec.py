@@ -2,10 +2,19 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Aggregate = Literal["count", "sum", "mean", "min", "max"]
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+NOT_OF_NUMBERS = ("count", "rate", "distinct")
+
+
+class Input(NamedTuple):
+    """A value that a streaming feature takes of an event: `value` a column or an expression, as a "number", as a "code" that
+    tells different values apart, or only whether it is there, "presence"."""
+
+    value: str
+    kind: Literal["number", "code", "presence"]
 
 
 def seconds(text: str) -> int:
@@ -69,8 +78,11 @@ class Window:
         return tuple(f"{self.value}_{agg}_{self.over}_by_{self.entity}" for agg in self.aggs)
 
     @property
-    def values(self) -> tuple[str, ...]:
-        return (self.value,)
+    def inputs(self) -> tuple[Input, ...]:
+        """The value as what it is told by, then the code of `distinct`; one of them where one is enough."""
+        kind: Literal["number", "presence"] = "presence" if set(self.aggs) <= set(NOT_OF_NUMBERS) else "number"
+        plain = (Input(self.value, kind),) if set(self.aggs) != {"distinct"} else ()
+        return (*plain, Input(self.value, "code")) if "distinct" in self.aggs else plain
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,10 @@ class Last:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(f"{value}_last_by_{self.entity}" for value in self.values)
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        return tuple(Input(value, "number") for value in self.values)
 
 
 Feature = Fields | Derived | Stored | Window | Last

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.expressions import compile_expression, mask
-from features.spec import Last, Streaming, Window, seconds, tile_seconds
+from features.spec import Input, Last, Streaming, Window, seconds, tile_seconds
 from kernels.hashing.cpu import hash_column
 from kernels.table import cpu as table
 from kernels.windows import cpu as windows
@@ -25,6 +25,7 @@ Dump = dict[str, Any]
 STATE_VERSION = 2
 MICROSECONDS = 1_000_000
 READ, UPDATES = np.uint32(1), 2
+MOST_CONDITIONS = 31
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,16 @@ class Group:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(name for feature in self.features for name in feature.names)
+
+    @property
+    def conditions(self) -> list[str]:
+        """The different conditions, in order of first appearance."""
+        return list(dict.fromkeys(feature.where for feature in self.features))
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The different values, in order of first appearance."""
+        return list(dict.fromkeys(each for feature in self.features for each in feature.inputs))
 
 
 def groups(features: Sequence[Any]) -> tuple[Group, ...]:
@@ -57,8 +68,8 @@ class Cut(NamedTuple):
     row: npt.NDArray[np.int32]  # [n], the row among those of the batch that read
     hash: npt.NDArray[np.uint64]  # [n], the entity; 0 where there is none, and then no bits
     time: npt.NDArray[np.int64]  # [n], microseconds
-    bits: npt.NDArray[np.uint32]  # [n], bit 0: reads, bit j + 1: updates feature j
-    values: npt.NDArray[np.float64]  # [v, n], NaN: null
+    bits: npt.NDArray[np.uint32]  # [n], bit 0: reads, bit c + 1: the group's condition c holds
+    values: npt.NDArray[np.float64]  # [v, n], the group's inputs, NaN: null, or where no feature takes it
     ties: npt.NDArray[np.int64]  # [k, n]
 
     def take(self, rows: npt.NDArray[np.int64]) -> "Cut":
@@ -86,22 +97,28 @@ class Cutter:
     """Cuts batches for a group."""
 
     def __init__(self, group: Group, columns: pa.Schema, time: str, ties: Sequence[str] = ()) -> None:
-        """Raises ValueError, naming the feature, for an entity, value or condition that the columns do not have."""
+        """Raises ValueError, naming the feature, for an entity, value or condition that the columns do not have, and for names
+        that are not different."""
         self.group = group
         self._time = time
         self._ties = ties
-        self._wheres = []
-        self._values = [(j, name) for j, feature in enumerate(group.features) for name in feature.values]
+        if len(set(group.names)) < len(group.names):
+            twice = next(name for name in group.names if group.names.count(name) > 1)
+            raise ValueError(f"feature {twice}: expected one of this name, got two: give one of them another by name=")
+        conditions = group.conditions
+        if len(conditions) > MOST_CONDITIONS:
+            raise ValueError(f"entity {group.entity}: expected at most {MOST_CONDITIONS} conditions, got {len(conditions)}")
         for feature in group.features:
-            for name in (feature.entity, *feature.values):
-                if name not in columns.names:
-                    known = ", ".join(columns.names)
-                    raise ValueError(f"feature {feature.names[0]}: no column {name}, expected one of {known}")
-            for name in feature.values:
-                kind = columns.field(name).type
-                if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-                    raise ValueError(f"feature {feature.names[0]}: expected {name} to be a number, got {kind}")
-            self._wheres.append(compile_expression(feature.where, columns))
+            if feature.entity not in columns.names:
+                known = ", ".join(columns.names)
+                raise ValueError(f"feature {feature.names[0]}: no column {feature.entity}, expected one of {known}")
+            for each in feature.inputs:
+                _checked(feature.names[0], each, compile_expression(each.value, columns).type)
+        self._wheres = [compile_expression(where, columns) for where in conditions]
+        self._inputs = []
+        for each in group.inputs:
+            takers = {conditions.index(feature.where) for feature in group.features if each in feature.inputs}
+            self._inputs.append((compile_expression(each.value, columns), each.kind == "code", takers))
 
     def __call__(
         self, batch: pa.RecordBatch, reads: npt.NDArray[np.bool_], hashed: npt.NDArray[np.uint64] | None = None
@@ -111,18 +128,18 @@ class Cutter:
         entity = batch.column(self.group.entity)
         hashes = hash_column(entity) if hashed is None else hashed
         bits = reads.astype(np.uint32)
-        updates = []
-        for j, where in enumerate(self._wheres):
+        held = set()
+        for c, where in enumerate(self._wheres):
             fires = mask(where, batch)
-            updates.append(bool(fires.any()))
-            if updates[-1]:
-                bits |= fires.astype(np.uint32) << (j + 1)
+            if fires.any():
+                held.add(c)
+                bits |= fires.astype(np.uint32) << (c + 1)
         if entity.null_count:
             bits[hashes == 0] = 0
         n = batch.num_rows
-        values = np.empty((len(self._values), n))
-        for k, (j, name) in enumerate(self._values):
-            values[k] = floats(batch.column(name)) if updates[j] else np.nan
+        values = np.empty((len(self._inputs), n))
+        for k, (value, coded, takers) in enumerate(self._inputs):
+            values[k] = np.nan if held.isdisjoint(takers) else codes(value(batch)) if coded else floats(value(batch))
         row = np.cumsum(reads, dtype=np.int32)
         row -= 1
         ties = np.array([_ranks(batch.column(name)) for name in self._ties], np.int64).reshape(len(self._ties), n)
@@ -146,10 +163,31 @@ def microseconds(column: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def floats(column: pa.Array) -> npt.NDArray[np.float64]:
-    """A numeric column as float64, null as NaN."""
+    """A column as float64, null as NaN; of texts only whether they are there, 1."""
     if column.type != pa.float64():
+        if not _number(column.type):
+            return np.where(column.is_valid().to_numpy(zero_copy_only=False), 1.0, np.nan)
         column = column.cast(pa.float64())
     return column.to_numpy(zero_copy_only=False)
+
+
+def codes(column: pa.Array) -> npt.NDArray[np.float64]:
+    """52 bits of a hash of each value as a whole number, null as NaN: what tells values apart."""
+    if pa.types.is_floating(column.type) or pa.types.is_boolean(column.type):
+        column = pa.array(floats(column) + 0.0, from_pandas=True).view(pa.int64())
+    hashes = hash_column(column)
+    return np.where(hashes == 0, np.nan, (hashes >> np.uint64(12)).astype(np.float64))
+
+
+def _number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+
+
+def _checked(feature: str, each: Input, kind: pa.DataType) -> None:
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (_number(plain) or (each.kind != "number" and (pa.types.is_string(plain) or pa.types.is_binary(plain)))):
+        wanted = "a number" if each.kind == "number" else "a number or a text"
+        raise ValueError(f"feature {feature}: expected {each.value} to be {wanted}, got {kind}")
 
 
 class State:
@@ -179,12 +217,12 @@ class State:
             array.flags.writeable = False  # as some are: else Numba compiles for each kind, mid-stream
         slots = self._slots(hashes, bits)
         out = np.empty((len(self._group.names), int(np.count_nonzero(bits & READ))))
-        for j, (span, rows, inputs, aggs, state) in enumerate(self._plan):
+        for span, rows, condition, inputs, aggs, state in self._plan:
             arrays = [self._arrays[name] for name in state]
             if aggs is not None:
-                self.late += windows.window(slots, times, values[inputs.start], bits, j, span, *arrays, aggs, out[rows])
+                self.late += windows.window(slots, times, values[inputs[0]], bits, condition, span, *arrays, aggs, out[rows])
             else:
-                windows.last(slots, times, values[inputs], bits, j, span, *arrays, out[rows])
+                windows.last(slots, times, values, inputs, bits, condition, span, *arrays, out[rows])
         return out
 
     def dump(self, shard: int = 0, shards: int = 1) -> Dump:
@@ -258,13 +296,14 @@ class State:
         return layout
 
 
-def _plan(group: Group) -> list[tuple[int, slice, slice, npt.NDArray[np.int8] | None, list[str]]]:
-    """For each feature: its tile or age in microseconds, its rows of the output, its values of the cut, its aggregates by
+def _plan(group: Group) -> list[tuple[int, slice, int, npt.NDArray[np.int64], npt.NDArray[np.int8] | None, list[str]]]:
+    """For each feature: its tile or age in microseconds, its rows of the output, its condition, its inputs, its aggregates by
     their place in the kernel's list (None: last values), and the names of its arrays in the kernels' order."""
     plan = []
-    row = value = 0
+    row = 0
     for j, feature in enumerate(group.features):
-        rows, inputs = slice(row, row + len(feature.names)), slice(value, value + len(feature.values))
+        rows = slice(row, row + len(feature.names))
+        inputs = np.array([group.inputs.index(each) for each in feature.inputs], np.int64)
         aggs: npt.NDArray[np.int8] | None = None
         if isinstance(feature, Window):
             span = tile_seconds(seconds(feature.over))
@@ -272,6 +311,6 @@ def _plan(group: Group) -> list[tuple[int, slice, slice, npt.NDArray[np.int8] | 
             state = [f"{j}.{name}" for name in ("newest", "ids", "count", "total", "low", "high")]
         else:
             span, state = seconds(feature.within), [f"{j}.seen_at", f"{j}.seen"]
-        plan.append((span * MICROSECONDS, rows, inputs, aggs, state))
-        row, value = rows.stop, inputs.stop
+        plan.append((span * MICROSECONDS, rows, group.conditions.index(feature.where), inputs, aggs, state))
+        row = rows.stop
     return plan

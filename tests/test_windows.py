@@ -62,7 +62,7 @@ def test_last_values_are_exact(events: list[naive.Event], cuts: list[int], withi
     for piece in pieces(events, cuts):
         slots, times, values, bits = columns(piece)
         out = np.full((1, sum(e.reads for e in piece)), 7.0)
-        cpu.last(slots, times, values[None, :], bits, FEATURE, within, seen_at, seen, out)
+        cpu.last(slots, times, values[None, :], np.zeros(1, np.int64), bits, FEATURE, within, seen_at, seen, out)
         rows += out[0].tolist()
     np.testing.assert_array_equal(rows, naive.last(events, within))
 

@@ -22,7 +22,7 @@ def window(
     times: I64,
     values: F64,
     bits: npt.NDArray[np.uint32],
-    feature: int,
+    condition: int,
     tile: int,
     newest: I64,
     ids: I64,
@@ -35,11 +35,11 @@ def window(
 ) -> int:
     """Reads, then updates, event by event; returns the number of late updates, which are dropped.
 
-    slots, times, values, bits: [n]; bit 0 of bits: reads, bit feature + 1: updates; a NaN value does not update. State:
+    slots, times, values, bits: [n]; bit 0 of bits: reads, bit condition + 1: updates; a NaN value does not update. State:
     newest [s] (NEVER at first), ids [s, w] (NEVER at first), count, total, low, high [s, w]. out [a, number of reads] gets the
     aggregates int8 [a], by their place in AGGREGATES; mean, min and max of nothing are NaN.
     """
-    update = np.uint32(2 << feature)
+    update = np.uint32(2 << condition)
     w = ids.shape[1]
     late = 0
     row = 0
@@ -96,8 +96,9 @@ def last(
     slots: npt.NDArray[np.int32],
     times: I64,
     values: F64,
+    inputs: I64,
     bits: npt.NDArray[np.uint32],
-    feature: int,
+    condition: int,
     within: int,
     seen_at: I64,
     seen: F64,
@@ -105,21 +106,22 @@ def last(
 ) -> None:
     """Reads, then updates, event by event.
 
-    slots, times, bits: [n] as in `window`; values [v, n], where a NaN does not update. State: seen_at (NEVER at first) and
-    seen [s, v]. out [v, number of reads] gets the values, NaN if none, older than `within`, or later than the event.
+    slots, times, bits: [n] as in `window`; values [.., n], of which those at inputs [v] are taken; a NaN does not update.
+    State: seen_at (NEVER at first) and seen [s, v]. out [v, number of reads] gets the values, NaN if none, older than `within`, or later than the event.
     """
-    update = np.uint32(2 << feature)
+    update = np.uint32(2 << condition)
     row = 0
     for i in range(len(slots)):
         slot = slots[i]
         if bits[i] & READ:
-            for k in range(values.shape[0]):
+            for k in range(len(inputs)):
                 age = times[i] - seen_at[slot, k] if slot >= 0 else np.int64(-1)
                 out[k, row] = seen[slot, k] if 0 <= age <= within else np.nan
             row += 1
         if slot < 0 or not bits[i] & update:
             continue
-        for k in range(values.shape[0]):
-            if not np.isnan(values[k, i]) and times[i] >= seen_at[slot, k]:
+        for k in range(len(inputs)):
+            value = values[inputs[k], i]
+            if not np.isnan(value) and times[i] >= seen_at[slot, k]:
                 seen_at[slot, k] = times[i]
-                seen[slot, k] = values[k, i]
+                seen[slot, k] = value
