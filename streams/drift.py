@@ -27,7 +27,7 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Count = Callable[[F32, F32], I64]
 
-VERSION = 1
+VERSION = 2
 NEVER = -(2**62)
 SUBMIT_EVERY = timedelta(seconds=0.25)
 REPORT = pa.schema(
@@ -106,7 +106,8 @@ class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
         self._new_rows = 0
         self._due: datetime | None = None
         if resume is not None:
-            self._take([_sample(data) for data in _checked(resume)["rows"]])
+            rows = _checked(resume)["rows"]
+            self._take([] if rows is None else [_sample(rows)])
 
     def on_batch(self, values: list[Sample]) -> tuple[Iterable[Partial], bool]:
         self._take(values)
@@ -131,8 +132,10 @@ class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
 
     def snapshot(self) -> dict[str, Any]:
         waiting = [*(sample for counting in self._counting for sample in counting.samples), *self._new]
-        rows = [arrays_to_ipc([sample.times, sample.matrix.T, sample.scores]) for sample in waiting]
-        return {"version": VERSION, "rows": rows}
+        if not waiting:
+            return {"version": VERSION, "rows": None}
+        all_rows = _joined(waiting)
+        return {"version": VERSION, "rows": arrays_to_ipc([all_rows.times, all_rows.matrix.T, all_rows.scores])}
 
     def _take(self, samples: list[Sample]) -> None:
         self._new += samples
@@ -164,6 +167,10 @@ class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
         return [Partial(self._partition, self._identity, seen_until, days_counted)]
 
 
+def _joined(samples: Sequence[Sample]) -> Sample:
+    return samples[0] if len(samples) == 1 else Sample(*map(np.concatenate, zip(*samples, strict=True)))
+
+
 def _sample(data: bytes) -> Sample:
     times, matrix, scores = arrays_from_ipc(data)
     return Sample(times, np.ascontiguousarray(matrix.T), scores)
@@ -171,7 +178,7 @@ def _sample(data: bytes) -> Sample:
 
 def _count_days(samples: Sequence[Sample], count: Count) -> tuple[int, dict[int, tuple[int, I64]]]:
     seen_until, days = NEVER, dict[int, tuple[int, I64]]()
-    times, matrix, scores = (np.concatenate(arrays) for arrays in zip(*samples, strict=True))
+    times, matrix, scores = _joined(samples)
     if len(times):
         seen_until = max(seen_until, int(times.max()))
         of_row = times // DAY_US
