@@ -29,7 +29,7 @@ from bench.systems import SystemDiedError
 from bench.throughput import LINGER_MS, brief, drain, fill
 from bench.workloads import Workload, load
 from features.expressions import mask
-from features.streaming import microseconds
+from features.memo import Memo
 from ops.broker import BrokerError
 from ops.progress import bar
 from sinks.messages import Encoder
@@ -189,10 +189,11 @@ def consuming(raw: Sequence[pa.RecordBatch]) -> float:
 
 def featured(job: Job, whole: Shard, gather: Gather, rows: pa.RecordBatch) -> Work | None:
     """What the steps before the model do with a batch; None where nothing is decided."""
-    reads = mask(job.decide_on, rows)
-    times = microseconds(rows.column(job.pipeline.events.time))
+    seen = Memo(rows)
+    reads = mask(job.decide_on, seen)
+    times = seen.microseconds(job.pipeline.events.time)
     pieces = cut(
-        shard_name(0), rows, reads, times, True, job.cutters, job.pipeline.shards, 1, to_all=False, wake=False, kept=job.kept
+        shard_name(0), seen, reads, times, True, job.cutters, job.pipeline.shards, 1, to_all=False, wake=False, kept=job.kept
     )
     sent = [value for _, value in pieces if not isinstance(value, Wake)]
     parts, _ = whole.on_batch([value for value in sent if isinstance(value, Parcel)])

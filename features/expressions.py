@@ -18,7 +18,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Evaluate = Callable[[pa.RecordBatch], Any]
+from features.memo import Memo
+
+Evaluate = Callable[[pa.RecordBatch | Memo], Any]
 
 
 class HasColumns(Protocol):
@@ -82,13 +84,19 @@ class Expression:
     _evaluate: Evaluate
     quick: Quick | None = None
 
-    def __call__(self, batch: pa.RecordBatch) -> pa.Array:
+    def __call__(self, batch: pa.RecordBatch | Memo) -> pa.Array:
         result = self._evaluate(batch)
         return result if isinstance(result, pa.Array) else pa.repeat(result, batch.num_rows)
 
 
-def mask(expression: Expression, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+def mask(expression: Expression, batch: pa.RecordBatch | Memo) -> npt.NDArray[np.bool_]:
     """A condition's result as bool [n], where null counts as false. Raises ValueError for what is not a condition."""
+    if isinstance(batch, Memo):
+        return batch.once((expression.text, "true"), lambda: _true(expression, batch))
+    return _true(expression, batch)
+
+
+def _true(expression: Expression, batch: pa.RecordBatch | Memo) -> npt.NDArray[np.bool_]:
     if expression.type != BOOL:
         raise ValueError(f"expression {expression.text!r}: expected a condition, got {expression.type}")
     if expression.quick is not None and (quick := expression.quick(batch)) is not None:

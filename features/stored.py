@@ -20,7 +20,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from features.streaming import microseconds
+from features.memo import microseconds
 from kernels.hashing.cpu import combined, hash_column
 from kernels.table.cpu import find_due, grow, insert, new_table, take
 

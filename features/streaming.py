@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.expressions import compile_expression, mask
+from features.memo import Memo, microseconds
 from features.spec import Input, Last, Streaming, Window, seconds, tile_seconds
 from kernels.hashing.cpu import hash_column
 from kernels.table import cpu as table
@@ -120,9 +121,7 @@ class Cutter:
             takers = {conditions.index(feature.where) for feature in group.features if each in feature.inputs}
             self._inputs.append((compile_expression(each.value, columns), each.kind == "code", takers))
 
-    def __call__(
-        self, batch: pa.RecordBatch, reads: npt.NDArray[np.bool_], hashed: npt.NDArray[np.uint64] | None = None
-    ) -> Cut:
+    def __call__(self, batch: Memo, reads: npt.NDArray[np.bool_], hashed: npt.NDArray[np.uint64] | None = None) -> Cut:
         """The cut of n decoded rows. reads: bool [n], the rows that will read the group's features; hashed: uint64 [n], the
         entity's hashes, if they are known."""
         entity = batch.column(self.group.entity)
@@ -140,10 +139,11 @@ class Cutter:
         values = np.empty((len(self._inputs), n))
         for k, (value, coded, takers) in enumerate(self._inputs):
             values[k] = np.nan if held.isdisjoint(takers) else codes(value(batch)) if coded else floats(value(batch))
-        row = np.cumsum(reads, dtype=np.int32)
-        row -= 1
-        ties = np.array([_ranks(batch.column(name)) for name in self._ties], np.int64).reshape(len(self._ties), n)
-        return Cut(row, hashes, microseconds(batch.column(self._time)), bits, values, ties)
+        row = batch.once(("row", id(reads)), lambda: np.cumsum(reads, dtype=np.int32) - np.int32(1))
+        ties = np.empty((len(self._ties), n), np.int64)
+        for k, name in enumerate(self._ties):
+            ties[k] = _ranks(batch.column(name))
+        return Cut(row, hashes, batch.microseconds(self._time), bits, values, ties)
 
 
 def event_order(batch: pa.RecordBatch, time: str, ties: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -155,11 +155,6 @@ def _ranks(column: pa.Array) -> npt.NDArray[np.int64]:
     """Integers as they are, dictionaries by code; null before all."""
     values = column.indices if pa.types.is_dictionary(column.type) else column
     return pc.fill_null(values.cast(pa.int64()), -(2**63)).to_numpy(zero_copy_only=False)
-
-
-def microseconds(column: pa.Array) -> npt.NDArray[np.int64]:
-    """A timestamp[us] column without nulls as int64."""
-    return column.view(pa.int64()).to_numpy()
 
 
 def floats(column: pa.Array) -> npt.NDArray[np.float64]:

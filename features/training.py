@@ -7,6 +7,7 @@ import polars as pl
 import pyarrow as pa
 
 from features.expressions import compile_expression, mask
+from features.memo import Memo
 from features.spec import Derived, Feature, Fields, Label, Stored, seconds
 from features.streaming import Cutter, State, event_order, groups
 
@@ -31,11 +32,12 @@ def training_frame(
     """
     batch = history.combine_chunks().to_batches()[0]
     batch = batch.take(pa.array(event_order(batch, time, ties)))
-    reads = mask(compile_expression(decide_on, batch.schema), batch)
+    seen = Memo(batch)
+    reads = mask(compile_expression(decide_on, batch.schema), seen)
     decided = batch.filter(pa.array(reads))
     columns: dict[str, pa.Array] = {}
     for group in groups(features):
-        cut = Cutter(group, batch.schema, time)(batch, reads)
+        cut = Cutter(group, batch.schema, time)(seen, reads)
         made = np.full((len(group.names), decided.num_rows), np.nan)
         made[:, cut.row[cut.reads]] = State(group).update(cut)
         columns |= {name: pa.array(values, from_pandas=True) for name, values in zip(group.names, made, strict=True)}

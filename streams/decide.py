@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from features.expressions import Expression
+from features.memo import microseconds
 from features.stored import StoredFeatures
-from features.streaming import microseconds
 from models.engine import Engine
 from models.policy import Combinations, Policy
 from models.spec import assemble

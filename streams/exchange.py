@@ -22,6 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 
+from features.memo import Memo
 from features.streaming import Cut, Cutter, Group, State
 from streams.meters import Meters
 from streams.ordering import NEVER, Held
@@ -91,7 +92,7 @@ class Part:
 
 def cut(
     partition: str,
-    batch: pa.RecordBatch,
+    batch: Memo,
     reads: npt.NDArray[np.bool_],
     times: npt.NDArray[np.int64],
     at_end: bool,
@@ -127,7 +128,7 @@ def cut(
                 parcels[worker].append((group, piece if worker == here else arrays_to_ipc(piece)))
         decided = int(np.count_nonzero(reads))
         if decided:
-            picked, of_picked = _picked(batch.select(kept), hashes, reads, decided)
+            picked, of_picked = _picked(batch.batch.select(kept), hashes, reads, decided)
             yield partition, Base(sequence, picked, expected, of_picked)
     if wake:
         for shard in range(shards):

@@ -11,7 +11,7 @@ import pyarrow as pa
 from bytewax.dataflow import Dataflow, Stream
 
 from features.expressions import mask
-from features.streaming import microseconds
+from features.memo import Memo, microseconds
 from models.policy import Coded
 from sinks.messages import Encoder, Messages, encode_dead, encode_drift
 from streams.decide import Work, answers, together
@@ -27,21 +27,15 @@ def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
 
-    def decode(item: tuple[str, Polled]) -> Iterable[tuple[str, Any]]:
+    def decode(item: tuple[str, Polled]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
         partition, polled = item
         with meters.stage("event", polled.batch.num_rows):
             decoded = job.decoder(polled.batch)
-        yield partition, (decoded.rows, polled)
-        if decoded.dead.num_rows:
-            meters.dead(_counts(decoded.dead["code"]))
-            yield partition, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)
-
-    def fan_out(item: tuple[str, tuple[pa.RecordBatch, Polled]]) -> list[tuple[str, Parcel | Base | Wake]]:
-        partition, (rows, polled) = item
-        with meters.stage("features", rows.num_rows):
-            reads = mask(job.decide_on, rows) if rows.num_rows else np.empty(0, np.bool_)
-            times = microseconds(rows.column(pipeline.events.time))
-            made = list(
+        with meters.stage("features", decoded.rows.num_rows):
+            rows = Memo(decoded.rows)
+            reads = mask(job.decide_on, rows)
+            times = rows.microseconds(pipeline.events.time)
+            made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
                 cut(
                     partition, rows, reads, times, polled.at_end, job.cutters, pipeline.shards, job.workers,
                     to_all=job.order == "event", wake=polled.begins_epoch, kept=job.kept,
@@ -49,6 +43,9 @@ def build(job: Job) -> Dataflow:
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):
             gate.done(1)
+        if decoded.dead.num_rows:
+            meters.dead(_counts(decoded.dead["code"]))
+            made.append((partition, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)))
         return made
 
     def shard(resume: dict[str, Any] | None) -> Shard:
@@ -58,11 +55,8 @@ def build(job: Job) -> Dataflow:
         with meters.stage("batch"):
             work = together(gathered, job.streaming_names)
         meters.batch_rows.observe(work.batch.num_rows)
-        return [work]
-
-    def complete(work: Work) -> Work:
         with meters.stage("features"):
-            return job.deciding.complete(work)
+            return [job.deciding.complete(work)]
 
     def score(work: Work) -> Work:
         with meters.stage("model", work.batch.num_rows):
@@ -103,22 +97,23 @@ def build(job: Job) -> Dataflow:
                 meters.drift(row["feature"], row["statistic"], row["value"], row["alarmed"])
         return item[0], encode_drift(item[1], pipeline.drift.topic if pipeline.drift else "")
 
+    def sink() -> Output:
+        return Output(lambda: job.events.partitions, lambda: job.output, meters)
+
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
-    decoded = op.branch("decoded", op.flat_map("decode", polled, decode), lambda item: isinstance(item[1], tuple))
-    fanned = op.branch("fanned", op.flat_map("fan_out", decoded.trues, fan_out), lambda item: not isinstance(item[1], Base))
+    decoded = op.branch("decoded", op.flat_map("decode", polled, decode), lambda item: not isinstance(item[1], Messages))
+    fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
     parts = op.stateful_batch("features", fanned.trues, shard)
     home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
     gathered = op.stateful_batch("gather", home, lambda resume: Gather(pipeline.groups, resume))
-    batched = op.flat_map_batch("batch", gathered, batch)
-    scored = op.map("model", op.map("complete", batched, complete), score)
+    scored = op.map("model", op.flat_map_batch("batch", gathered, batch), score)
     decisions = op.flat_map("decision", scored, decide)
-    outputs = [decisions, decoded.falses]
+    op.output("sink", op.merge("outputs", decisions, decoded.falses), sink())
     if pipeline.drift:
         counted = op.stateful_batch("drift", op.flat_map("watch", scored, watch), counter)
         judged = op.stateful_batch("judge", op.map("counted", counted, _to_judge), judge)
-        outputs.append(op.map("report", judged, report))
-    op.output("sink", op.merge("outputs", *outputs), Output(lambda: job.events.partitions, lambda: job.output, meters))
+        op.output("reports", op.map("report", judged, report), sink())
     return flow
 
 

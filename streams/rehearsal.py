@@ -6,6 +6,7 @@ Kernels are compiled then (the first time on a machine that takes a quarter of a
 import numpy as np
 import pyarrow as pa
 
+from features.memo import Memo
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.streaming import State
 from sinks.messages import Encoder
@@ -29,8 +30,9 @@ def rehearse(job: Job) -> None:
     times = [pa.array([0] * n, Time.arrow)] if pipeline.events.time == APPENDED else []
     columns = [*rows.columns, *raw.columns, *times]
     batch = pa.RecordBatch.from_arrays(columns, [*rows.schema.names, *raw.schema.names, *([APPENDED] if times else [])])
+    seen = Memo(batch)
     for group, cutter in zip(pipeline.groups, job.cutters, strict=True):
-        State(group).update(cutter(batch, reads))
+        State(group).update(cutter(seen, reads))
     gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
     work = job.deciding.score(job.deciding.complete(together([(shard_name(0), gathered)], job.streaming_names)))
     answers(job.deciding, work, pipeline.sinks, Encoder())

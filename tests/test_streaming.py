@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from features.memo import Memo
 from features.spec import Last, Window, seconds, tile_seconds
 from features.streaming import Cutter, State, event_order, groups
 
@@ -55,7 +56,7 @@ def features(batch: pa.RecordBatch, shards: int, pieces: int, dump: bool) -> np.
     for rows in np.array_split(np.arange(batch.num_rows), pieces):
         piece = batch.take(pa.array(rows))
         made = np.full((len(GROUP.names), len(rows)), np.nan)
-        cut = cutter(piece, np.ones(len(rows), np.bool_))
+        cut = cutter(Memo(piece), np.ones(len(rows), np.bool_))
         for shard in range(shards):
             part = cut.take(np.flatnonzero(cut.hash % np.uint64(shards) == shard))
             made[:, part.row[part.reads]] = states[shard].update(part)
