@@ -2,9 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-Aggregate = Literal["count", "sum", "mean", "min", "max"]
+Aggregate = Literal["count", "sum", "mean", "min", "max", "std", "last", "age", "distinct", "rate", "decayed"]
+Late = Literal["use", "drop"]
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 NOT_OF_NUMBERS = ("count", "rate", "distinct")
 
@@ -28,6 +29,11 @@ def seconds(text: str) -> int:
 def tile_seconds(window: int) -> int:
     """The width of a window's tiles: the largest whole unit (second, minute, hour, day) <= window / 120, at least a second."""
     return max((unit for unit in UNITS.values() if unit <= window / 120), default=1)
+
+
+def _named(feature: str, name: str) -> None:
+    if not name.isidentifier():
+        raise ValueError(f"{feature}: expected a name for it, as name=, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -63,19 +69,48 @@ class Stored:
 class Window:
     """Aggregates of `value` per entity over a sliding window of event time, fed by the events that `where` picks.
 
-    At an event at time t, [floor(t, tile) - over, t] up to and including the event before it, with tiles of
-    `tile_seconds(over)`. Named "{value}_{aggregate}_{over}_by_{entity}". Empty windows give count and sum 0, the rest null.
+    At an event at time t, [floor(t, tile) - over, t] up to and including the event before it (docs/features.md defines each
+    aggregate). value: a column or an expression over columns; name: what it is called, where it is an expression. tile: by
+    default that of `tile_seconds(over)`. late: whether an event in an earlier tile than its entity's newest one is used while
+    that tile can still be seen, or dropped. half_life: of "decayed". Named "{name}_{aggregate}_{over}_by_{entity}". Raises
+    ValueError, naming what is wrong, when it is made.
     """
 
     entity: str
     value: str
     over: str
     aggs: tuple[Aggregate, ...]
-    where: str
+    where: str = "True"
+    name: str = ""
+    tile: str = ""
+    late: Late = "use"
+    half_life: str = ""
+
+    def __post_init__(self) -> None:
+        here = f"window of {self.value} over {self.over} by {self.entity}"
+        _named(here, self.name or self.value)
+        over, tile = seconds(self.over), self.tile_seconds
+        if over % tile:
+            raise ValueError(f"{here}: expected a multiple of its tile ({tile}s): give it another by tile=")
+        unknown = [agg for agg in self.aggs if agg not in get_args(Aggregate)]
+        if unknown or not self.aggs:
+            got = ", ".join(unknown) or "none"
+            raise ValueError(f"{here}: expected aggregates among {', '.join(get_args(Aggregate))}, got {got}")
+        if self.late not in get_args(Late):
+            raise ValueError(f'{here}: expected late to be "use" or "drop", got "{self.late}"')
+        if ("decayed" in self.aggs) != bool(self.half_life):
+            raise ValueError(f'{here}: expected "decayed" and half_life= together')
+        if self.half_life and seconds(self.half_life) < tile:
+            raise ValueError(f"{here}: expected a half_life of at least its tile ({tile}s), got {self.half_life}")
+
+    @property
+    def tile_seconds(self) -> int:
+        """The width of its tiles."""
+        return seconds(self.tile) if self.tile else tile_seconds(seconds(self.over))
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(f"{self.value}_{agg}_{self.over}_by_{self.entity}" for agg in self.aggs)
+        return tuple(f"{self.name or self.value}_{agg}_{self.over}_by_{self.entity}" for agg in self.aggs)
 
     @property
     def inputs(self) -> tuple[Input, ...]:
@@ -89,23 +124,32 @@ class Window:
 class Last:
     """The last known `values` of an entity, no older than `within`, from the events that `where` picks.
 
-    Each value by itself: a null does not hide the value before it. Named "{value}_last_by_{entity}".
+    Each value by itself: a null does not hide the value before it. A value is a column, or an expression, alone, with a name.
+    Named "{value}_last_by_{entity}". Raises ValueError, naming what is wrong, when it is made.
     """
 
     entity: str
     values: tuple[str, ...]
     within: str
     where: str
+    name: str
 
-    def __init__(self, entity: str, *values: str, within: str, where: str) -> None:
+    def __init__(self, entity: str, *values: str, within: str, where: str = "True", name: str = "") -> None:
         object.__setattr__(self, "entity", entity)
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "within", within)
         object.__setattr__(self, "where", where)
+        object.__setattr__(self, "name", name)
+        here = f"last {', '.join(values)} by {entity}"
+        if name and len(values) != 1:
+            raise ValueError(f"{here}: expected one value for the name {name}, got {len(values)}")
+        for value in values:
+            _named(here, name or value)
+        seconds(within)
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(f"{value}_last_by_{self.entity}" for value in self.values)
+        return tuple(f"{self.name or value}_last_by_{self.entity}" for value in self.values)
 
     @property
     def inputs(self) -> tuple[Input, ...]:

@@ -1,8 +1,8 @@
 """Streaming features: a batch is cut to what a group of features needs, and a shard's state turns the cut into columns.
 
 A group is all streaming features of one entity. `Cutter` makes the cut: the rows that update or read the group, with
-the entity's hash, the time and the values, which can be split by hash and sent to other processes. `State` is what a
-shard knows of a group; `State.update` returns the features of the rows that read. Training and serving both go
+the entity's hash, the time and the values, which can be split by hash and sent to other processes. `State` (features/state.py)
+is what a shard knows of a group; `State.update` returns the features of the rows that read. Training and serving both go
 through these two and nothing else.
 """
 
@@ -17,15 +17,10 @@ import pyarrow.compute as pc
 
 from features.expressions import compile_expression, mask
 from features.memo import Memo, microseconds
-from features.spec import Input, Last, Streaming, Window, seconds, tile_seconds
+from features.spec import Input, Last, Streaming, Window
 from kernels.hashing.cpu import hash_column
-from kernels.table import cpu as table
-from kernels.windows import cpu as windows
 
-Dump = dict[str, Any]
-STATE_VERSION = 2
-MICROSECONDS = 1_000_000
-READ, UPDATES = np.uint32(1), 2
+READ = np.uint32(1)
 MOST_CONDITIONS = 31
 
 
@@ -183,129 +178,3 @@ def _checked(feature: str, each: Input, kind: pa.DataType) -> None:
     if not (_number(plain) or (each.kind != "number" and (pa.types.is_string(plain) or pa.types.is_binary(plain)))):
         wanted = "a number" if each.kind == "number" else "a number or a text"
         raise ValueError(f"feature {feature}: expected {each.value} to be {wanted}, got {kind}")
-
-
-class State:
-    """What a worker knows of one group: a table from entity to slot, and arrays by slot.
-
-    It may hold several shards at once; what is dumped and loaded is one shard, the entities whose hash is that number
-    modulo the number of shards.
-    """
-
-    def __init__(self, group: Group) -> None:
-        self._group = group
-        self.late = 0
-        self._used = 0
-        self._table = table.new_table()
-        self._plan = _plan(group)
-        self._features = [repr(feature) for feature in group.features]
-        self._parted = (-1, 0)
-        self._parts: list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]] = []
-        self._arrays: dict[str, npt.NDArray[Any]] = {
-            name: np.empty((0, *shape), kind) for name, (shape, kind, _) in self._layout().items()
-        }
-
-    def update(self, cut: Cut) -> npt.NDArray[np.float64]:
-        """Feeds a cut; returns the group's features [f, rows that read], NaN where there is no value."""
-        _, hashes, times, bits, values, _ = cut
-        for array in (hashes, times, bits, values):
-            array.flags.writeable = False  # as some are: else Numba compiles for each kind, mid-stream
-        slots = self._slots(hashes, bits)
-        out = np.empty((len(self._group.names), int(np.count_nonzero(bits & READ))))
-        for span, rows, condition, inputs, aggs, state in self._plan:
-            arrays = [self._arrays[name] for name in state]
-            if aggs is not None:
-                self.late += windows.window(slots, times, values[inputs[0]], bits, condition, span, *arrays, aggs, out[rows])
-            else:
-                windows.last(slots, times, values, inputs, bits, condition, span, *arrays, out[rows])
-        return out
-
-    def dump(self, shard: int = 0, shards: int = 1) -> Dump:
-        """One shard of the state as plain data: a versioned dict of (dtype, shape, bytes)."""
-        if self._parted != (self._used, shards):
-            self._parted = self._used, shards
-            self._parts = self._split(shards)
-        keys, here = self._parts[shard]
-        arrays = {"keys": keys} | {name: array[here] for name, array in self._arrays.items()}
-        return {
-            "version": STATE_VERSION,
-            "features": self._features,
-            "arrays": {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
-        }
-
-    def _split(self, shards: int) -> list[tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]]:
-        """The entities and slots of each shard."""
-        keys = np.zeros(self._used, np.uint64)
-        filled = self._table[0] != 0
-        keys[self._table[1][filled]] = self._table[0][filled]
-        of_slot = (keys % np.uint64(shards)).astype(np.int64)
-        order = np.argsort(of_slot, kind="stable")
-        slots = np.split(order, np.searchsorted(of_slot[order], np.arange(1, shards)))
-        return [(keys[here], here) for here in slots]
-
-    def load(self, dump: Dump) -> None:
-        """Adds a shard. Raises ValueError for a dump of another version or of other features."""
-        features = self._features
-        if dump["version"] != STATE_VERSION:
-            raise ValueError(f"state of {self._group.entity}: expected version {STATE_VERSION}, got {dump['version']}")
-        if dump["features"] != features:
-            raise ValueError(f"state of {self._group.entity}: expected the features {features}, got {dump['features']}")
-        arrays = {name: np.frombuffer(data, kind).reshape(shape) for name, (kind, shape, data) in dump["arrays"].items()}
-        keys = arrays.pop("keys")
-        slots = self._slots(keys, np.full(len(keys), UPDATES, np.uint32))
-        for name, array in arrays.items():
-            self._arrays[name][slots] = array
-
-    def _slots(self, hashes: npt.NDArray[np.uint64], bits: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
-        """The slot of each entity [n]; those that update get one if they have none, those that only read do not (-1)."""
-        out = np.empty(len(hashes), np.int32)
-        self._table = table.grow(*self._table, self._used + len(hashes))
-        used = table.find_or_insert(*self._table, hashes, bits, out, self._used)
-        if used > self._used:
-            self._used = used
-            self._grow()
-        return out
-
-    def _grow(self) -> None:
-        for name, (shape, kind, fill) in self._layout().items():
-            old = self._arrays[name]
-            if len(old) < self._used:
-                new: npt.NDArray[Any] = np.full((max(2 * len(old), self._used), *shape), fill, kind)
-                new[: len(old)] = old
-                self._arrays[name] = new
-
-    def _layout(self) -> dict[str, tuple[tuple[int, ...], type, float]]:
-        """Name -> (shape of one slot, type, what an empty slot holds)."""
-        layout: dict[str, tuple[tuple[int, ...], type, float]] = {}
-        for j, feature in enumerate(self._group.features):
-            if isinstance(feature, Window):
-                over = seconds(feature.over)
-                ring = (over // tile_seconds(over) + 1,)
-                layout[f"{j}.newest"] = ((), np.int64, windows.NEVER)
-                layout[f"{j}.ids"] = (ring, np.int64, windows.NEVER)
-                layout[f"{j}.count"] = (ring, np.int64, 0)
-                layout |= {f"{j}.{name}": (ring, np.float64, 0.0) for name in ("total", "low", "high")}
-            else:
-                layout[f"{j}.seen_at"] = ((len(feature.values),), np.int64, windows.NEVER)
-                layout[f"{j}.seen"] = ((len(feature.values),), np.float64, np.nan)
-        return layout
-
-
-def _plan(group: Group) -> list[tuple[int, slice, int, npt.NDArray[np.int64], npt.NDArray[np.int8] | None, list[str]]]:
-    """For each feature: its tile or age in microseconds, its rows of the output, its condition, its inputs, its aggregates by
-    their place in the kernel's list (None: last values), and the names of its arrays in the kernels' order."""
-    plan = []
-    row = 0
-    for j, feature in enumerate(group.features):
-        rows = slice(row, row + len(feature.names))
-        inputs = np.array([group.inputs.index(each) for each in feature.inputs], np.int64)
-        aggs: npt.NDArray[np.int8] | None = None
-        if isinstance(feature, Window):
-            span = tile_seconds(seconds(feature.over))
-            aggs = np.array([windows.AGGREGATES.index(name) for name in feature.aggs], np.int8)
-            state = [f"{j}.{name}" for name in ("newest", "ids", "count", "total", "low", "high")]
-        else:
-            span, state = seconds(feature.within), [f"{j}.seen_at", f"{j}.seen"]
-        plan.append((span * MICROSECONDS, rows, group.conditions.index(feature.where), inputs, aggs, state))
-        row = rows.stop
-    return plan

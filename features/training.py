@@ -9,7 +9,8 @@ import pyarrow as pa
 from features.expressions import compile_expression, mask
 from features.memo import Memo
 from features.spec import Derived, Feature, Fields, Label, Stored, seconds
-from features.streaming import Cutter, State, event_order, groups
+from features.state import State
+from features.streaming import Cutter, event_order, groups
 
 Historical = Callable[[pa.Table], pa.Table]
 

@@ -23,7 +23,8 @@ import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 
 from features.memo import Memo
-from features.streaming import Cut, Cutter, Group, State
+from features.state import State
+from features.streaming import Cut, Cutter, Group
 from streams.meters import Meters
 from streams.ordering import NEVER, Held
 from streams.routing import shard_name, shard_number
@@ -157,10 +158,12 @@ def _split(whole: Cut, shards: int, workers: int) -> Iterable[tuple[int, Cut]]:
 class Shards:
     """What one worker holds of every group, all its shards together. In event order it is fed by way of `held`."""
 
-    def __init__(self, groups: Sequence[Group], shards: int, held: Held | None) -> None:
-        self.states = [State(group) for group in groups]
+    def __init__(self, groups: Sequence[Group], shards: int, held: Held | None, most: int = 0) -> None:
+        """most: entities that are held of a group; 0: as many as there are."""
+        self.states = [State(group, most) for group in groups]
         self.held = held
         self._shards = shards
+        self._seen: dict[str, tuple[bool, int]] = {}
 
     def dump(self, shard: int) -> dict[str, Any]:
         """One shard, as plain data."""
@@ -177,10 +180,12 @@ class Shards:
         if self.held is not None and dump["held"] is not None:
             self.held.load(dump["held"])
 
-    @property
-    def late(self) -> int:
-        """Updates that came too late."""
-        return sum(state.late for state in self.states)
+    def clock(self, parcel: Parcel) -> int:
+        """The time that the stream has passed as far as this worker knows: that of the slowest partition with a backlog."""
+        _, seen = self._seen.get(parcel.partition, (False, NEVER))
+        self._seen[parcel.partition] = parcel.at_end, max(seen, parcel.seen_until)
+        backlog = [seen for at_end, seen in self._seen.values() if not at_end]
+        return min(backlog) if backlog else max(seen for _, seen in self._seen.values())
 
 
 class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
@@ -206,10 +211,10 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
             return [], StatefulBatchLogic.RETAIN
         with self._meters.stage("features"):
             held = self._whole.held
-            late, early = self._whole.late, held.early if held else 0
+            early = held.early if held else 0
             parts = self._at_once(parcels) if held is None else self._in_order(parcels, held)
-            if self._whole.late > late:
-                self._meters.late.inc(self._whole.late - late)
+            for state in self._whole.states:
+                self._meters.state(state.group.entity, state.late, state.entities)
             if held is not None and held.early > early:
                 self._meters.early.inc(held.early - early)
         return parts, StatefulBatchLogic.RETAIN
@@ -217,9 +222,10 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
     def _at_once(self, parcels: list[Parcel]) -> list[Part]:
         parts = []
         for parcel in parcels:
+            clock = self._whole.clock(parcel)
             for group, packed in parcel.cuts:
                 piece = _cut(packed)
-                values = self._whole.states[group].update(piece)
+                values = self._whole.states[group].update(piece, clock)
                 if values.shape[1]:
                     features = Features(piece.row[piece.reads], values)
                     parts.append(self._part(parcel.worker, parcel.partition, parcel.sequence, group, features))

@@ -126,7 +126,8 @@ class Job:
         held = None
         if self.order == "event":
             held = Held(self.events.partitions, len(self.pipeline.groups), self.pipeline.events.held_rows)
-        return Shards(self.pipeline.groups, self.pipeline.shards, held)
+        most = self.pipeline.most_entities * -(-self.pipeline.shards // self.workers)
+        return Shards(self.pipeline.groups, self.pipeline.shards, held, most)
 
     @cached_property
     def output(self) -> Sink:

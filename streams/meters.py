@@ -47,9 +47,11 @@ class Meters:
         statistic = ["pipeline", "feature", "statistic"]
         self._drift = Gauge("headrace_drift", "The last window's statistic", statistic, registry=registry)
         self._alarms = Counter("headrace_drift_alarms", "Windows that alarmed", statistic, registry=registry)
-        self.late = Counter(
-            "headrace_late_updates", "Updates too late for their window", ["pipeline"], registry=registry
-        ).labels(pipeline)
+        entity = ["pipeline", "entity"]
+        self._late = Counter("headrace_late_updates", "Late updates of windows", [*entity, "outcome"], registry=registry)
+        self._gone = Counter("headrace_entities_gone", "Entities forgotten", [*entity, "why"], registry=registry)
+        self._entities = Gauge("headrace_entities", "Entities with streaming features", entity, registry=registry)
+        self._of_state: dict[str, tuple[tuple[int, int], tuple[int, int, int]]] = {}
         drift_late = Counter("headrace_drift_late_rows", "Rows of windows already judged", ["pipeline"], registry=registry)
         self.drift_late = drift_late.labels(pipeline)
         early = Counter("headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry)
@@ -75,6 +77,20 @@ class Meters:
         for names, count in flags:
             for flag in names:
                 self._of(self._flags, flag).inc(count)
+
+    def state(self, entity: str, late: tuple[int, int], held: tuple[int, int, int]) -> None:
+        """Shows a state's entities, and counts what is new: late updates used and dropped; held, expired, evicted."""
+        old_late, old_held = self._of_state.get(entity, ((0, 0), (0, 0, 0)))
+        if late == old_late and held == old_held:
+            return
+        self._of_state[entity] = late, held
+        self._entities.labels(self._pipeline, entity).set(held[0])
+        for outcome, now, before in zip(("used", "dropped"), late, old_late, strict=True):
+            if now > before:
+                self._late.labels(self._pipeline, entity, outcome).inc(now - before)
+        for why, now, before in zip(("idle", "evicted"), held[1:], old_held[1:], strict=True):
+            if now > before:
+                self._gone.labels(self._pipeline, entity, why).inc(now - before)
 
     def _of(self, counter: Counter, label: str) -> Counter:
         """The pipeline's counter with this label; prometheus_client looks them up in ten times the time."""

@@ -68,7 +68,8 @@ class Pipeline:
     """A pipeline. Raises ValueError, naming what is wrong, when it is made.
 
     decide_on: the events that are scored; all if not given. policy: from scores to decisions; not needed where every sink has
-    an encoder of its own.
+    an encoder of its own. most_entities: of which a shard holds the streaming features, for each kind of entity; beyond it the
+    ones longest without an event leave (0: no bound).
     """
 
     name: str
@@ -81,6 +82,7 @@ class Pipeline:
     label: Label | None = None
     drift: Drift | None = None
     shards: int = 8
+    most_entities: int = 0
 
     def __post_init__(self) -> None:
         columns = self.columns

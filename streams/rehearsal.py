@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from features.memo import Memo
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
-from features.streaming import State
+from features.state import State
 from sinks.messages import Encoder
 from streams.decide import answers, together
 from streams.decode import APPENDED, PROVENANCE

@@ -57,18 +57,6 @@ def test_the_table_is_a_dict(batches: list[list[int]]) -> None:
         assert used == len(twin)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 16, 32]), st.integers(0, 3)), max_size=40))
-def test_only_updates_make_an_entry(rows: list[tuple[int, int]]) -> None:
-    """A row's bits above 1 are updates: until the first of them an entity has no slot."""
-    keys, slots = table.grow(*table.new_table(), len(rows))
-    hashes, bits = np.array([h for h, _ in rows], np.uint64), np.array([b for _, b in rows], np.uint32)
-    out = np.full(len(rows), -7, np.int32)
-    used = table.find_or_insert(keys, slots, hashes, bits, out, 0)
-    twin: dict[int, int] = {}
-    assert out.tolist() == [(naive_table.insert if b > 1 else naive_table.find)(twin, [h])[0] for h, b in rows]
-    assert used == len(twin)
-
-
 @given(
     st.lists(st.none() | st.tuples(st.floats(-9, 9, width=32), st.integers(0, 20)), min_size=1, max_size=6),
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=12),

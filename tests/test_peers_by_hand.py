@@ -12,7 +12,8 @@ from small_models import decided
 
 from bench.peers.flights_by_hand import TILE, TILES, Model, answer, at_origin, at_plane, board, decide, decode
 from features.spec import Stored
-from kernels.windows.naive import Event, last, window
+from kernels.last_values import naive as last_values
+from kernels.windows.naive import AGGREGATES, Event, window
 from streams.flights import flights
 
 HOUR = 3600
@@ -28,8 +29,8 @@ def test_a_window_is_that_of_the_definition_in_any_order(told: list[tuple[int, f
         state, row = at_origin(state, {"kind": kind, "at": float(at), "dep_delay": delay})
         if row is not None:
             got.append([row[f"dep_delay_{name}_2h_by_origin"] for name in ("count", "mean", "max")])
-    read, _ = window([Event(0, at, delay, delay is None) for at, delay in told], int(TILE), TILES)
-    expected = [[count, total / count if count else math.nan, high] for count, total, _, high in read]
+    read, _, _ = window([Event(0, at, delay, delay is None) for at, delay in told], int(TILE) * (TILES - 1), int(TILE))
+    expected = [[AGGREGATES[name](seen) for name in ("count", "mean", "max")] for seen in read]
     np.testing.assert_allclose(np.array(got).reshape(-1, 3), np.array(expected).reshape(-1, 3), rtol=1e-12)
 
 
@@ -44,9 +45,9 @@ def test_last_values_are_those_of_the_definition_in_any_order(told: list[tuple[i
         if known is not None and seen is not None:
             by_plane.append(known["arr_delay_last_by_tailnum"])
             by_origin.append(seen["temp_last_by_origin"])
-    events = [Event(0, at, value, value is None) for at, value in told]
-    np.testing.assert_array_equal(by_plane, last(events, 12 * HOUR))
-    np.testing.assert_array_equal(by_origin, last(events, 3 * HOUR))
+    events = [last_values.Event(0, at, value, value is None) for at, value in told]
+    np.testing.assert_array_equal(by_plane, last_values.last(events, 12 * HOUR))
+    np.testing.assert_array_equal(by_origin, last_values.last(events, 3 * HOUR))
 
 
 @pytest.mark.parametrize(

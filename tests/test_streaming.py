@@ -8,7 +8,8 @@ import pytest
 
 from features.memo import Memo
 from features.spec import Last, Window, seconds, tile_seconds
-from features.streaming import Cutter, State, event_order, groups
+from features.state import State
+from features.streaming import Cutter, event_order, groups
 
 SCHEMA = pa.schema(
     [

@@ -64,28 +64,6 @@ def insert(keys: U64, slots: I32, hashes: U64, out: I32, used: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def find_or_insert(keys: U64, slots: I32, hashes: U64, bits: npt.NDArray[np.uint32], out: I32, used: int) -> int:
-    """As insert where bits[i] > 1, as find where not: those that only read make no entry. Room as for insert."""
-    mask = np.uint64(len(keys) - 1)
-    for i in range(len(hashes)):
-        h = hashes[i]
-        out[i] = -1
-        if h == ZERO:
-            continue
-        at = np.int64(h & mask)
-        while keys[at] != ZERO and keys[at] != h:
-            at = (at + 1) & (len(keys) - 1)
-        if keys[at] == ZERO:
-            if bits[i] <= 1:
-                continue
-            keys[at] = h
-            slots[at] = used
-            used += 1
-        out[i] = slots[at]
-    return used
-
-
-@njit(cache=True, nogil=True)
 def find_due(keys: U64, slots: I32, hashes: U64, due: F64, now: float, out: I32) -> int:
     """As find, with 0 for a null; returns how many hashes are absent or, by due float64 [s], to be read again by now."""
     find(keys, slots, hashes, out)

@@ -1,1 +1,1 @@
-"""Sliding windows and last values per entity, over event time."""
+"""Aggregates over sliding windows of event time, per entity."""

@@ -1,0 +1,1 @@
+"""The last known values of entities."""
