@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.memo import Memo
+from kernels.local_time.cpu import parts
 
 Evaluate = Callable[[pa.RecordBatch | Memo], Any]
 
@@ -66,12 +67,8 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "max": (2, lambda a, b: pc.max_element_wise(a, b, skip_nulls=False)),
     "coalesce": (2, pc.coalesce),
 }
-TIMES: dict[str, Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]] = {
-    "hour": lambda local: local // HOUR % 24,
-    "minute_of_day": lambda local: local // MINUTE % 1440,
-    "weekday": lambda local: (local // DAY + 3) % 7,
-}
-"""Functions of a time and a time zone; weekday counts from Monday, 0."""
+TIMES: dict[str, tuple[int, int, int]] = {"hour": (HOUR, 0, 24), "minute_of_day": (MINUTE, 0, 1440), "weekday": (DAY, 3, 7)}
+"""Functions of a time and a time zone: unit, shift, modulo as in kernels/local_time; weekday counts from Monday, 0."""
 
 
 @dataclass(frozen=True)
@@ -387,6 +384,7 @@ def _plain(value: Any) -> Any:
 @cache
 def offsets(zone: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """When a zone's offset from UTC changes and what it is then, microseconds i64 [c], to the minute, from 1900 to 2262.
+    Arrow knows no summer time after 2037.
 
     A table of some hundred changes, looked up, costs a third of a conversion of each time.
     """
@@ -406,7 +404,7 @@ def offsets(zone: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
 
 
 def _of_time(
-    part: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]],
+    part: tuple[int, int, int],
     times: pa.Array,
     since: npt.NDArray[np.int64],
     offset: npt.NDArray[np.int64],
@@ -416,6 +414,7 @@ def _of_time(
         return _of_time(part, pa.array([times.as_py()], times.type), since, offset)[0]
     filled = times.cast(MICROSECONDS) if times.type.unit != "us" else times
     micros = (filled if times.null_count == 0 else filled.fill_null(0)).view(pa.int64()).to_numpy()
-    place = np.maximum(np.searchsorted(since, micros, side="right") - 1, 0)
-    mask = None if times.null_count == 0 else times.is_null().to_numpy(zero_copy_only=False)
-    return pa.array(part(micros + offset[place]), mask=mask)
+    micros.flags.writeable = False  # as Arrow's mostly are: else Numba compiles for each kind
+    out = np.empty(len(micros), np.int64)
+    parts(micros, since, offset, *part, out)
+    return pa.array(out, mask=None if times.null_count == 0 else times.is_null().to_numpy(zero_copy_only=False))
