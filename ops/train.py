@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.stored import historical
+from features.history import historical
 from features.training import training_frame
 from models.engine import OnnxEngine
 from models.reference import build_reference

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from features.stored import load_feast
+from features.views import load_feast
 from ops import feast_repo
 from ops.feast_repo import LOG, MADE, STAMP, prepare
 

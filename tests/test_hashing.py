@@ -55,37 +55,3 @@ def test_the_table_is_a_dict(batches: list[list[int]]) -> None:
         used = table.insert(keys, slots, hashes, out, used)
         assert out.tolist() == naive_table.insert(twin, batch)
         assert used == len(twin)
-
-
-@given(
-    st.lists(st.none() | st.tuples(st.floats(-9, 9, width=32), st.integers(0, 20)), min_size=1, max_size=6),
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), max_size=12),
-    st.integers(0, 9),
-)
-def test_rows_are_taken_with_their_age(kept: list[tuple[float, int] | None], events: list[tuple[int, int]], ttl: int) -> None:
-    rows, times = [row % len(kept) for row, _ in events], [time for _, time in events]
-    out, bits = np.full((2, len(rows)), 7, np.float32), np.full(len(rows), 1, np.int64)
-    table.take(
-        np.array(rows, np.int32),
-        np.array(times, np.int64),
-        np.array([[np.nan if one is None else one[0] * k for one in kept] for k in (1, 2)], np.float32),
-        np.array([0 if one is None else one[1] for one in kept]),
-        np.array([one is not None for one in kept]),
-        ttl,
-        4,
-        out,
-        bits,
-    )
-    for i, (row, time) in enumerate(zip(rows, times, strict=True)):
-        one = kept[row]
-        values, flags = naive_table.take(None if one is None else ([one[0], one[0] * 2], one[1]), time, ttl, 2)
-        np.testing.assert_array_equal(out[:, i], np.array(values, np.float32))
-        assert bits[i] == 1 + sum(16 << k for k, flag in enumerate(flags) if flag)
-
-
-def test_what_is_due_is_wanted_and_null_is_not() -> None:
-    keys, slots = table.new_table(4)
-    table.insert(keys, slots, np.array([11, 12, 13], np.uint64), np.empty(3, np.int32), 1)
-    out = np.full(5, -7, np.int32)
-    wanted = table.find_due(keys, slots, np.array([0, 11, 12, 13, 14], np.uint64), np.array([0, 5.0, 6.0, 7.0]), 6.0, out)
-    assert (out.tolist(), wanted) == ([0, 1, 2, 3, -1], 3)

@@ -4,7 +4,9 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.stored import METRICS_FILES, StoredFeatures, StoredFeaturesError, StoredRead, historical, load_feast
+from features.history import historical
+from features.stored import StoredFeatures, StoredRead
+from features.views import METRICS_FILES, StoredFeaturesError, load_feast
 
 DAY = datetime(2024, 1, 10, tzinfo=UTC)
 CARDS = {
@@ -31,6 +35,7 @@ PLACES = {
     "open": [True, False, True],
     "event_timestamp": [DAY, DAY, DAY - timedelta(days=400)],
 }
+OPEN: list[StoredFeatures] = []
 NAMES = ("card_history__mean", "card_history__count", "place__rate", "place__open")
 
 
@@ -81,6 +86,26 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def opened(repo: Path, service: str, **values: Any) -> StoredFeatures:
+    """With the patience that a loaded machine needs; closed at the end of the test."""
+    OPEN.append(StoredFeatures(repo, service, **({"patience": 60} | values)))
+    return OPEN[-1]
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
+
+
 class Clock:
     def __init__(self) -> None:
         self.now = 1000.0
@@ -113,7 +138,7 @@ EVENTS = events(["a", "b", None, "nobody", "c", "a"], [1, 1, 2, 3, None, 1], ["U
 def test_reads_what_feast_reads(repo: Path) -> None:
     from feast import FeatureStore
 
-    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1", clock=Clock())
     assert stored.names == NAMES
     assert stored.entities == {"card", "shop_id", "city"}
     read = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0))
@@ -133,7 +158,7 @@ def test_reads_what_feast_reads(repo: Path) -> None:
 
 
 def test_flags_tell_what_is_missing(repo: Path) -> None:
-    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1", clock=Clock())
     read = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0))
     assert raised(stored, read, "missing:card_history").tolist() == [False, False, True, True, False, False]
     assert raised(stored, read, "missing:place").tolist() == [False, False, False, True, True, True]
@@ -142,7 +167,7 @@ def test_flags_tell_what_is_missing(repo: Path) -> None:
 
 
 def test_older_than_the_ttl_is_null_and_later_than_the_event_is_kept_both_flagged(repo: Path) -> None:
-    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1", clock=Clock())
     batch = events(["a"] * 4, [1, 1, 1, 2], ["Ulm"] * 4)
     read = stored.read(batch, at(-1, 0, 2, 2.001))
     assert listed(read.columns["card_history__mean"]) == [2.5, 2.5, 2.5, None]
@@ -173,7 +198,7 @@ def reads(repo: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 def test_the_store_is_asked_once_for_each_key_and_again_when_it_is_due(repo: Path, reads: list[tuple[str, int]]) -> None:
     clock = Clock()
-    stored = StoredFeatures(repo, "pay_v1", refresh_seconds=100, clock=clock)
+    stored = opened(repo, "pay_v1", refresh_seconds=100, clock=clock)
     reads.clear()
     batch = events(["a", "b", "a", None, "nobody"] * 3, [1] * 15, ["Ulm"] * 15)
     stored.read(batch, at(*[0] * 15))
@@ -183,15 +208,17 @@ def test_the_store_is_asked_once_for_each_key_and_again_when_it_is_due(repo: Pat
     assert len(reads) == 2
     stored.read(events(["c"], [1], ["Ulm"]), at(0))
     assert reads[2:] == [("card_history", 1)]
-    clock.now += 51
+    reads.clear()
+    clock.now += 100
+    until(lambda: sorted(reads) == [("card_history", 4), ("place", 1)])
     reads.clear()
     stored.read(batch, at(*[0] * 15))
-    assert reads == [("card_history", 3), ("place", 1)]
+    assert reads == []
 
 
 def test_a_warm_start_reads_what_the_offline_source_knows(repo: Path, reads: list[tuple[str, int]]) -> None:
-    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
-    cold = StoredFeatures(repo, "pay_v1", clock=Clock()).read(EVENTS, at(*[0] * 6))
+    stored = opened(repo, "pay_v1", clock=Clock())
+    cold = opened(repo, "pay_v1", clock=Clock()).read(EVENTS, at(*[0] * 6))
     reads.clear()
     assert stored.warm() == 3 + 3
     assert reads == [("card_history", 3), ("place", 3)]
@@ -209,7 +236,7 @@ def test_a_warm_start_that_cannot_be_had_is_said_and_serving_goes_on(
     folder = tmp_path / "repo"
     shutil.copytree(repo, folder)
     (folder / "data" / "cards.parquet").unlink()
-    stored = StoredFeatures(folder, "pay_v1", clock=Clock())
+    stored = opened(folder, "pay_v1", clock=Clock())
     assert stored.warm() == 3
     assert "view card_history cannot be listed" in caplog.text
     assert listed(stored.read(EVENTS, at(*[0] * 6)).columns["card_history__count"])[0] == 2
@@ -221,7 +248,7 @@ def test_a_new_value_is_seen_when_the_old_one_is_due(repo: Path, tmp_path: Path)
     folder = tmp_path / "repo"
     shutil.copytree(repo, folder)
     clock = Clock()
-    stored = StoredFeatures(folder, "pay_v1", refresh_seconds=100, clock=clock)
+    stored = opened(folder, "pay_v1", refresh_seconds=100, clock=clock)
     batch = events(["a"], [1], ["Ulm"])
     assert listed(stored.read(batch, at(1)).columns["card_history__mean"]) == [2.5]
     table = pa.table({"card": ["a"], "mean": [9.0], "count": [3], "unused": [0.0], "event_timestamp": [DAY + timedelta(1)]})
@@ -229,16 +256,76 @@ def test_a_new_value_is_seen_when_the_old_one_is_due(repo: Path, tmp_path: Path)
     store.write_to_online_store("card_history", table.to_pandas())
     assert listed(stored.read(batch, at(1)).columns["card_history__mean"]) == [2.5]
     clock.now += 100
-    assert listed(stored.read(batch, at(1)).columns["card_history__mean"]) == [9.0]
+    until(lambda: listed(stored.read(batch, at(1)).columns["card_history__mean"]) == [9.0])
+
+
+class Store:
+    """Stands in for the online store's own read: answers when it is told to, and how."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from feast.infra.online_stores.sqlite import SqliteOnlineStore
+
+        own = SqliteOnlineStore.online_read
+        self.error = ""
+        self.open = threading.Event()
+        self.open.set()
+
+        def online_read(this: Any, *args: Any, **named: Any) -> Any:
+            assert self.open.wait(60)
+            if self.error:
+                raise ConnectionError(self.error)
+            return own(this, *args, **named)
+
+        monkeypatch.setattr(SqliteOnlineStore, "online_read", online_read)
+
+
+def test_a_store_that_fails_costs_freshness_and_says_so(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, clock = Store(monkeypatch), Clock()
+    stored = opened(repo, "pay_v1", clock=clock, refresh_seconds=100)
+    old, new = events(["a"], [1], ["Ulm"]), events(["a", "b"], [1, 1], ["Ulm", "Bonn"])
+    stored.read(old, at(0))
+    store.error = "gone"
+    clock.now += 99
+    read = stored.read(new, at(0, 0))
+    assert listed(read.columns["card_history__mean"]) == [2.5, None]
+    assert raised(stored, read, "missing:card_history").tolist() == [False, True]
+    assert raised(stored, read, "unread:card_history").tolist() == [False, True], "what the store never said is not known"
+    assert "the online store is not answering: ConnectionError: gone" in caplog.text
+    clock.now += 2
+    read = stored.read(new, at(0, 0))
+    assert listed(read.columns["card_history__mean"]) == [2.5, None]
+    assert raised(stored, read, "unread:card_history").all(), "a row that should have been read again is given, and said"
+    store.error = ""
+    until(lambda: not raised(stored, stored.read(new, at(0, 0)), "unread:card_history").any())
+    assert listed(stored.read(new, at(0, 0)).columns["card_history__mean"]) == [2.5, np.float32(0.1)]
+    assert "the online store answers again" in caplog.text
+
+
+def test_a_store_that_hangs_is_waited_for_once(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(monkeypatch)
+    stored = opened(repo, "pay_v1", clock=Clock(), patience=0.5)
+    store.open.clear()
+    began = time.monotonic()
+    stored.read(events(["a"], [1], ["Ulm"]), at(0))
+    assert time.monotonic() - began >= 0.5
+    began = time.monotonic()
+    for k in range(20):
+        read = stored.read(events([f"x{k}"], [k], ["Ulm"]), at(0))
+        assert raised(stored, read, "unread:card_history").all()
+    assert time.monotonic() - began < 0.5, "while it hangs nobody waits"
+    store.open.set()
+    until(lambda: not raised(stored, stored.read(events(["a", "x7"], [1, 2], ["Ulm"] * 2), at(0, 0)), "unread:place").any())
 
 
 def test_many_entities_and_a_full_cache(repo: Path, reads: list[tuple[str, int]]) -> None:
-    stored = StoredFeatures(repo, "pay_v1", clock=Clock(), max_entities=100)
+    stored = opened(repo, "pay_v1", clock=Clock(), max_entities=100)
     for start in range(0, 1000, 70):
         cards = [f"x{k}" for k in range(start, start + 70)] + ["a"]
         read = stored.read(events(cards, [1] * 71, ["Ulm"] * 71), at(*[0] * 71))
         assert listed(read.columns["card_history__mean"]) == [None] * 70 + [2.5]
-    large = StoredFeatures(repo, "pay_v1", clock=Clock())
+    large = opened(repo, "pay_v1", clock=Clock())
     reads.clear()
     cards = [f"x{k}" for k in range(9000)] + ["a", "b"]
     for _ in range(2):
@@ -249,17 +336,17 @@ def test_many_entities_and_a_full_cache(repo: Path, reads: list[tuple[str, int]]
 
 
 def test_feast_leaves_the_metrics_of_this_process_and_its_children_alone(repo: Path) -> None:
-    StoredFeatures(repo, "pay_v1", clock=Clock())
+    opened(repo, "pay_v1", clock=Clock())
     assert not set(METRICS_FILES) & set(os.environ)
 
 
 def test_a_batch_without_rows(repo: Path) -> None:
-    read = StoredFeatures(repo, "pay_v1", clock=Clock()).read(EVENTS.slice(0, 0), at())
+    read = opened(repo, "pay_v1", clock=Clock()).read(EVENTS.slice(0, 0), at())
     assert [len(read.columns[name]) for name in NAMES] == [0] * 4
 
 
 def test_wrong_columns_are_named(repo: Path) -> None:
-    stored = StoredFeatures(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1", clock=Clock())
     with pytest.raises(StoredFeaturesError, match=r"view card_history: expected the columns card, got no .*card"):
         stored.read(EVENTS.select(["shop_id", "city"]), at(*[0] * 6))
     wrong = pa.RecordBatch.from_pydict({"card": [1], "shop_id": [1], "city": ["Ulm"]})
@@ -271,9 +358,9 @@ def test_what_is_missing_in_the_repo_is_said_with_what_to_do(repo: Path, tmp_pat
     with pytest.raises(StoredFeaturesError, match=r"no Feast repo at .*: expected a file feature_store\.yaml"):
         StoredFeatures(tmp_path, "pay_v1", clock=Clock())
     with pytest.raises(StoredFeaturesError, match=r"no feature service pay_v2 .*it has pay_v1, worded.*run feast -c .* apply"):
-        StoredFeatures(repo, "pay_v2", clock=Clock())
+        opened(repo, "pay_v2", clock=Clock())
     with pytest.raises(StoredFeaturesError, match="expected numbers, got String at words__word"):
-        StoredFeatures(repo, "worded", clock=Clock())
+        opened(repo, "worded", clock=Clock())
     bare = tmp_path / "bare"
     shutil.copytree(repo, bare)
     (bare / "data" / "online.db").unlink()
@@ -307,7 +394,7 @@ def test_history_is_as_of_each_rows_time_in_the_rows_order(repo: Path) -> None:
 def test_history_and_serving_agree_where_the_newest_row_holds(repo: Path) -> None:
     """All of the store's rows are known at this time, so that the join as of it finds what the online store has."""
     times = at(*[0.25] * EVENTS.num_rows)
-    served = StoredFeatures(repo, "pay_v1", clock=Clock()).read(EVENTS, times)
+    served = opened(repo, "pay_v1", clock=Clock()).read(EVENTS, times)
     table = pa.Table.from_batches([EVENTS]).append_column("when", pa.array(times).cast(pa.timestamp("us", "UTC")))
     trained = historical(repo, "pay_v1", table, "when")
     for name in NAMES:

@@ -9,9 +9,6 @@ from numba import njit
 
 U64 = npt.NDArray[np.uint64]
 I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
 ZERO = np.uint64(0)
 
 
@@ -61,49 +58,6 @@ def insert(keys: U64, slots: I32, hashes: U64, out: I32, used: int) -> int:
             used += 1
         out[i] = slots[at]
     return used
-
-
-@njit(cache=True, nogil=True)
-def find_due(keys: U64, slots: I32, hashes: U64, due: F64, now: float, out: I32) -> int:
-    """As find, with 0 for a null; returns how many hashes are absent or, by due float64 [s], to be read again by now."""
-    find(keys, slots, hashes, out)
-    wanted = 0
-    for i in range(len(hashes)):
-        if hashes[i] == ZERO:
-            out[i] = 0
-        elif out[i] < 0 or due[out[i]] <= now:
-            wanted += 1
-    return wanted
-
-
-@njit(cache=True, nogil=True)
-def take(
-    rows: I32,
-    times: I64,
-    kept: F32,
-    kept_at: I64,
-    present: npt.NDArray[np.bool_],
-    ttl: int,
-    first_bit: int,
-    out: F32,
-    bits: I64,
-) -> None:
-    """Takes rows int32 [n] of kept float32 [f, s], of kept_at int64 [s], present or not, for events at times int64 [n].
-
-    Fills out float32 [f, n], NaN where not present or older than ttl (0: any age is good), and sets in bits int64 [n], from
-    first_bit on: not present, too old, later than the event.
-    """
-    for i in range(len(rows)):
-        row = rows[i]
-        old = present[row] and ttl > 0 and times[i] - kept_at[row] > ttl
-        for f in range(len(kept)):
-            out[f, i] = np.nan if old or not present[row] else kept[f, row]
-        if not present[row]:
-            bits[i] |= np.int64(1) << first_bit
-        elif old:
-            bits[i] |= np.int64(2) << first_bit
-        elif kept_at[row] > times[i]:
-            bits[i] |= np.int64(4) << first_bit
 
 
 @njit(cache=True, nogil=True)
