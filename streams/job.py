@@ -219,8 +219,8 @@ class Job:
         opened = vars(self)
         if "drift_thread" in opened:
             self.drift_thread.shutdown(wait=False, cancel_futures=True)
-        if opened.get("stored") is not None:
-            self.stored.close()
+        if isinstance(stored := opened.get("stored"), StoredFeatures):
+            stored.close()
         if "output" in opened and self.sink is None:
             self.output.close()
         if "champion_in_use" in opened and self.champion is None:

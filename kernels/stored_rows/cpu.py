@@ -72,7 +72,7 @@ def hash_of(keys: U64, v: int) -> U64:
 
 
 @njit(cache=True, inline="always")
-def _place(keys: U64, key: np.uint64) -> int:
+def _place(keys: U64, key: np.uint64) -> np.int64:
     """Where a key is in the table, or would be."""
     at = np.int64(key & np.uint64(len(keys) - 1))
     while keys[at] != ZERO and keys[at] != key:
