@@ -1,13 +1,17 @@
 """What a pipeline says of its features: plain descriptions, turned into columns by the other modules of this room."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 Aggregate = Literal["count", "sum", "mean", "min", "max", "std", "last", "age", "distinct", "rate", "decayed"]
 Late = Literal["use", "drop"]
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 NOT_OF_NUMBERS = ("count", "rate", "distinct")
+
+
+Stale = float | Literal["null", "median", "refuse"]
 
 
 class Input(NamedTuple):
@@ -60,9 +64,17 @@ class Derived:
 
 @dataclass(frozen=True)
 class Stored:
-    """The features of a Feast FeatureService, named "view__feature"."""
+    """The features of a Feast FeatureService, named "view__feature".
+
+    stale: what a feature is, by its name or its view's, where the store has nothing that is young enough: its row is older than
+    the view's ttl, or the store does not answer and no row is held. "null"; a number; "median", that of the model's training
+    data; or "refuse": the model is not asked, the policy's fallback decides, and the decision says `refused`. otherwise: what
+    all others are. What the store knows to be missing is null in any case.
+    """
 
     service: str
+    stale: Mapping[str, Stale] = field(default_factory=dict, hash=False)
+    otherwise: Stale = "null"
 
 
 @dataclass(frozen=True)

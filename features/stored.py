@@ -8,11 +8,11 @@ two do is one in 37 million.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,10 @@ import pyarrow as pa
 
 from features.asking import Asking
 from features.entity_keys import VERSION, entity_keys
+from features.freshness import substitutes
 from features.online import Reader, try_once
 from features.rows import Rows
+from features.spec import Stored
 from features.views import StoredFeaturesError, View, open_store, views
 from kernels.hashing.cpu import hash_column, hash_columns
 
@@ -31,6 +33,7 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 F32 = npt.NDArray[np.float32]
 WARM_KEYS = 1024
+NOTHING: Mapping[str, float] = {}
 FLAGS = ("missing", "stale", "future", "unread")
 REFUSED = "refused"
 
@@ -47,14 +50,16 @@ class StoredRead:
 class StoredFeatures:
     """A FeatureService, read by batches. Open it once per worker; use it from one thread; close it.
 
-    refresh_seconds: how long a row read from the store is good (a view's ttl, if that is shorter); a thread reads rows again in
-    the second half of that time. max_entities: how many rows are kept per view; those asked for longest ago make room.
-    patience: how many seconds an event waits for the store where its entity is not there. clock: seconds, never going back.
+    asked: the pipeline's Stored, or a service by name. medians: of the model's training data, by feature. age: how old a row
+    is, at the event's time (as in a replay) or by the clock. refresh_seconds: how long a row read from the store is good (a
+    view's ttl, if that is shorter); a thread reads rows again in the second half of that time. max_entities: how many rows are
+    kept per view; those asked for longest ago make room. patience: how many seconds an event waits for the store where its
+    entity is not there. clock: seconds since 1970.
 
     names: the features, "view__feature". entities: the event's columns that `read` needs. flags: for every view "missing:view"
     (no such entity, or null, or not known), "stale:view" (older than the view's ttl), "future:view" (the row is from later
     than the event: its values are kept) and "unread:view" (the store has not answered in time: the row is older than
-    refresh_seconds, or, with "missing:view", not known); and "refused".
+    refresh_seconds, or, with "missing:view", not known); and "refused" (as Stored says). refuses: may there be such?
 
     Raises StoredFeaturesError, with what to do, if the repo, its registry, the service or a table of the online store is
     missing.
@@ -63,15 +68,18 @@ class StoredFeatures:
     def __init__(
         self,
         repo: Path,
-        service: str,
+        asked: Stored | str,
         *,
+        medians: Mapping[str, float] = NOTHING,
+        age: Literal["event", "wall"] = "event",
         refresh_seconds: float = 600,
         clock: Callable[[], float],
         max_entities: int = 1_000_000,
         patience: float = 0.1,
     ) -> None:
+        stored = Stored(asked) if isinstance(asked, str) else asked
         store = open_store(repo)
-        used = views(store, repo, service)
+        used = views(store, repo, stored.service)
         if store.config.entity_key_serialization_version != VERSION:
             raise StoredFeaturesError(
                 f"the Feast repo {repo}: expected entity_key_serialization_version: {VERSION} in feature_store.yaml, "
@@ -89,10 +97,12 @@ class StoredFeatures:
             try_once(self._reader, view, nobody[0], repo)
         parts = [[self._columns.index(column) for column in view.columns] for view in used]
         good = [min(refresh_seconds, view.ttl_us / 1e6) if view.ttl_us else refresh_seconds for view in used]
-        self._rows = Rows(used, parts, [False] * len(used), [int(seconds * 1e6) for seconds in good], max_entities)
+        instead = substitutes(stored, used, medians)
+        self._fill, self._wall = instead.fill, age == "wall"
+        self.refuses = any(instead.refuses)
+        self._rows = Rows(used, parts, instead.refuses, [int(seconds * 1e6) for seconds in good], max_entities)
         self._asking = Asking(self._rows, used, self._reader, lambda: Reader(open_store(repo)), clock, patience)
         self.names: tuple[str, ...] = tuple(name for view in used for name in view.names)
-        self._fill = np.full(len(self.names), np.nan, np.float32)
         self.entities: frozenset[str] = frozenset(self._columns)
         self.flags: tuple[str, ...] = (*(f"{flag}:{view.name}" for view in used for flag in FLAGS), REFUSED)
 
@@ -123,12 +133,29 @@ class StoredFeatures:
         """
         now_us = int(self._clock() * 1_000_000)
         hashed = self._hashed(batch, {} if hashes is None else hashes)
-        values, flags, missed = self._rows.read(hashed, self._fill, times_us, now_us, False)
+        values, flags, missed = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
         if len(missed):
             self._want(batch, hashed, missed)
             if self._asking.wait():
-                values, flags, _ = self._rows.read(hashed, self._fill, times_us, now_us, False)
+                values, flags, _ = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
         return StoredRead(dict(zip(self.names, values, strict=True)), flags)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What a metric may count, by view: rows held; entities asked for, and read again; rows that made room for others."""
+        return {
+            view.name: {
+                "rows": self._rows.held(k),
+                "asked": self._asking.asked[k],
+                "refreshed": self._asking.refreshed[k],
+                "given_up": self._rows.given_up(k),
+            }
+            for k, view in enumerate(self._views)
+        }
+
+    @property
+    def failures(self) -> int:
+        """How often the store has failed."""
+        return self._asking.failed
 
     def close(self) -> None:
         """Ends its threads."""

@@ -36,9 +36,9 @@ class Input:
 class ModelSpec:
     """A model's inputs in the order of its matrix's columns, how many scores it gives for a row, and how it came to be.
 
-    seed and metrics are those of the training that made it. Raises ValueError for an input twice, a number with a vocabulary,
-    a vocabulary that has a value twice or is too long for exact codes in float32, and a width or a number of outputs that
-    cannot be.
+    seed and metrics are those of the training that made it, medians those of its numbers in training. Raises ValueError
+    for an input twice, a number with a vocabulary, a vocabulary that has a value twice or is too long for exact codes in
+    float32, and a width or a number of outputs that cannot be.
     """
 
     name: str
@@ -46,6 +46,7 @@ class ModelSpec:
     seed: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     outputs: int = 1
+    medians: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.inputs]
@@ -91,6 +92,8 @@ class ModelSpec:
         }
         if self.outputs != 1:
             content["outputs"] = self.outputs
+        if self.medians:
+            content["medians"] = dict(self.medians)
         (folder / FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -107,7 +110,8 @@ class ModelSpec:
         try:
             inputs = tuple(_input(item) for item in content["inputs"])
             metrics = {str(name): float(value) for name, value in content["metrics"].items()}
-            return cls(str(content["name"]), inputs, int(content["seed"]), metrics, int(content.get("outputs", 1)))
+            medians = {str(name): float(value) for name, value in content.get("medians", {}).items()}
+            return cls(str(content["name"]), inputs, int(content["seed"]), metrics, int(content.get("outputs", 1)), medians)
         except KeyError as error:
             raise ValueError(f"{path}: expected a field {error.args[0]}, got none") from None
         except (AttributeError, TypeError, ValueError) as error:

@@ -2,10 +2,11 @@
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -92,7 +93,7 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
 
 
 def write_reference(rows: pa.Table, folder: Path) -> None:
-    """Scores the rows with the new model and writes what they and their scores look like beside it."""
+    """Scores the rows with the new model and writes beside it what they and their scores look like; the medians go with it."""
     engine = OnnxEngine(folder, threads=2)
     matrix, _ = assemble(rows.combine_chunks().to_batches()[0], engine.spec)
     names = [each.name for each in engine.spec.inputs]
@@ -100,3 +101,6 @@ def write_reference(rows: pa.Table, folder: Path) -> None:
     times = rows["event_time"].combine_chunks().cast(pa.int64()).to_numpy()
     build_reference(names, categorical, matrix, engine.infer(matrix), times).save(folder)
     engine.close()
+    numbers = [each.kind == "number" and not np.isnan(matrix[:, k]).all() for k, each in enumerate(engine.spec.inputs)]
+    medians = {name: float(np.nanmedian(matrix[:, k])) for k, name in enumerate(names) if numbers[k]}
+    replace(engine.spec, medians=medians).write(folder)

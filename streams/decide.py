@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from features.expressions import Expression
 from features.memo import microseconds
-from features.stored import StoredFeatures
+from features.stored import REFUSED, StoredFeatures
 from models.engine import Engine
 from models.policy import Combinations, Policy
 from models.spec import assemble
@@ -111,6 +111,9 @@ class Deciding:
         matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed, hashes=work.hashes)
         scores = self.engine.infer(matrix)
         flags = work.flags
+        if self.stored is not None and self.stored.refuses:
+            refused = (flags >> self.flags.index(REFUSED) & 1).astype(np.bool_)
+            scores = np.where(refused if scores.ndim == 1 else refused[:, None], np.float32(np.nan), scores)
         missing = np.isnan(scores) if scores.ndim == 1 else np.isnan(scores).any(axis=1)
         for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, missing)):
             if mask.any():

@@ -146,10 +146,21 @@ class Job:
 
     @cached_property
     def stored(self) -> StoredFeatures | None:
-        service = self.pipeline.service
-        if service is None:
+        asked, settings = self.pipeline.stored, self.settings
+        if asked is None:
             return None
-        return StoredFeatures(self.settings.feast_repo, service, clock=lambda: self.clock_ns() / 1e9)
+        stored = StoredFeatures(
+            settings.feast_repo,
+            asked,
+            medians=self.champion_in_use.engine.spec.medians,
+            age=settings.stored_age,
+            refresh_seconds=settings.stored_refresh_seconds,
+            patience=settings.stored_patience_seconds,
+            max_entities=settings.stored_entities,
+            clock=lambda: self.clock_ns() / 1e9,
+        )
+        self.meters.stored(stored.counts, lambda: stored.failures)
+        return stored
 
     @property
     def reference(self) -> Reference:

@@ -1,9 +1,10 @@
 """What a job counts, in the registry it is given. The stages are the seven words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
 
@@ -26,6 +27,30 @@ class Stage:
                 self._count.inc(self._rows)
 
 
+class StoredCollector:
+    """What stored features count themselves, looked up when somebody asks for the metrics."""
+
+    def __init__(self, pipeline: str, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
+        self._pipeline, self._counts, self._failures = pipeline, counts, failures
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["pipeline", "view"]
+        rows = GaugeMetricFamily("headrace_stored_rows", "Rows of stored features held", labels=labels)
+        told = {
+            "asked": "Entities read from the store because they were not there",
+            "refreshed": "Rows read again before they were too old",
+            "given_up": "Rows that made room for others",
+        }
+        counters = {name: CounterMetricFamily(f"headrace_stored_{name}", text, labels=labels) for name, text in told.items()}
+        for view, counts in self._counts().items():
+            rows.add_metric([self._pipeline, view], counts["rows"])
+            for name, counter in counters.items():
+                counter.add_metric([self._pipeline, view], counts[name])
+        failures = CounterMetricFamily("headrace_stored_failures", "Reads that the online store failed", labels=labels[:1])
+        failures.add_metric([self._pipeline], self._failures())
+        return [rows, *counters.values(), failures]
+
+
 class Meters:
     """The metrics of one pipeline on one worker."""
 
@@ -35,7 +60,7 @@ class Meters:
         seconds = Counter("headrace_seconds", "Seconds a stage has worked on the dataflow's thread", stage, registry=registry)
         self._rows = {name: rows.labels(pipeline, name) for name in STAGES}
         self._seconds = {name: seconds.labels(pipeline, name) for name in STAGES}
-        self._pipeline = pipeline
+        self._registry, self._pipeline = registry, pipeline
         self._known: dict[tuple[Counter, str], Counter] = {}
         self._dead = Counter("headrace_dead_letters", "Messages sent to dead letters", ["pipeline", "code"], registry=registry)
         self._decisions = Counter("headrace_decisions", "Decisions", ["pipeline", "decision"], registry=registry)
@@ -56,6 +81,10 @@ class Meters:
         self.drift_late = drift_late.labels(pipeline)
         early = Counter("headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry)
         self.early = early.labels(pipeline)
+
+    def stored(self, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
+        """Shows what stored features count, by view, and how often their store failed."""
+        self._registry.register(StoredCollector(self._pipeline, counts, failures))
 
     def stage(self, name: str, rows: int = 0) -> "Stage":
         """Times the block as work of a stage on `rows` rows."""

@@ -135,14 +135,18 @@ class Pipeline:
         return tuple(dict.fromkeys(name for sink in self.sinks if sink.encode for name in sink.encode.columns))
 
     @property
+    def stored(self) -> Stored | None:
+        """The stored features, if there are any. Raises ValueError for more than one."""
+        found = [feature for feature in self.features if isinstance(feature, Stored)]
+        if len(found) > 1:
+            services = ", ".join(each.service for each in found)
+            raise ValueError(f"pipeline {self.name}: expected at most one Stored, got {services}: join them in Feast")
+        return found[0] if found else None
+
+    @property
     def service(self) -> str | None:
-        """The Feast service of the stored features, if there are any. Raises ValueError for more than one."""
-        services = [feature.service for feature in self.features if isinstance(feature, Stored)]
-        if len(services) > 1:
-            raise ValueError(
-                f"pipeline {self.name}: expected at most one Stored, got {', '.join(services)}: join them in Feast"
-            )
-        return services[0] if services else None
+        """The Feast service of the stored features, if there are any."""
+        return self.stored.service if self.stored else None
 
     def feature_names(self, stored: Sequence[str]) -> list[str]:
         """Every feature in the pipeline's order; `stored` are the names of the stored ones."""

@@ -1,6 +1,7 @@
 """Where a job runs and what it keeps: read from flags, the environment (HEADRACE_*) and headrace.toml, in this order."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -22,6 +23,12 @@ class JobSettings(BaseSettings):
     poll_rows: int = Field(4096, ge=1, description="most messages taken from a partition at once")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics on 127.0.0.1:port+k; 0: none")
     order: str = Field("", pattern="^(arrival|event)?$", description="overrides the topic's order")
+    stored_age: Literal["event", "wall"] = Field(
+        "event", description="stored features' age: at the event's time, or by the clock"
+    )
+    stored_refresh_seconds: float = Field(600, gt=0, description="how long a stored row is good before it is read again")
+    stored_patience_seconds: float = Field(0.1, ge=0, description="how long an event waits for the store to know its entity")
+    stored_entities: int = Field(1_000_000, ge=1, description="most rows of a feature view that a worker holds")
 
     @property
     def registry_uri(self) -> str:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from features.history import historical
+from features.spec import Stored
 from features.stored import StoredFeatures, StoredRead
 from features.views import METRICS_FILES, StoredFeaturesError, load_feast
 
@@ -86,9 +87,9 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def opened(repo: Path, service: str, **values: Any) -> StoredFeatures:
+def opened(repo: Path, service: Stored | str, **values: Any) -> StoredFeatures:
     """With the patience that a loaded machine needs; closed at the end of the test."""
-    OPEN.append(StoredFeatures(repo, service, **({"patience": 60} | values)))
+    OPEN.append(StoredFeatures(repo, service, **({"patience": 60, "clock": Clock()} | values)))
     return OPEN[-1]
 
 
@@ -138,7 +139,7 @@ EVENTS = events(["a", "b", None, "nobody", "c", "a"], [1, 1, 2, 3, None, 1], ["U
 def test_reads_what_feast_reads(repo: Path) -> None:
     from feast import FeatureStore
 
-    stored = opened(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1")
     assert stored.names == NAMES
     assert stored.entities == {"card", "shop_id", "city"}
     read = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0))
@@ -158,7 +159,7 @@ def test_reads_what_feast_reads(repo: Path) -> None:
 
 
 def test_flags_tell_what_is_missing(repo: Path) -> None:
-    stored = opened(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1")
     read = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0))
     assert raised(stored, read, "missing:card_history").tolist() == [False, False, True, True, False, False]
     assert raised(stored, read, "missing:place").tolist() == [False, False, False, True, True, True]
@@ -167,7 +168,7 @@ def test_flags_tell_what_is_missing(repo: Path) -> None:
 
 
 def test_older_than_the_ttl_is_null_and_later_than_the_event_is_kept_both_flagged(repo: Path) -> None:
-    stored = opened(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1")
     batch = events(["a"] * 4, [1, 1, 1, 2], ["Ulm"] * 4)
     read = stored.read(batch, at(-1, 0, 2, 2.001))
     assert listed(read.columns["card_history__mean"]) == [2.5, 2.5, 2.5, None]
@@ -178,6 +179,47 @@ def test_older_than_the_ttl_is_null_and_later_than_the_event_is_kept_both_flagge
     assert not raised(stored, read, "stale:place").any()
     assert listed(read.columns["place__rate"]) == [0.25, 0.25, 0.25, 0.75]
     assert listed(stored.read(batch, at(-1, 0, 2, 2)).columns["card_history__mean"]) == [2.5] * 4
+
+
+def test_what_is_stale_is_replaced_as_the_pipeline_says(repo: Path) -> None:
+    asked = Stored("pay_v1", stale={"card_history__mean": "median", "card_history": 7, "place__rate": "refuse"})
+    stored = opened(repo, asked, medians={"card_history__mean": 0.5})
+    read = stored.read(events(["a", "a", "nobody", None], [1, 1, 9, 2], ["Ulm"] * 4), at(0, 3, 3, 3))
+    assert listed(read.columns["card_history__mean"]) == [2.5, 0.5, None, None], "what the store knows to be missing is null"
+    assert listed(read.columns["card_history__count"]) == [2, 7, None, None]
+    assert raised(stored, read, "stale:card_history").tolist() == [False, True, False, False]
+    assert not raised(stored, read, "refused").any(), "a view without ttl is never stale"
+    assert stored.refuses
+
+
+def test_age_is_by_the_events_time_or_by_the_clock(repo: Path) -> None:
+    clock = Clock()
+    clock.now = at(3)[0] / 1e6
+    batch, times = events(["a"], [1], ["Ulm"]), at(1)
+    for age, stale in (("event", False), ("wall", True)):
+        asked = Stored("pay_v1", otherwise="refuse")
+        stored = opened(repo, asked, clock=clock, age=age)
+        read = stored.read(batch, times)
+        assert raised(stored, read, "stale:card_history").tolist() == [stale] == raised(stored, read, "refused").tolist()
+
+
+def test_what_nobody_knows_is_replaced_too(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(monkeypatch)
+    stored = opened(repo, Stored("pay_v1", stale={"place": "refuse"}, otherwise=-1))
+    store.error = "gone"
+    read = stored.read(events(["a", None], [1, None], ["Ulm", "Ulm"]), at(0, 0))
+    assert listed(read.columns["card_history__mean"]) == [-1, None]
+    assert listed(read.columns["place__rate"]) == [None, None]
+    assert raised(stored, read, "refused").tolist() == [True, False]
+
+
+def test_what_stored_cannot_say_is_named(repo: Path) -> None:
+    with pytest.raises(StoredFeaturesError, match="the model has no median of card_history__mean"):
+        opened(repo, Stored("pay_v1", otherwise="median"))
+    with pytest.raises(StoredFeaturesError, match=r"expected a feature or a view of .*card_history__mean.*, got card_histroy"):
+        opened(repo, Stored("pay_v1", stale={"card_histroy": "null"}))
+    with pytest.raises(StoredFeaturesError, match="place__rate: expected a number or one of null, median, refuse, got 'nul'"):
+        opened(repo, Stored("pay_v1", stale={"place__rate": "nul"}))  # type: ignore[dict-item]
 
 
 @pytest.fixture
@@ -217,8 +259,8 @@ def test_the_store_is_asked_once_for_each_key_and_again_when_it_is_due(repo: Pat
 
 
 def test_a_warm_start_reads_what_the_offline_source_knows(repo: Path, reads: list[tuple[str, int]]) -> None:
-    stored = opened(repo, "pay_v1", clock=Clock())
-    cold = opened(repo, "pay_v1", clock=Clock()).read(EVENTS, at(*[0] * 6))
+    stored = opened(repo, "pay_v1")
+    cold = opened(repo, "pay_v1").read(EVENTS, at(*[0] * 6))
     reads.clear()
     assert stored.warm() == 3 + 3
     assert reads == [("card_history", 3), ("place", 3)]
@@ -236,7 +278,7 @@ def test_a_warm_start_that_cannot_be_had_is_said_and_serving_goes_on(
     folder = tmp_path / "repo"
     shutil.copytree(repo, folder)
     (folder / "data" / "cards.parquet").unlink()
-    stored = opened(folder, "pay_v1", clock=Clock())
+    stored = opened(folder, "pay_v1")
     assert stored.warm() == 3
     assert "view card_history cannot be listed" in caplog.text
     assert listed(stored.read(EVENTS, at(*[0] * 6)).columns["card_history__count"])[0] == 2
@@ -305,7 +347,7 @@ def test_a_store_that_fails_costs_freshness_and_says_so(
 
 def test_a_store_that_hangs_is_waited_for_once(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(monkeypatch)
-    stored = opened(repo, "pay_v1", clock=Clock(), patience=0.5)
+    stored = opened(repo, "pay_v1", patience=0.5)
     store.open.clear()
     began = time.monotonic()
     stored.read(events(["a"], [1], ["Ulm"]), at(0))
@@ -320,12 +362,12 @@ def test_a_store_that_hangs_is_waited_for_once(repo: Path, monkeypatch: pytest.M
 
 
 def test_many_entities_and_a_full_cache(repo: Path, reads: list[tuple[str, int]]) -> None:
-    stored = opened(repo, "pay_v1", clock=Clock(), max_entities=100)
+    stored = opened(repo, "pay_v1", max_entities=100)
     for start in range(0, 1000, 70):
         cards = [f"x{k}" for k in range(start, start + 70)] + ["a"]
         read = stored.read(events(cards, [1] * 71, ["Ulm"] * 71), at(*[0] * 71))
         assert listed(read.columns["card_history__mean"]) == [None] * 70 + [2.5]
-    large = opened(repo, "pay_v1", clock=Clock())
+    large = opened(repo, "pay_v1")
     reads.clear()
     cards = [f"x{k}" for k in range(9000)] + ["a", "b"]
     for _ in range(2):
@@ -336,17 +378,17 @@ def test_many_entities_and_a_full_cache(repo: Path, reads: list[tuple[str, int]]
 
 
 def test_feast_leaves_the_metrics_of_this_process_and_its_children_alone(repo: Path) -> None:
-    opened(repo, "pay_v1", clock=Clock())
+    opened(repo, "pay_v1")
     assert not set(METRICS_FILES) & set(os.environ)
 
 
 def test_a_batch_without_rows(repo: Path) -> None:
-    read = opened(repo, "pay_v1", clock=Clock()).read(EVENTS.slice(0, 0), at())
+    read = opened(repo, "pay_v1").read(EVENTS.slice(0, 0), at())
     assert [len(read.columns[name]) for name in NAMES] == [0] * 4
 
 
 def test_wrong_columns_are_named(repo: Path) -> None:
-    stored = opened(repo, "pay_v1", clock=Clock())
+    stored = opened(repo, "pay_v1")
     with pytest.raises(StoredFeaturesError, match=r"view card_history: expected the columns card, got no .*card"):
         stored.read(EVENTS.select(["shop_id", "city"]), at(*[0] * 6))
     wrong = pa.RecordBatch.from_pydict({"card": [1], "shop_id": [1], "city": ["Ulm"]})
@@ -394,7 +436,7 @@ def test_history_is_as_of_each_rows_time_in_the_rows_order(repo: Path) -> None:
 def test_history_and_serving_agree_where_the_newest_row_holds(repo: Path) -> None:
     """All of the store's rows are known at this time, so that the join as of it finds what the online store has."""
     times = at(*[0.25] * EVENTS.num_rows)
-    served = opened(repo, "pay_v1", clock=Clock()).read(EVENTS, times)
+    served = opened(repo, "pay_v1").read(EVENTS, times)
     table = pa.Table.from_batches([EVENTS]).append_column("when", pa.array(times).cast(pa.timestamp("us", "UTC")))
     trained = historical(repo, "pay_v1", table, "when")
     for name in NAMES:
