@@ -1,90 +1,30 @@
 """Stored features: equal to Feast's own read, with their age and what is missing told by flags."""
 
-import contextlib
-import io
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from pay_repo import DAY, NAMES, make_repo
 
 from features.history import historical
 from features.spec import Stored
 from features.stored import StoredFeatures, StoredRead
-from features.views import METRICS_FILES, StoredFeaturesError, load_feast
+from features.views import METRICS_FILES, StoredFeaturesError
 
-DAY = datetime(2024, 1, 10, tzinfo=UTC)
-CARDS = {
-    "card": ["a", "a", "b", "c"],
-    "mean": [1.5, 2.5, 0.1, None],
-    "count": [1, 2, 3, 4],
-    "unused": [0.0, 0.0, 0.0, 0.0],
-    "event_timestamp": [DAY - timedelta(days=3), DAY, DAY - timedelta(days=1), DAY],
-}
-PLACES = {
-    "shop_id": [1, 1, 2],
-    "city": ["Ulm", "Bonn", "Ulm"],
-    "rate": [0.25, 0.5, 0.75],
-    "open": [True, False, True],
-    "event_timestamp": [DAY, DAY, DAY - timedelta(days=400)],
-}
 OPEN: list[StoredFeatures] = []
-NAMES = ("card_history__mean", "card_history__count", "place__rate", "place__open")
-
-
-def definitions() -> list[Any]:
-    """What a repo's .py files define: two views that are used, and one that cannot be."""
-    from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
-    from feast.types import Bool, Float32, Float64, Int64, String
-
-    def source(name: str) -> Any:
-        return FileSource(name=name, path=f"data/{name}.parquet", timestamp_field="event_timestamp")
-
-    def fields(**types: Any) -> list[Any]:
-        return [Field(name=name, dtype=dtype) for name, dtype in types.items()]
-
-    card = Entity(name="card", join_keys=["card"], value_type=ValueType.STRING)
-    shop = Entity(name="shop", join_keys=["shop_id"], value_type=ValueType.INT64)
-    city = Entity(name="city", join_keys=["city"], value_type=ValueType.STRING)
-    cards = fields(card=String, mean=Float32, count=Int64, unused=Float64)
-    places = fields(shop_id=Int64, city=String, rate=Float64, open=Bool)
-    card_history = FeatureView(
-        name="card_history", entities=[card], ttl=timedelta(days=2), schema=cards, source=source("cards")
-    )
-    place = FeatureView(name="place", entities=[shop, city], ttl=timedelta(0), schema=places, source=source("places"))
-    words = FeatureView(name="words", entities=[card], schema=fields(card=String, word=String), source=source("words"))
-    services = [
-        FeatureService(name="pay_v1", features=[card_history[["mean", "count"]], place]),
-        FeatureService(name="worded", features=[words]),
-    ]
-    return [card, shop, city, card_history, place, words, *services]
 
 
 @pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    feast = load_feast()
-    folder = tmp_path_factory.mktemp("feast")
-    (folder / "data").mkdir()
-    (folder / "feature_store.yaml").write_text(
-        "project: pay\nprovider: local\nregistry: data/registry.db\nonline_store: {type: sqlite, path: data/online.db}\n"
-        "offline_store: {type: file}\nentity_key_serialization_version: 3\n"
-    )
-    pq.write_table(pa.table(CARDS), folder / "data" / "cards.parquet")
-    pq.write_table(pa.table(PLACES), folder / "data" / "places.parquet")
-    pq.write_table(pa.table({"card": ["a"], "word": ["x"], "event_timestamp": [DAY]}), folder / "data" / "words.parquet")
-    store = feast.FeatureStore(repo_path=str(folder))
-    with contextlib.redirect_stdout(io.StringIO()):
-        store.apply(definitions())
-        store.materialize(DAY - timedelta(days=500), DAY + timedelta(days=1))
-    return folder
+    return make_repo(tmp_path_factory.mktemp("feast") / "repo")
 
 
 def opened(repo: Path, service: Stored | str, **values: Any) -> StoredFeatures:
