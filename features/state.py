@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from features.growing import Growing
 from features.spec import Last, Window, seconds
 from features.streaming import Cut, Group
 from kernels.entities import cpu as entities
@@ -27,7 +28,7 @@ STATE_VERSION = 3
 MICROSECONDS = 1_000_000
 UNBOUNDED = 2**62
 FEW = 10_000
-"""Slots that a state may have before it takes any back from idle entities."""
+"""Entities that a state may hold before idle ones have to leave."""
 
 
 class Tiles:
@@ -58,10 +59,10 @@ class Tiles:
             0.5 ** (np.arange(spans[-1]) / half_life) if half_life else np.empty(0),
             half_life * first.tile_seconds * MICROSECONDS,
         )
-        self._runs = np.zeros((0, 4), np.int32)
+        self._runs = Growing((4,), np.int32)
         self._heap = windows.new_heap()
-        self._pool = np.zeros((0, 2 + len(fields)))
-        self._sketch = np.zeros((0, windows.REGISTERS if self._distinct else 0), np.uint8)
+        self._pool = Growing((2 + len(fields),), np.float64)
+        self._sketch = Growing((windows.REGISTERS if self._distinct else 0,), np.uint8)
         self.used_late = self.dropped_late = 0
 
     def update(self, slots: I32, times: I64, values: F64, bits: npt.NDArray[np.uint32], out: F64) -> None:
@@ -69,34 +70,34 @@ class Tiles:
         progress = np.zeros(6, np.int64)
         number, code = self._inputs
         while progress[windows.NEXT] < len(slots):
-            state = self._runs, self._heap, self._pool, self._sketch
+            if progress[windows.WANTED]:
+                self._room(int(progress[windows.WANTED]))
+            state = self._runs.array, self._heap, self._pool.array, self._sketch.array
             windows.window(
                 slots, times, values[number], values[code], bits, self._condition, *self._plan, *state, progress, out
             )
-            if progress[windows.WANTED]:
-                self._room(int(progress[windows.WANTED]))
+            del state  # what is looked at cannot grow
         self.used_late += int(progress[windows.USED_LATE])
         self.dropped_late += int(progress[windows.DROPPED_LATE])
 
     def grow(self, slots: int) -> None:
         """Makes room for so many slots."""
-        self._runs = _grown(self._runs, slots)
+        self._runs.grow(slots)
 
     def _room(self, rows: int) -> None:
-        wanted = int(self._heap[windows.TOP]) + rows
-        self._pool = _grown(self._pool, wanted)
-        if self._distinct:
-            self._sketch = _grown(self._sketch, len(self._pool))
+        self._pool.grow(int(self._heap[windows.TOP]) + rows)
+        self._sketch.grow(len(self._pool))
 
     def clear(self, slots: I32) -> None:
         """Empties slots."""
-        windows.clear(slots, self._runs, self._heap, self._pool)
+        windows.clear(slots, self._runs.array, self._heap, self._pool.array)
 
     def dump(self, slots: I64) -> Arrays:
         """What these slots hold."""
-        sizes = self._runs[slots, windows.SIZE]
-        packed, sketch = (np.empty((int(sizes.sum()), each.shape[1]), each.dtype) for each in (self._pool, self._sketch))
-        windows.pack(slots, self._runs, self._pool, self._sketch, packed, sketch)
+        runs, pool, sketches = self._runs.array, self._pool.array, self._sketch.array
+        sizes = runs[slots, windows.SIZE]
+        packed, sketch = (np.empty((int(sizes.sum()), each.shape[1]), each.dtype) for each in (pool, sketches))
+        windows.pack(slots, runs, pool, sketches, packed, sketch)
         return {"sizes": sizes, "tiles": packed} | ({"sketch": sketch} if self._distinct else {})
 
     def load(self, slots: I32, arrays: Arrays) -> None:
@@ -104,7 +105,7 @@ class Tiles:
         sizes, packed = arrays["sizes"], arrays["tiles"]
         sketch = arrays.get("sketch", np.empty((0, 0), np.uint8))
         self._room(windows.SMALLEST * len(slots) + 2 * int(sizes.sum()))
-        windows.unpack(slots, sizes, packed, sketch, self._runs, self._heap, self._pool, self._sketch)
+        windows.unpack(slots, sizes, packed, sketch, self._runs.array, self._heap, self._pool.array, self._sketch.array)
 
 
 class Lasts:
@@ -115,32 +116,33 @@ class Lasts:
         self._inputs = np.array([group.inputs.index(each) for each in feature.inputs], np.int64)
         self._condition = group.conditions.index(feature.where)
         self._within = seconds(feature.within) * MICROSECONDS
-        self._seen_at: I64 = np.empty((0, len(rows)), np.int64)
-        self._seen: F64 = np.empty((0, len(rows)))
+        self._seen_at = Growing((len(rows),), np.int64)
+        self._seen = Growing((len(rows),), np.float64)
         self.used_late = self.dropped_late = 0
 
     def update(self, slots: I32, times: I64, values: F64, bits: npt.NDArray[np.uint32], out: F64) -> None:
         """Reads and updates, event by event; fills its rows of out."""
-        state = self._seen_at, self._seen
+        state = self._seen_at.array, self._seen.array
         last_values.last(slots, times, values, self._inputs, bits, self._condition, self._within, *state, out[self._rows])
 
     def grow(self, slots: int) -> None:
         """Makes room for so many slots."""
         before = len(self._seen_at)
-        self._seen_at, self._seen = _grown(self._seen_at, slots), _grown(self._seen, slots)
-        self._seen_at[before:] = last_values.NEVER
+        self._seen_at.grow(slots)
+        self._seen.grow(slots)
+        self._seen_at.array[before:] = last_values.NEVER
 
     def clear(self, slots: I32) -> None:
         """Empties slots."""
-        self._seen_at[slots] = last_values.NEVER
+        self._seen_at.array[slots] = last_values.NEVER
 
     def dump(self, slots: I64) -> Arrays:
         """What these slots hold."""
-        return {"seen_at": self._seen_at[slots], "seen": self._seen[slots]}
+        return {"seen_at": self._seen_at.array[slots], "seen": self._seen.array[slots]}
 
     def load(self, slots: I32, arrays: Arrays) -> None:
         """The reverse, into empty slots."""
-        self._seen_at[slots], self._seen[slots] = arrays["seen_at"], arrays["seen"]
+        self._seen_at.array[slots], self._seen.array[slots] = arrays["seen_at"], arrays["seen"]
 
 
 class State:
@@ -157,9 +159,9 @@ class State:
         self._clock = -UNBOUNDED
         self._idle = retention(group) * MICROSECONDS
         self._table, self._books = entities.new_table(), entities.new_books()
-        self._held: I64 = np.zeros((0, 3), np.int64)
+        self._pinned, self._free = Growing((), np.int32), Growing((), np.int32)
         self._parts_of: tuple[int, ...] = ()
-        self._parts: list[tuple[npt.NDArray[np.uint64], I64]] = []
+        self._parts: list[I64] = []
         self._stores = stores(group)
         self._features = [repr(feature) for feature in group.features]
 
@@ -199,8 +201,9 @@ class State:
         now = shards, *self._books[[entities.ADDED, entities.EXPIRED, entities.EVICTED]].tolist()
         if self._parts_of != now:
             self._parts_of, self._parts = now, self._split(shards)
-        keys, here = self._parts[shard]
-        arrays = {"keys": keys, "at": self._held[here, entities.AT]}
+        entries = self._table[self._parts[shard]]
+        here = (entries[:, 1] & entities.SLOT).astype(np.int64)
+        arrays: Arrays = {"keys": entries[:, 0], "seconds": (entries[:, 1] >> entities.HALF).astype(np.uint32)}
         for j, store in enumerate(self._stores):
             arrays |= {f"{j}.{name}": array for name, array in store.dump(here).items()}
         return {
@@ -210,14 +213,12 @@ class State:
             "arrays": {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         }
 
-    def _split(self, shards: int) -> list[tuple[npt.NDArray[np.uint64], I64]]:
-        """The entities and slots of each shard."""
-        slots = np.flatnonzero(self._held[: self._books[entities.USED], entities.HASH])
-        keys = self._held[slots, entities.HASH].view(np.uint64)
-        of_slot = (keys % np.uint64(shards)).astype(np.int64)
-        order = np.argsort(of_slot, kind="stable")
-        edges = np.searchsorted(of_slot[order], np.arange(1, shards))
-        return [(keys[here], slots[here]) for here in np.split(order, edges)]
+    def _split(self, shards: int) -> list[I64]:
+        """The entries of the table of each shard."""
+        filled = np.flatnonzero(self._table[:, 0])
+        shard = (self._table[filled, 0] % np.uint64(shards)).astype(np.int64)
+        order = np.argsort(shard, kind="stable")
+        return np.split(filled[order], np.searchsorted(shard[order], np.arange(1, shards)))
 
     def load(self, dump: Dump) -> None:
         """Adds a shard. Raises ValueError for a dump of another version or of other features."""
@@ -227,8 +228,8 @@ class State:
             raise ValueError(f"state of {self.group.entity}: expected the features {self._features}, got {dump['features']}")
         arrays = {name: np.frombuffer(data, kind).reshape(shape) for name, (kind, shape, data) in dump["arrays"].items()}
         self._clock = max(self._clock, dump["clock"])
-        keys, at = arrays["keys"], arrays["at"]
-        slots = self._slots(keys, at, np.full(len(keys), 2, np.uint32), -UNBOUNDED)
+        keys, times = arrays["keys"], arrays["seconds"].astype(np.int64) * MICROSECONDS
+        slots = self._slots(keys, times, np.full(len(keys), 2, np.uint32), -UNBOUNDED)
         for j, store in enumerate(self._stores):
             store.load(slots, {name[len(f"{j}.") :]: array for name, array in arrays.items() if name.startswith(f"{j}.")})
 
@@ -236,23 +237,14 @@ class State:
         """The slot of each entity [n]; those that update get one if they have none, those that only read do not (-1)."""
         n, books = len(hashes), self._books
         out = np.empty(n, np.int32)
-        used = int(books[entities.USED])
-        freed = np.empty(min(used, entities.LOOK * n), np.int32)
-        self._table = entities.grown(self._table, int(books[entities.LIVE]) + n)
-        self._held = _grown(self._held, used + n)
-        count = entities.place(
-            self._table,
-            self._held,
-            books,
-            hashes,
-            times,
-            bits,
-            clock - self._idle,
-            min(FEW, self._most),
-            self._most,
-            out,
-            freed,
-        )
+        used, held = int(books[entities.USED]), int(books[entities.LIVE])
+        freed = np.empty(min(held, 2 * entities.LOOK * n), np.int32)
+        self._table = entities.grown(self._table, held + n)
+        self._pinned.grow(used + n)
+        self._free.grow(used + n)
+        since = (clock - self._idle) // MICROSECONDS
+        room = self._table, self._pinned.array, self._free.array
+        count = entities.place(*room, books, hashes, times, bits, since, min(FEW, self._most), self._most, out, freed)
         for store in self._stores:
             if count:
                 store.clear(freed[:count])
@@ -287,12 +279,3 @@ def stores(group: Group) -> list[Tiles | Lasts]:
 def _tiles(window: Window) -> tuple[Any, ...]:
     """What windows have in common that share tiles."""
     return window.where, window.value, window.tile_seconds, window.half_life, window.late
-
-
-def _grown(array: Any, rows: int) -> Any:
-    """The same array if it has so many rows, else one of half as many again at least, the new ones zero."""
-    if len(array) >= rows:
-        return array
-    larger = np.zeros((max(len(array) * 3 // 2, rows), *array.shape[1:]), array.dtype)
-    larger[: len(array)] = array
-    return larger

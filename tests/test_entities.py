@@ -15,67 +15,89 @@ BATCHES = st.lists(
 )
 
 
+class Table:
+    """A table with what belongs to it, poisoned."""
+
+    def __init__(self) -> None:
+        self.entries, self.books = cpu.new_table(), cpu.new_books()
+        self.pinned = self.free = np.zeros(0, np.int32)
+
+    def place(
+        self, hashes: np.ndarray, seconds: np.ndarray, updates: np.ndarray, since: int, few: int, most: int
+    ) -> tuple[list[int], list[int]]:
+        """The slots, and those that were freed."""
+        n, used, held = len(hashes), int(self.books[cpu.USED]), int(self.books[cpu.LIVE])
+        self.entries = cpu.grown(self.entries, held + n)
+        self.pinned, self.free = (
+            np.concatenate([a, np.full(max(0, used + n - len(a)), -9, np.int32)]) for a in (self.pinned, self.free)
+        )
+        out, freed = np.full(n, -7, np.int32), np.full(min(held, 2 * cpu.LOOK * n), -7, np.int32)
+        times, bits = seconds * 1_000_000 + 999_999, (1 + 4 * updates).astype(np.uint32)
+        room = self.entries, self.pinned, self.free, self.books
+        count = cpu.place(*room, hashes, times, bits, since, few, most, out, freed)
+        return out.tolist(), freed[:count].tolist()
+
+    @property
+    def held(self) -> dict[int, tuple[int, int]]:
+        filled = self.entries[self.entries[:, 0] != 0]
+        return {int(hash): (int(rest & cpu.SLOT), int(rest >> cpu.HALF)) for hash, rest in filled}
+
+
 @given(BATCHES, st.integers(0, 40), st.integers(0, 40), st.integers(1, 30), st.integers(0, 2**32))
-def test_slots_are_those_of_the_definition(
+def test_slots_are_given_as_the_definition_allows(
     batches: list[tuple[list[tuple[int, bool]], int]], idle: int, few: int, most: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    twin = naive.Entities(few, most, cpu.LOOK)
-    table, books, held = cpu.new_table(), cpu.new_books(), np.zeros((0, 3), np.int64)
-    at = 0
+    table, twin = Table(), naive.Entities(few, most)
+    at = 100
     for rows, step in batches:
-        n, used = len(rows), int(books[cpu.USED])
         at += step
-        times = at + rng.integers(-20, 20, n)
-        hashes = np.array([hash for hash, _ in rows], np.uint64)
-        bits = np.array([1 + 4 * updates for _, updates in rows], np.uint32)
-        table = cpu.grown(table, int(books[cpu.LIVE]) + n)
-        held = np.concatenate([held, np.full((max(0, used + n - len(held)), 3), -99)])
-        held[used:] = 0
-        out, freed = np.full(n, -7, np.int32), np.full(min(used, cpu.LOOK * n), -7, np.int32)
-        count = cpu.place(table, held, books, hashes, times, bits, at - idle, few, most, out, freed)
-        events = [(hash, int(time), updates) for (hash, updates), time in zip(rows, times, strict=True)]
-        slots, left = twin.place(events, at - idle)
-        assert out.tolist() == slots
-        assert freed[:count].tolist() == left
+        seconds = at + rng.integers(-20, 20, len(rows))
+        hashes, updates = np.array([hash for hash, _ in rows], np.uint64), np.array([each for _, each in rows], np.bool_)
+        slots, freed = table.place(hashes, seconds, updates, at - idle, few, most)
+        events = [(hash, second, each) for (hash, each), second in zip(rows, seconds.tolist(), strict=True)]
+        assert twin.place(events, at - idle, slots, freed) == []
+        books = table.books
         assert (books[cpu.LIVE], books[cpu.EXPIRED], books[cpu.EVICTED]) == (len(twin.held), twin.expired, twin.evicted)
-    entries = table[table[:, 0] != 0]
-    assert {int(hash): int(slot) for hash, slot in entries} == {hash: slot for hash, (slot, _) in twin.held.items()}
-    assert {int(slot): tuple(held[slot, :2].view(np.uint64)) for slot in entries[:, 1]} == {
-        slot: tuple(np.array([hash, time]).astype(np.int64).view(np.uint64)) for hash, (slot, time) in twin.held.items()
-    }
+        assert table.held == twin.held
+
+
+def test_without_a_bound_nobody_leaves_and_slots_are_given_in_turn() -> None:
+    hashes = np.random.default_rng(0).integers(1, 2**64, 5000, np.uint64)
+    table = Table()
+    for rows in np.split(np.arange(5000), 50):
+        slots, freed = table.place(hashes[rows], rows, np.ones(100, np.bool_), -1, 0, 2**62)
+        assert (slots, freed) == (rows.tolist(), [])
 
 
 def test_no_more_are_held_than_may_be() -> None:
     """A million that come once each: the room is that of the bound and a batch."""
-    table, books, held = cpu.new_table(), cpu.new_books(), np.zeros((3000, 3), np.int64)
-    hashes = np.random.default_rng(0).integers(1, 2**64, 1_000_000, np.uint64)
-    table = cpu.grown(table, 3000)
-    for batch in np.split(hashes, 1000):
-        freed = np.empty(min(int(books[cpu.USED]), cpu.LOOK * 1000), np.int32)
-        count = cpu.place(
-            table, held, books, batch, np.zeros(1000, np.int64), np.full(1000, 2, np.uint32), 0, 0, 1500,
-            np.empty(1000, np.int32), freed,
-        )  # fmt: skip
-        assert count <= 1000
-        assert books[cpu.USED] <= 2600
-    assert books[cpu.EVICTED] + books[cpu.LIVE] == books[cpu.ADDED] == 1_000_000
-    assert books[cpu.EXPIRED] == 0
+    table = Table()
+    for batch in np.split(np.random.default_rng(0).integers(1, 2**64, 1_000_000, np.uint64), 1000):
+        table.place(batch, np.zeros(1000, np.int64), np.ones(1000, np.bool_), 0, 0, 1500)
+        assert table.books[cpu.USED] <= 2550
+    assert table.books[cpu.EVICTED] + table.books[cpu.LIVE] == table.books[cpu.ADDED] == 1_000_000
+    assert table.books[cpu.EXPIRED] == 0
+    assert table.books[cpu.LIVE] == len(table.held)
 
 
 def test_the_idlest_leave_first() -> None:
-    """Of a thousand entities a tenth had no update for long; as many new ones put hardly another one out."""
-    table, books, held = cpu.grown(cpu.new_table(), 1200), cpu.new_books(), np.zeros((1200, 3), np.int64)
-    rng = np.random.default_rng(1)
-    hashes = rng.integers(1, 2**64, 1100, np.uint64)
-    times = np.where(np.arange(1100) % 10 == 0, 0, 100)
+    """Of a thousand entities a tenth had no update for long; of the hundred that leave, chance would take ten of those."""
+    table, hashes = Table(), np.random.default_rng(1).integers(1, 2**64, 1100, np.uint64)
+    seconds = np.where(np.arange(1100) % 10 == 0, 0, 100)
     for rows in (slice(0, 1000), slice(1000, 1100)):
         n = rows.stop - rows.start
-        cpu.place(
-            table, held, books, hashes[rows], times[rows] + rows.start, np.full(n, 2, np.uint32), -1, 0, 1000,
-            np.empty(n, np.int32), np.empty(min(int(books[cpu.USED]), cpu.LOOK * n), np.int32),
-        )  # fmt: skip
+        table.place(hashes[rows], seconds[rows] + rows.start, np.ones(n, np.bool_), -1, 0, 1000)
     old = set(hashes[:1000][np.arange(1000) % 10 == 0].tolist())
-    here = set(table[table[:, 0] != 0, 0].tolist())
-    assert len(here) == 1000
-    assert len(old & here) < 30
+    assert len(table.held) == 1000
+    assert len(old & set(table.held)) < 50
+
+
+def test_the_idle_leave_when_others_come_and_their_slots_are_used_again() -> None:
+    table, hashes = Table(), np.random.default_rng(2).integers(1, 2**64, 100_000, np.uint64)
+    for k, batch in enumerate(np.split(hashes, 100)):
+        table.place(batch, np.full(1000, k), np.ones(1000, np.bool_), k - 3, 2000, 2**62)
+        assert table.books[cpu.USED] <= 7000
+    assert table.books[cpu.EVICTED] == 0
+    assert {second for _, second in table.held.values()} >= {97, 98, 99}
+    assert sum(second >= 97 for _, second in table.held.values()) == 3000

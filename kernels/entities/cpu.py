@@ -1,13 +1,14 @@
 """From hashes to slots in arrays, with linear probing. kernels/entities/naive.py is the definition.
 
-`table` uint64 [capacity, 2]: hash (0: empty) and slot; capacity is a power of two and at least twice the entries.
-`held` int64 [s, 3], by slot: the hash (0: the slot is free), the latest time of its updates, and the batch it was last in.
-`books` int64 [BOOKS] is the rest: see the names below.
+`table` uint64 [capacity, 2]: the hash (0: empty), and the slot with, in the upper half, the latest second of its updates (from
+1970 to 2106); capacity is a power of two and at least twice the entries. `pinned` int32 [s] says of a slot in which
+batch it was last wanted when slots were looked for. `free` int32 [s] is a stack of slots that were given back. `books` int64
+[BOOKS] is the rest: see the names below.
 
-A slot is looked for only when a new entity needs one and there are `few` slots already: LOOK of them are looked at in turn,
-those without an update since a given time are freed, and if there are `most` entities, the one longest without an update of
-those looked at has to leave.
-Entities of the batch at hand stay, so that more than `most` are held where a batch alone has as many.
+A slot is looked for only when a new entity needs one and there are `few` entities already: LOOK entries of the table are looked
+at in turn, those without an update since a given second are freed, and if there are `most` entities, the one longest without an
+update of those looked at has to leave. Entities of the batch at hand stay, so that more than `most` are held where a batch
+alone has as many.
 """
 
 import numpy as np
@@ -18,18 +19,17 @@ U64 = npt.NDArray[np.uint64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 ZERO = np.uint64(0)
-HASH, AT, STAMP = range(3)
+SLOT, HALF = np.uint64(2**32 - 1), np.uint64(32)
+LAST_SECOND = 2**32 - 1
 USED, LIVE, HAND, FREE, BATCH, ADDED, EXPIRED, EVICTED = range(8)
 BOOKS = 8
 LOOK = 16
 
 
 def new_books() -> I64:
-    """Of an empty table: slots ever given, entities, next slot to look at, last freed slot (-1: none), batches, entities
-    ever added, expired and evicted."""
-    books = np.zeros(BOOKS, np.int64)
-    books[FREE] = -1
-    return books
+    """Of an empty table: slots ever given, entities, the next entry to look at, slots on the free stack, batches in which slots
+    were looked for, entities ever added, expired and evicted."""
+    return np.zeros(BOOKS, np.int64)
 
 
 def new_table(entries: int = 0) -> U64:
@@ -41,12 +41,9 @@ def new_table(entries: int = 0) -> U64:
 
 
 @njit(cache=True, nogil=True)
-def _remove(table: U64, hash: np.uint64) -> None:
-    """Takes an entry out, and moves those up that it stood in the way of."""
+def _remove(table: U64, gap: int) -> None:
+    """Empties an entry, and moves those up that it stood in the way of."""
     mask = len(table) - 1
-    gap = np.int64(hash & np.uint64(mask))
-    while table[gap, 0] != hash:
-        gap = (gap + 1) & mask
     at = gap
     while True:
         at = (at + 1) & mask
@@ -60,19 +57,10 @@ def _remove(table: U64, hash: np.uint64) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _free(table: U64, held: I64, books: I64, slot: int, freed: I32, count: int) -> int:
-    _remove(table, np.uint64(held[slot, HASH]))
-    held[slot, HASH], held[slot, AT] = 0, books[FREE]
-    books[FREE] = slot
-    books[LIVE] -= 1
-    freed[count] = slot
-    return count + 1
-
-
-@njit(cache=True, nogil=True)
 def place(
     table: U64,
-    held: I64,
+    pinned: I32,
+    free: I32,
     books: I64,
     hashes: U64,
     times: I64,
@@ -85,59 +73,136 @@ def place(
 ) -> int:
     """Fills out int32 [n] with the slot of each hash uint64 [n] at times int64 [n] (microseconds), -1 where it has none.
 
-    Where bits[i] > 1 (updates), an absent entity gets a slot; where not, it gets none; a hash of 0 is no entity. since, few,
-    most: as above. Returns how many slots were freed, which are in freed int32 [min(USED, LOOK * n)]; the caller empties them
-    before they are used. The caller has made room: table for LIVE + n, held for USED + n.
+    Where bits[i] > 1 (updates), an absent entity gets a slot; where not, it gets none; a hash of 0 is no entity. since (a
+    second), few, most: as above. Returns how many slots were freed, which are in freed int32 [min(LIVE, 2 * LOOK * n)];
+    the caller empties them before they are used. The caller has made room: table for LIVE + n, pinned and free for USED + n.
     """
-    mask = np.uint64(len(table) - 1)
-    books[BATCH] += 1
-    stamp, count = books[BATCH], 0
-    used = books[USED]  # slots of before this batch
+    mask = len(table) - 1
+    missing = -1
     for i in range(len(hashes)):
         h = hashes[i]
         out[i] = -1
         if h == ZERO:
             continue
-        at = np.int64(h & mask)
+        at = np.int64(h) & mask
         while table[at, 0] != ZERO and table[at, 0] != h:
-            at = (at + 1) & np.int64(mask)
-        updates = bits[i] > 1
+            at = (at + 1) & mask
         if table[at, 0] == ZERO:
-            if not updates:
-                continue
-            oldest = -1
-            for _ in range(min(LOOK, used) if books[USED] >= few else 0):
-                slot = books[HAND]
-                books[HAND] = slot + 1 if slot + 1 < used else 0
-                if held[slot, HASH] == 0 or held[slot, STAMP] == stamp:
-                    continue
-                if held[slot, AT] < since:
-                    count = _free(table, held, books, slot, freed, count)
-                    books[EXPIRED] += 1
-                elif oldest < 0 or held[slot, AT] < held[oldest, AT]:
-                    oldest = slot
-            if books[LIVE] >= most and oldest >= 0:
-                count = _free(table, held, books, oldest, freed, count)
-                books[EVICTED] += 1
-            slot = books[FREE]
+            if missing < 0 and bits[i] > 1:
+                missing = i
+            continue
+        entry = table[at, 1]
+        out[i] = np.int32(entry & SLOT)
+        if bits[i] > 1:
+            second = np.uint64(min(max(times[i] // 1_000_000, 0), LAST_SECOND))
+            if second > entry >> HALF:
+                table[at, 1] = second << HALF | entry & SLOT
+    return (
+        _insert(table, pinned, free, books, hashes, times, bits, since, few, most, out, freed, missing) if missing >= 0 else 0
+    )
+
+
+@njit(cache=True, nogil=True)
+def _insert(
+    table: U64,
+    pinned: I32,
+    free: I32,
+    books: I64,
+    hashes: U64,
+    times: I64,
+    bits: npt.NDArray[np.uint32],
+    since: int,
+    few: int,
+    most: int,
+    out: I32,
+    freed: I32,
+    missing: int,
+) -> int:
+    """Gives slots to the entities that have none, from row `missing` on."""
+    mask = len(table) - 1
+    looks = books[LIVE] + len(hashes) >= few
+    books[BATCH] += 1
+    stamp, count = np.int32(books[BATCH] & 0x7FFFFFFF), 0
+    if looks:
+        for slot in out:
             if slot >= 0:
-                books[FREE] = held[slot, AT]
-            else:
-                slot = books[USED]
-                books[USED] += 1
-            at = np.int64(h & mask)  # what was freed may have moved entries
+                pinned[slot] = stamp
+    for i in range(missing, len(hashes)):
+        h = hashes[i]
+        if out[i] >= 0 or h == ZERO:
+            continue
+        at = np.int64(h) & mask
+        while table[at, 0] != ZERO and table[at, 0] != h:
+            at = (at + 1) & mask
+        second = np.uint64(min(max(times[i] // 1_000_000, 0), LAST_SECOND))
+        if table[at, 0] == h:  # since this batch began
+            entry = table[at, 1]
+            out[i] = np.int32(entry & SLOT)
+            if bits[i] > 1 and second > entry >> HALF:
+                table[at, 1] = second << HALF | entry & SLOT
+            continue
+        if bits[i] <= 1:
+            continue
+        if looks and books[LIVE] >= few:
+            for _ in range(2 if books[LIVE] > most else 1):
+                count = _look(table, pinned, free, books, since, most, stamp, freed, count)
+            at = np.int64(h) & mask
             while table[at, 0] != ZERO:
-                at = (at + 1) & np.int64(mask)
-            table[at, 0], table[at, 1] = h, slot
-            held[slot, HASH], held[slot, AT] = np.int64(h), times[i]
-            books[LIVE] += 1
-            books[ADDED] += 1
+                at = (at + 1) & mask
+        if books[FREE]:
+            books[FREE] -= 1
+            slot = np.int64(free[books[FREE]])
         else:
-            slot = np.int64(table[at, 1])
-        if updates:
-            held[slot, AT] = max(held[slot, AT], times[i])
-        held[slot, STAMP] = stamp
+            slot = books[USED]
+            books[USED] += 1
+        table[at, 0], table[at, 1] = h, second << HALF | np.uint64(slot)
+        pinned[slot] = stamp
+        books[LIVE] += 1
+        books[ADDED] += 1
         out[i] = slot
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _look(table: U64, pinned: I32, free: I32, books: I64, since: int, most: int, stamp: int, freed: I32, count: int) -> int:
+    """Looks at entries that no row of this batch wants; returns how many slots this batch has freed."""
+    mask = len(table) - 1
+    at = books[HAND] & mask
+    oldest, seconds = ZERO, np.int64(0)
+    looked = 0
+    for _ in range(4 * LOOK):
+        if looked == LOOK:
+            break
+        entry = table[at, 1]
+        slot = np.int64(entry & SLOT)
+        if table[at, 0] == ZERO or pinned[slot] == stamp:
+            at = (at + 1) & mask
+            continue
+        looked += 1
+        second = np.int64(entry >> HALF)
+        if second < since:
+            _remove(table, at)
+            free[books[FREE]] = freed[count] = slot
+            books[FREE] += 1
+            books[LIVE] -= 1
+            books[EXPIRED] += 1
+            count += 1
+            continue
+        if oldest == ZERO or second < seconds:
+            oldest, seconds = table[at, 0], second
+        at = (at + 1) & mask
+    books[HAND] = at
+    if books[LIVE] >= most and oldest != ZERO:
+        at = np.int64(oldest) & mask
+        while table[at, 0] != oldest:
+            at = (at + 1) & mask
+        slot = np.int64(table[at, 1] & SLOT)
+        _remove(table, at)
+        free[books[FREE]] = freed[count] = slot
+        books[FREE] += 1
+        books[LIVE] -= 1
+        books[EVICTED] += 1
+        count += 1
     return count
 
 
@@ -146,7 +211,7 @@ def _copy(table: U64, larger: U64) -> None:
     mask = len(larger) - 1
     for i in range(len(table)):
         if table[i, 0] != ZERO:
-            at = np.int64(table[i, 0] & np.uint64(mask))
+            at = np.int64(table[i, 0]) & mask
             while larger[at, 0] != ZERO:
                 at = (at + 1) & mask
             larger[at] = table[i]

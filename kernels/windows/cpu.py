@@ -229,7 +229,7 @@ def window(
                     ends += runs[slots[j], FIRST]
             for j in range(i, min(i + AHEAD, n)):
                 if slots[j] >= 0 and runs[slots[j], SIZE]:
-                    touched += pool[runs[slots[j], FIRST] + runs[slots[j], SIZE] - 1, 0]
+                    touched += pool[runs[slots[j], FIRST], 0] + pool[runs[slots[j], FIRST] + runs[slots[j], SIZE] - 1, 0]
             touched += ends
         slot = slots[i]
         updates = slot >= 0 and bits[i] & update and not np.isnan(values[i])
@@ -250,7 +250,8 @@ def window(
                     r -= 1
             count, sum_, lo, hi = 0.0, 0.0, np.inf, -np.inf
             spread, seen_at, seen, fade = 0.0, np.nan, np.nan, 0.0
-            union[:] = 0
+            if len(union):
+                union[:] = 0
             for j in range(windows):
                 bound = top - spans[j]
                 while r > first and pool[r - 1, 0] > bound:
