@@ -55,7 +55,7 @@ class OnnxEngine:
         path = folder / "model.onnx"
         try:
             content = path.read_bytes()
-            _check_file(onnx.load_model_from_string(content), path)
+            check_graph(onnx.load_model_from_string(content), str(path))
         except (OSError, DecodeError) as error:
             raise ModelRefused(f"{path}: cannot read the model: {error}") from None
         options = ort.SessionOptions()
@@ -107,7 +107,8 @@ def profile_once(engine: Engine, rows: int, calls: int = 9) -> float:
     return float(np.median(taken))
 
 
-def _check_file(model: onnx.ModelProto, path: Path) -> None:
+def check_graph(model: onnx.ModelProto, path: str) -> None:
+    """Raises ModelRefused, beginning with `path`, for weights outside the file, or operators that are not ONNX's own."""
     local = {(function.domain, function.name) for function in model.functions}
     for graph in _graphs(model.graph):
         sparse = [part for each in graph.sparse_initializer for part in (each.values, each.indices)]
@@ -120,7 +121,7 @@ def _check_file(model: onnx.ModelProto, path: Path) -> None:
             _check_node(node, path, local)
 
 
-def _check_node(node: onnx.NodeProto, path: Path, local: set[tuple[str, str]]) -> None:
+def _check_node(node: onnx.NodeProto, path: str, local: set[tuple[str, str]]) -> None:
     if node.domain not in PLAIN_DOMAINS and (node.domain, node.op_type) not in local:
         raise ModelRefused(f"{path}: node {node.name}: expected an operator of ONNX, got {node.domain}::{node.op_type}")
     for attribute in node.attribute:
@@ -128,7 +129,7 @@ def _check_node(node: onnx.NodeProto, path: Path, local: set[tuple[str, str]]) -
             _check_tensor(tensor, path)
 
 
-def _check_tensor(tensor: onnx.TensorProto, path: Path) -> None:
+def _check_tensor(tensor: onnx.TensorProto, path: str) -> None:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         where = {entry.key: entry.value for entry in tensor.external_data}.get("location", "another file")
         raise ModelRefused(f"{path}: weights {tensor.name}: expected them inside the file, got {where}")

@@ -53,6 +53,8 @@ def record(
 ) -> Version:
     """Records the files of `folder` as the next version of a model, as a run with params and metrics, and gives it the alias.
 
+    alias: empty for a version that nobody uses yet.
+
     uri: MLflow's tracking URI; for sqlite:///PATH the files go to `artifacts` beside PATH. The alias moves last, so that
     whoever resolves it sees the old version or all of the new one. Raises FileNotFoundError for a folder without files.
     """
@@ -72,7 +74,8 @@ def record(
         client.log_artifacts(run.run_id, str(folder), FOLDER)
         _register(client, name)
         made = client.create_model_version(name, f"{run.artifact_uri}/{FOLDER}", run.run_id, tags={DIGEST: total})
-        client.set_registered_model_alias(name, alias, made.version)
+        if alias:
+            client.set_registered_model_alias(name, alias, made.version)
     except BaseException:
         client.set_terminated(run.run_id, "FAILED")
         raise

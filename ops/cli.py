@@ -1,4 +1,4 @@
-"""headrace demo | train | run | topics."""
+"""headrace demo | train | run | topics | models."""
 
 import json
 import sys
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from streams.settings import JobSettings
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Real-time decisions from event streams.")
+
+models = typer.Typer(rich_markup_mode=None, help="The models in the registry.")
+app.add_typer(models, name="models")
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
@@ -123,6 +126,40 @@ def train(
     print(f"{version.name} version {version.version} is champion, digest {version.digest[:16]}")
     print("  " + ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items()))
     print(f"  to look at it: mlflow ui --backend-store-uri {settings.registry_uri}")
+
+
+@models.command()
+def register(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="of the model, as in the pipeline's Model(NAME)")],
+    onnx: Annotated[Path, typer.Option(help="the model: one score a row, or the probabilities of two classes")],
+    reference: Annotated[
+        Path, typer.Option(help="Parquet: event_time and a column for each input, in the model's order, of some weeks")
+    ],
+    pipeline: Annotated[
+        str | None, typer.Option(help="PATH.py:NAME, to check the inputs against its features", show_default=False)
+    ] = None,
+    champion: Annotated[bool, typer.Option("--champion", help="use it from now on")] = False,
+    output: Annotated[str, typer.Option(help="the ONNX output with the score, where there are several")] = "",
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Record a model that was trained elsewhere, with the profile of a reference frame to measure drift from."""
+    from ops.register import register as register_model
+
+    settings = settings_of(home=home)
+    loaded = pipeline_of(pipeline) if pipeline else None
+    made = register_model(name, onnx, reference, settings, pipeline=loaded, champion=champion, output=output)
+    version = made.version
+    if as_json:
+        result = {"model": name, "version": version.version, "digest": version.digest, "champion": champion}
+        print(json.dumps(result | {"metrics": made.metrics, "registry": settings.registry_uri}))
+        return
+    print(f"{name} version {version.version} is {'champion' if champion else 'recorded'}, digest {version.digest[:16]}")
+    print("  inputs: " + ", ".join(f"{each.name} ({each.kind})" for each in made.inputs))
+    if made.unused:
+        print(f"  features that it does not use: {', '.join(made.unused)}")
+    for metric, value in made.metrics.items():
+        print(f"  {metric} {value:.4g} on the reference frame")
 
 
 @app.command()

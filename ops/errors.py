@@ -23,10 +23,10 @@ def explain(error: BaseException) -> str:
 
 
 def report(error: BaseException) -> int:
-    """Prints the error to stderr, with its traceback if HEADRACE_DEBUG is set, and returns the exit code."""
+    """Prints the error and its notes to stderr, with its traceback if HEADRACE_DEBUG is set, and returns the exit code."""
     if os.environ.get("HEADRACE_DEBUG", "0") != "0":
         traceback.print_exception(error, file=sys.stderr)
-    print(f"{PREFIX}{explain(error)}", file=sys.stderr, flush=True)
+    print(f"{PREFIX}{explain(error)}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr, flush=True)
     return FAILED
 
 

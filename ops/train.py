@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -92,15 +93,20 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
     return Trained(version, metrics)
 
 
-def write_reference(rows: pa.Table, folder: Path) -> None:
-    """Scores the rows with the new model and writes beside it what they and their scores look like; the medians go with it."""
+def write_reference(rows: pa.Table, folder: Path) -> npt.NDArray[np.float32]:
+    """Scores the rows with the new model and writes beside it what they and their scores look like; the medians go with it.
+
+    Returns the scores [n].
+    """
     engine = OnnxEngine(folder, threads=2)
     matrix, _ = assemble(rows.combine_chunks().to_batches()[0], engine.spec)
     names = [each.name for each in engine.spec.inputs]
     categorical = [each.kind == "category" for each in engine.spec.inputs]
     times = rows["event_time"].combine_chunks().cast(pa.int64()).to_numpy()
-    build_reference(names, categorical, matrix, engine.infer(matrix), times).save(folder)
+    scores = engine.infer(matrix)
     engine.close()
     numbers = [each.kind == "number" and not np.isnan(matrix[:, k]).all() for k, each in enumerate(engine.spec.inputs)]
     medians = {name: float(np.nanmedian(matrix[:, k])) for k, name in enumerate(names) if numbers[k]}
     replace(engine.spec, medians=medians).write(folder)
+    build_reference(names, categorical, matrix, scores, times).save(folder)
+    return scores

@@ -1,0 +1,164 @@
+"""A model trained elsewhere becomes a version in the registry: its ONNX file, its inputs, its reference profile."""
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from itertools import zip_longest
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from features.expressions import compile_expression
+from features.spec import Derived, Fields, Stored
+from features.views import open_store, views
+from models.engine import ModelRefused
+from models.foreign import adapt, inputs_of
+from models.metrics import auc
+from models.registry import Version, record
+from models.spec import Input, ModelSpec
+from ops.train import write_reference
+from streams.pipeline import Pipeline
+from streams.settings import JobSettings
+
+NOT_FEATURES = ("event_id", "event_time", "label")
+Typed = tuple[str, str]
+
+
+class InputsDifferError(ValueError):
+    """A model's inputs are not the pipeline's features; the notes show both lists side by side."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A new version, its inputs, the pipeline's features that it does not use, and its AUC where the frame has labels."""
+
+    version: Version
+    inputs: tuple[Input, ...]
+    unused: tuple[str, ...]
+    metrics: dict[str, float]
+
+
+def register(
+    name: str,
+    onnx_file: Path,
+    frame_file: Path,
+    settings: JobSettings,
+    *,
+    pipeline: Pipeline | None,
+    champion: bool,
+    output: str = "",
+) -> Registered:
+    """Records the model as the next version of `name`, champion or not.
+
+    frame_file: Parquet, a row for each event that the model may have been trained on, a column for each input in the model's
+    order, `event_time`, and maybe `event_id` and `label`. output: the ONNX output with the score, where it cannot be told.
+    Raises ModelRefused, InputsDifferError, or ValueError for a frame that no profile can be made of; then nothing is recorded.
+    """
+    what = f"model {name}: {onnx_file}"
+    content = _bytes(onnx_file)
+    frame = _frame(frame_file)
+    inputs = inputs_of(frame.schema, NOT_FEATURES)
+    unused: tuple[str, ...] = ()
+    if pipeline is not None:
+        features = features_of(pipeline, settings)
+        unused = compare(f"model {name}", [(each.name, each.kind) for each in inputs], f"pipeline {pipeline.name}", features)
+    inputs = tuple(replace(each, vocabulary=_vocabulary(frame, each)) for each in inputs)
+    model = adapt(content, [each.name for each in inputs], what, output)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        ModelSpec(name, inputs).write(folder)
+        scores = write_reference(frame, folder)
+        known = "label" in frame.column_names and pa.types.is_boolean(frame.schema.field("label").type)
+        metrics = {"auc": auc(frame["label"].to_numpy(), scores)} if known and not frame["label"].null_count else {}
+        replace(ModelSpec.read(folder), metrics=metrics).write(folder)
+        params = {
+            "source": onnx_file.name,
+            "source_sha256": hashlib.sha256(content).hexdigest(),
+            "reference_sha256": hashlib.sha256(frame_file.read_bytes()).hexdigest(),
+            "rows": frame.num_rows,
+        }
+        alias = "champion" if champion else ""
+        version = record(settings.registry_uri, name, folder, params=params, metrics=metrics, alias=alias)
+    return Registered(version, inputs, unused, metrics)
+
+
+def features_of(pipeline: Pipeline, settings: JobSettings) -> list[Typed]:
+    """The pipeline's features in its order, each with the kind of input that it makes: number, category, vector or time."""
+    columns, found = pipeline.columns, list[Typed]()
+    for feature in pipeline.features:
+        if isinstance(feature, Fields):
+            found += [(name, _kind(columns.field(name).type)) for name in feature.names]
+        elif isinstance(feature, Derived):
+            found.append((feature.name, _kind(compile_expression(feature.expression, columns).type)))
+        elif isinstance(feature, Stored):
+            repo = settings.feast_repo
+            found += [(name, "number") for view in views(open_store(repo), repo, feature.service) for name in view.names]
+        else:
+            found += [(name, "number") for name in feature.names]
+    return found
+
+
+def compare(model: str, inputs: Sequence[Typed], pipeline: str, features: Sequence[Typed]) -> tuple[str, ...]:
+    """The features that the model leaves out. Raises InputsDifferError, with both lists side by side in its notes, unless each
+    input is a feature of the same name and kind, in the same order."""
+    rest = iter(features)
+    if all(each in rest for each in inputs):
+        return tuple(name for name, kind in features if (name, kind) not in inputs)
+    left, right = [" ".join(each) for each in inputs], [" ".join(each) for each in features]
+    rows: list[tuple[str, str, str]] = []
+    for tag, i, j, k, l in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        mark = " " if tag in ("equal", "insert") and not (tag == "insert" and _moved(right[k:l], left)) else ">"
+        rows += [(mark, one, other) for one, other in zip_longest(left[i:j], right[k:l], fillvalue="-")]
+    width = max(len(model), *map(len, left))
+    error = InputsDifferError(
+        f"{model}: its inputs are not features of {pipeline} in name, order and type: see the lines marked with >"
+    )
+    error.add_note(f"    {model:{width}}  {pipeline}")
+    for mark, one, other in rows:
+        error.add_note(f"  {mark} {one:{width}}  {other}")
+    raise error
+
+
+def _moved(features: Sequence[str], inputs: Sequence[str]) -> bool:
+    return any(each in inputs for each in features)
+
+
+def _kind(column: pa.DataType) -> Literal["number", "category", "vector", "time"]:
+    if pa.types.is_string(column) or pa.types.is_dictionary(column):
+        return "category"
+    if pa.types.is_timestamp(column):
+        return "time"
+    return "vector" if pa.types.is_fixed_size_list(column) else "number"
+
+
+def _vocabulary(frame: pa.Table, each: Input) -> tuple[str, ...]:
+    if each.kind != "category":
+        return ()
+    return tuple(frame[each.name].unify_dictionaries().chunk(0).dictionary.to_pylist())
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelRefused(f"{path}: expected an ONNX file, got {error.strerror}") from None
+
+
+def _frame(path: Path) -> pa.Table:
+    """The reference frame, its time as timestamp[us, UTC]."""
+    try:
+        frame = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"reference {path}: expected a Parquet file, got {error}") from None
+    place = frame.schema.get_field_index("event_time")
+    found = "none" if place < 0 else str(frame.schema.field(place).type)
+    if place < 0 or not pa.types.is_timestamp(frame.schema.field(place).type) or frame["event_time"].null_count:
+        raise ValueError(f"reference {path}: expected a column event_time of timestamps without nulls, got {found}")
+    if frame.num_rows == 0:
+        raise ValueError(f"reference {path}: expected rows, got none")
+    return frame.set_column(place, "event_time", frame["event_time"].cast(pa.timestamp("us", "UTC")))
