@@ -36,7 +36,7 @@ class Dense:
     sizes: of the network's layers, between which are ReLUs. input: the vector's name. event: from the numbers' texts to what
     stands in a message before and after its id; first: the first id. read: from output messages to their ids i64 [n] and scores
     f64 [n, sizes[-1]], NaN where a message has none, which must then be the event itself. echoes: whether an answer must hold
-    the numbers of its event. pipeline: the text of headrace's pipeline file. environment: headrace's settings for it.
+    the numbers of its event. pipeline: the text of headrace's pipeline file.
     model_name: in the registry, if not that of the workload.
     """
 
@@ -49,7 +49,6 @@ class Dense:
     read: Callable[[Sequence[bytes]], tuple[I64, F64]]
     echoes: bool
     pipeline: str
-    environment: dict[str, str] = field(default_factory=dict)
     model_name: str = ""
     passes: str = ""
     _home: list[JobSettings] = field(default_factory=list)
@@ -90,8 +89,7 @@ class Dense:
 
     def job(self) -> Job:
         """headrace's own pipeline."""
-        registry = {"HEADRACE_REGISTRY": self.settings.registry_uri}
-        return Job(self.pipeline, ("{input}.dead",), registry | self.environment)
+        return Job(self.pipeline, ("{input}.dead",), {"HEADRACE_REGISTRY": self.settings.registry_uri})
 
     def prepare(self, messages: int, progress: Progress) -> Prepared:
         """Keys and ids for at least so many messages, and the pool they are made from, with its scores."""

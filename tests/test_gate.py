@@ -1,6 +1,6 @@
 """The source's gate: a round begins when what is on its way is decided, and every partition gets its turn in each."""
 
-from streams.source import Gate
+from streams.source import Gate, rows_of
 
 
 def test_a_partition_waits_until_what_it_brought_is_decided() -> None:
@@ -52,3 +52,10 @@ def test_more_done_than_begun_does_not_open_it_for_good() -> None:
     first = gate.opens(0)
     gate.begun()
     assert not gate.opens(first)
+
+
+def test_a_poll_takes_fewer_messages_where_they_are_large() -> None:
+    assert rows_of(125, 4096) == 4096
+    assert rows_of(8_728, 4096) == 480
+    assert rows_of(0, 4096) == 4096
+    assert rows_of(10_000_000, 4096) == 1

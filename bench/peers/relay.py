@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "group.id": "relay",
             "enable.auto.commit": False,
             "fetch.wait.max.ms": 5,
+            "fetch.queue.backoff.ms": 50,
             "queued.min.messages": 200_000,
         }
     )

@@ -79,7 +79,6 @@ def workload_(name: str, echo: bool) -> Dense:
         read=read,
         echoes=echo,
         pipeline=JOB.replace("ECHO", str(echo)),
-        environment={"HEADRACE_POLL_ROWS": "1024"},
         model_name="crayfish",
     )
 
