@@ -239,7 +239,8 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
         spent: Callable[[float], None] = lambda seconds: None,
         gate: Gate | None = None,
     ) -> None:
-        """rows: most messages of a poll, fewer where they are large (`rows_of`). until_end: end where the log ends. spent: told the seconds of polls that bring any.
+        """rows: most messages of a poll, fewer where they are large (`rows_of`). until_end: end where the log ends. spent: told
+        the seconds of polls that bring any.
 
         gate: what polls wait for; nothing, if none is given.
         """
