@@ -48,11 +48,13 @@ def check(
     *,
     ordered: bool,
     unfinished: bool = False,
+    passes_on: bool = False,
 ) -> Answers:
     """Compares what was collected with the answers due to the first `sent` messages.
 
     ordered: the system read the messages in the order in which they were sent. unfinished: it was stopped before it was done;
-    then answers are due to the messages up to the last that is answered, or, unordered, to those that are answered.
+    then answers are due to the messages up to the last that is answered, or, unordered, to those that are answered. passes_on:
+    the system is a relay, whose answers are the messages themselves.
     """
     due = prepared.ids()[:sent]
     rows = np.flatnonzero(due >= 0)
@@ -65,10 +67,16 @@ def check(
         checked = workload.check(prepared, part.values, ordered=ordered)
         place = np.clip(np.searchsorted(ids, checked.ids), 0, max(0, len(ids) - 1))
         known = (ids[place] == checked.ids) & (checked.ids >= 0) if len(ids) else np.zeros(len(checked.ids), np.bool_)
-        wrong += int((checked.wrong | ~known).sum())
+        echoed = np.zeros(len(known), np.bool_) if passes_on or checked.passed_on is None else checked.passed_on
+        wrong += int((checked.wrong | ~known | echoed).sum())
         why = (
             why
             or checked.why
+            or (
+                f"expected a score, got the message itself: {part.values[int(np.argmax(echoed))][:200]!r}"
+                if echoed.any()
+                else ""
+            )
             or ("" if known.all() else f"no answer that is due: {part.values[int(np.argmin(known))][:200]!r}")
         )
         answers += len(known)

@@ -142,7 +142,7 @@ class Dense:
             events = [text.encode() for text in json.loads((prepared.folder / EVENTS).read_text())]
             for k in np.flatnonzero(known & ~none & ~wrong).tolist():
                 wrong[k] = events[row[k]] not in values[k]
-        return Checked(np.where(known, ids, -1), wrong, _why(values, ids, known, wrong, expected[row]))
+        return Checked(np.where(known, ids, -1), wrong, _why(values, ids, known, wrong, expected[row]), known & none)
 
 
 def _why(values: Sequence[bytes], ids: I64, known: npt.NDArray[np.bool_], wrong: npt.NDArray[np.bool_], expected: F64) -> str:

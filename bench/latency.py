@@ -109,7 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 for turn in range(options.turns):
                     for system in tested:
                         once(system, rate, turn)
-    beside = settings(options, served.kind, linger_of(options, max(options.rate)), tested)
+    beside = settings(options, served.kind, lingers(options), tested)
     if options.load_linger is not None:
         beside["load_linger_ms"] = options.load_linger
     beside |= {"schedule": options.schedule, "warmup_s": options.warmup, "measured_s": options.seconds}
@@ -136,6 +136,16 @@ def needed(options: argparse.Namespace, rate: float) -> int:
 def linger_of(options: argparse.Namespace, rate: float) -> float:
     """The systems' linger at a rate, ms."""
     return linger_ms(rate) if options.linger is None else float(options.linger)
+
+
+def lingers(options: argparse.Namespace) -> float | str:
+    """The systems' linger, ms; by rate where it differs, as "1 at 1,000/s, 5 at 50,000/s"."""
+    by_rate = {rate: linger_of(options, rate) for rate in sorted(options.rate)}
+    if len(set(by_rate.values())) == 1 and not options.slo:
+        return by_rate[min(by_rate)]
+    if options.slo:
+        return "by the rate (bench/load.py)" if options.linger is None else float(options.linger)
+    return ", ".join(f"{linger:g} at {rate:,.0f}/s" for rate, linger in by_rate.items())
 
 
 def brief(run: dict[str, Any]) -> str:

@@ -47,10 +47,10 @@ def systems(options: argparse.Namespace) -> list[System]:
 def of_ours(name: str, workload: str) -> System:
     """One of our own peers. Raises ValueError."""
     peer = known(name, workload)
-    return System(name, peer.command, dict(peer.settings))
+    return System(name, peer.command, dict(peer.settings), peer.passes_on)
 
 
-def settings(options: argparse.Namespace, kind: str, linger: float, made: Sequence[System]) -> dict[str, Any]:
+def settings(options: argparse.Namespace, kind: str, linger: float | str, made: Sequence[System]) -> dict[str, Any]:
     """What stands beside the figures."""
     return {
         "broker": kind,

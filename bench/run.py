@@ -178,7 +178,9 @@ def record(system: System, plan: Plan, turn: int, say: Say = lambda line: None) 
         except SystemDiedError as error:
             return invalid(system, plan, turn, f"{system.name}: {error}")
         collector.close()
-        answers = check(plan.workload, plan.prepared, measured.sent, blocks(out), ordered=plan.ordered)
+        answers = check(
+            plan.workload, plan.prepared, measured.sent, blocks(out), ordered=plan.ordered, passes_on=system.passes_on
+        )
     result = measured.result(system, turn, answers)
     out.unlink()
     return result

@@ -33,11 +33,12 @@ class SystemDiedError(RuntimeError):
 class System:
     """A system under test. command: a template with {brokers} {input} {output} {model} {width} {linger} {home} {repo}
     {workers} {python}; empty: headrace itself. settings: headrace's own
-    (streams/settings.py), and what is printed beside the figures."""
+    (streams/settings.py), and what is printed beside the figures. passes_on: it is a relay: its answers are the messages."""
 
     name: str
     command: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    passes_on: bool = False
 
 
 @dataclass

@@ -185,6 +185,7 @@ def drain(system: System, plan: Plan, source: str, turn: int, limit: float) -> d
             read(plan.served.address, sink, plan.partitions),
             ordered=plan.ordered,
             unfinished=not finished,
+            passes_on=system.passes_on,
         )
     return record(system, plan, turn, drained, answers, samples, finished, stopped)
 

@@ -1,4 +1,4 @@
-"""The one recoverable sink step: a Bytewax sink around sinks/, keyed by shard."""
+"""A recoverable sink step: a Bytewax sink around sinks/, keyed by shard."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ class _Partition(StatefulSinkPartition[Messages, None]):
 
 
 class Output(FixedPartitionedSink[Messages, None]):
-    """Writes each item's messages to the worker's one sink."""
+    """Writes each item's messages to the worker's one sink, whatever the number of steps that do so."""
 
     def __init__(self, partitions: Callable[[], int], sink: Callable[[], Sink], meters: Meters) -> None:
         self._partitions = partitions

@@ -161,7 +161,8 @@ class _KafkaPartition(_Partition):
             return None
         polled = self._polled(messages)
         if polled.batch.num_rows:
-            self._next_rows = rows_of(polled.batch.column("_value").nbytes // polled.batch.num_rows, self._rows)
+            size = polled.batch.column("_value").nbytes // polled.batch.num_rows
+            self._next_rows = rows_of(size, self._rows, self._gate.partitions)
         self._spent(time.perf_counter() - started)
         return polled
 
@@ -192,9 +193,10 @@ class _KafkaPartition(_Partition):
         self._consumer.close()
 
 
-def rows_of(size: int, most: int) -> int:
-    """How many messages of `size` bytes to poll at once: a batch is to stay in a core's cache from one step to the next."""
-    return max(1, min(most, POLL_BYTES // max(size, 1)))
+def rows_of(size: int, most: int, partitions: int) -> int:
+    """How many messages of `size` bytes to poll at once from each of a worker's partitions, whose rows become one batch: it is
+    to stay in the cache from one step to the next."""
+    return max(1, min(most, POLL_BYTES // (max(size, 1) * partitions)))
 
 
 def _offsets(messages: list[Message]) -> npt.NDArray[np.int64]:

@@ -78,6 +78,9 @@ def test_a_run_in_memory_answers_every_message_and_the_check_sees_what_is_wrong(
         return bool(one.ids[0] >= 0), bool(one.wrong[0])
 
     assert judged(entries[3]["value"]) == (True, False)
+    passed_on = workload.check(prepared, [values[3], entries[3]["value"]], ordered=True).passed_on
+    assert passed_on is not None
+    assert passed_on.tolist() == [False, True]
     assert judged(entries[3]["value"].replace(b"0", b"1", 1)) in ((True, True), (False, True))
     other = values[4].replace(str(ids[4]).encode(), str(ids[5]).encode())
     assert judged(other) == (True, True)

@@ -55,7 +55,8 @@ def test_more_done_than_begun_does_not_open_it_for_good() -> None:
 
 
 def test_a_poll_takes_fewer_messages_where_they_are_large() -> None:
-    assert rows_of(125, 4096) == 4096
-    assert rows_of(8_728, 4096) == 480
-    assert rows_of(0, 4096) == 4096
-    assert rows_of(10_000_000, 4096) == 1
+    assert rows_of(125, 4096, partitions=1) == 4096
+    assert rows_of(8_728, 4096, partitions=1) == 480
+    assert rows_of(8_728, 4096, partitions=2) == 240
+    assert rows_of(0, 4096, partitions=3) == 4096
+    assert rows_of(10_000_000, 4096, partitions=1) == 1

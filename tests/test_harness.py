@@ -1,6 +1,7 @@
 """The latency harness: its schedules, its count of answers, its histograms, and what it says of a generator that is late."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from bench.run import Bounds, generator_fault
 from bench.schedule import schedule
 from bench.systems import fill
 from bench.throughput import rates
-from bench.workloads import write_payloads
+from bench.workloads import Checked, Prepared, write_payloads
 
 SAID = {"failed": 0, "sent": 10, "late_p99_ms": 1.0, "late_max_ms": 9.0, "intended_per_s": 100.0, "rate": 99.9, "reason": ""}
 
@@ -110,6 +111,24 @@ def test_right_answers_are_all_there_each_with_its_time(tmp_path: Path) -> None:
 )
 def test_one_answer_lost_doubled_or_wrong_is_found(tmp_path: Path, mode: str, fault: str) -> None:
     assert checked(tmp_path, said(mode)).fault == fault
+
+
+class PassedOn(Doubling):
+    """Its answers are the messages themselves."""
+
+    def check(self, prepared: Prepared, values: Sequence[bytes], *, ordered: bool) -> Checked:
+        found = super().check(prepared, values, ordered=ordered)
+        return replace(found, passed_on=np.ones(len(values), np.bool_))
+
+
+def test_a_message_passed_on_is_an_answer_from_a_relay_and_from_nobody_else(tmp_path: Path) -> None:
+    workload = PassedOn(tmp_path)
+    prepared = workload.prepare(900, lambda doing, share: None)
+    times = np.arange(400, dtype=np.int64)
+    for passes_on, wrong in ((True, 0), (False, 400)):
+        found = check(workload, prepared, 600, [Collected(said("right"), times, times)], ordered=True, passes_on=passes_on)
+        assert found.wrong == wrong
+        assert ("got the message itself" in found.fault) == (not passes_on)
 
 
 @pytest.mark.parametrize("id", [2, 601, 5_000, -1])

@@ -20,11 +20,12 @@ VENV = "{python} -m bench.peers.in_venv"
 @dataclass(frozen=True)
 class Peer:
     """A system beside headrace. command: with the placeholders of `--peer NAME=COMMAND`; workloads: those it does (none: all);
-    settings: what is printed beside its figures, where it is not as the run's settings say."""
+    settings: what is printed beside its figures, where it is not as the run's settings say; passes_on: it is a relay."""
 
     command: str
     workloads: tuple[str, ...]
     settings: dict[str, str]
+    passes_on: bool = False
 
 
 def java(program: str, threads: int, commit: str) -> Peer:
@@ -43,6 +44,7 @@ PEERS = {
         f"{{python}} -m bench.peers.relay {PLACES} {{linger}} {{passes}}",
         (),
         {"threads": "1", "guarantee": "none: starts anew", "does": "passes messages on"},
+        passes_on=True,
     ),
     "loop": Peer(
         f"{{python}} -m bench.peers.loop {{workload}} {SCORED} {{linger}}",

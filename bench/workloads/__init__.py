@@ -42,11 +42,13 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Checked:
-    """Output messages read: ids i64 [n], -1 for what is no answer; wrong bool [n]; why: of the first wrong one."""
+    """Output messages read: ids i64 [n], -1 for what is no answer; wrong bool [n]; why: of the first wrong one; passed_on: bool
+    [n], the events themselves, without a score: right from a relay and from nobody else."""
 
     ids: I64
     wrong: npt.NDArray[np.bool_]
     why: str = ""
+    passed_on: npt.NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,8 @@ class Flights:
                 pa.array([values[k] for k in passed_on.tolist()], pa.large_binary()), events.take(row[passed_on])
             )
             wrong[passed_on] = ~same.to_numpy(zero_copy_only=False)
-        return Checked(np.where(known, ids, -1), wrong, _why(values, scores, expected[row], known, wrong))
+        why = _why(values, scores, expected[row], known, wrong)
+        return Checked(np.where(known, ids, -1), wrong, why, known & ~scored)
 
 
 def _why(values: Sequence[bytes], scores: np.ndarray, expected: np.ndarray, known: np.ndarray, wrong: np.ndarray) -> str:
