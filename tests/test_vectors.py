@@ -233,6 +233,34 @@ def test_lists_of_any_size_anywhere_in_the_bytes(rows: list[list[str]], width: i
             assert out[k].tobytes() == np.array(expected, np.float32).tobytes()
 
 
+@settings(max_examples=500, deadline=None)
+@given(
+    st.integers(1, 9), st.lists(st.floats(0, 9.99), min_size=1, max_size=12), st.booleans(), st.booleans(),
+    st.none() | st.tuples(st.integers(0, 200), st.sampled_from(b'0:/,.-e \x00\xff')), st.integers(0, 9),
+)  # fmt: skip
+def test_lists_of_numbers_written_alike(
+    digits: int, numbers: list[float], comma: bool, text: bool, other: tuple[int, int] | None, after: int
+) -> None:
+    """Such as 0.25,0.50: one byte of them is another, anywhere."""
+    written = bytearray(",".join(f"{value:.{digits}f}" for value in numbers).encode() + b"," * comma)
+    if other:
+        written[other[0] % len(written)] = other[1]
+    width = len(numbers)
+    data = np.frombuffer(bytes(written) + b'"' + b"}" * after, np.uint8)
+    out, rare = np.full((1, width), np.nan, np.float32), np.zeros(1, np.bool_)
+    size = np.array([len(written)], np.int32)
+    lists(data, np.zeros(1, np.int32), size, np.ones(1, np.bool_), text, 0.0, 7.5, out, rare)
+    shown = written.decode("latin-1")
+    found = [number(part) for part in (parts(shown) if text else [part.strip(" ") for part in shown.split(",")])]
+    expected = rounded([value for value in found if value is not None], 0.0, 7.5)
+    if None in found or isinstance(expected, int) or len(expected) != width:
+        assert rare[0]
+    elif not rare[0]:
+        assert out[0].tobytes() == np.array(expected, np.float32).tobytes()
+    if other is None and (text or not comma) and max(numbers) <= 7.4:
+        assert not rare[0]
+
+
 def test_decimals_are_rarely_left_to_the_definition() -> None:
     rng = np.random.default_rng(2)
     texts = [b",".join(repr(float(value)).encode() for value in row) for row in rng.random((200, 50))]

@@ -18,7 +18,7 @@ ONES = np.uint64(0x0101010101010101)
 ZEROS = np.uint64(0x3030303030303030)
 NINES = np.uint64(0x7676767676767676)
 TOPS = np.uint64(0x8080808080808080)
-SEVEN = np.uint64(7)
+SEVEN, NINE, A_ZERO, A_POINT, A_COMMA = (np.uint64(n) for n in (7, 9, ZERO, POINT, COMMA))
 PAIRS = np.uint64(0x000000FF000000FF)
 HUNDREDS = np.uint64(100 + (1_000_000 << 32))
 UNITS = np.uint64(1 + (10_000 << 32))
@@ -140,6 +140,38 @@ def _number(data: U8, p: int) -> tuple[int, np.uint64, int, bool]:
 
 
 @njit(cache=True, nogil=True)
+def _alike(data: U8, p: int, size: int, text: bool, low: float, high: float, row: F32) -> bool:
+    """Reads the list data[p : p + size] if all its numbers are written as a digit, a point and the same count of digits, from
+    1 to 8, with nothing but commas between them. False: it is not such a list, and the row is not to be used.
+
+    Then it is known where each number stands, and nothing has to be decided before all are read.
+    """
+    width = len(row)
+    if size < 3 or p + 10 > len(data):
+        return False
+    count = _before(_edge(_eight(data, p + 2) ^ ZEROS))
+    step = count + 3
+    left = size - width * step
+    if count == 0 or left < -1 or left > 0 or (left == 0 and not text) or p + (width - 1) * step + 10 > len(data):
+        return False
+    shift = np.uint64(64 - 8 * count)
+    wanted, tens, power = TOPS >> shift, TENS[count], POWERS[count]
+    bad, inside = U0, True
+    for k in range(width):
+        at = p + k * step
+        word = _eight(data, at + 2) ^ ZEROS
+        first = np.uint64(data[np.uint64(at)]) ^ A_ZERO
+        bad |= ((word + NINES) | word) & wanted
+        bad |= np.uint64(first > NINE) | (np.uint64(data[np.uint64(at + 1)]) ^ A_POINT)
+        value = np.float64(np.int64(first * tens + _value(word, count))) / power
+        inside &= low <= value <= high
+        row[k] = value
+    for k in range(width + left):
+        bad |= np.uint64(data[np.uint64(p + (k + 1) * step - 1)]) ^ A_COMMA
+    return bad == U0 and inside
+
+
+@njit(cache=True, nogil=True)
 def lists(
     data: U8,
     starts: I32,
@@ -167,6 +199,8 @@ def lists(
         p = np.int64(starts[i])
         end = p + lengths[i]
         row = out[i]
+        if _alike(data, p, end - p, text, low, high, row):
+            continue
         count = 0
         good = False
         while True:
