@@ -1,0 +1,68 @@
+"""What features cost: each part alone, its results checked first, beside its naive twin and what one would take instead.
+
+python -m bench.features [--part windows snapshot backfill] [--turns 5] [--json FILE]
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench import windows
+from bench.figures import Figure, WrongError, shown
+from bench.machine import commit, machine, versions
+from bench.show import say, write
+
+PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
+    "windows": windows.windows,
+    "snapshot": windows.snapshot,
+    "backfill": windows.backfill,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.features", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help="  [default: all]")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--entities", type=int, default=1_000_000, help="of the windows  [default: 1,000,000]")
+    parser.add_argument("--events", type=int, default=4_000_000, help="of the windows' stream  [default: 4,000,000]")
+    parser.add_argument("--rows", type=int, default=4096, help="events in a batch  [default: 4,096]")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    figures: list[Figure] = []
+    for part in options.part:
+        say(part)
+        try:
+            figures += PARTS[part](options)
+        except WrongError as error:
+            print(f"bench.features: {part}: {error}: no figures", file=sys.stderr)
+            return 1
+    print("\n".join(map(shown, figures)))
+    write(_result(options, figures), options.json)
+    return 0
+
+
+def _result(options: argparse.Namespace, figures: Sequence[Figure]) -> dict[str, Any]:
+    head, dirty = commit()
+    settings = {name: value for name, value in vars(options).items() if name not in ("json", "part")}
+    return {
+        "format": 1,
+        "kind": "features",
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]],
+        "machine": machine(),
+        "versions": versions(),
+        "commit": head,
+        "dirty": dirty,
+        "settings": settings,
+        "figures": list(figures),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
