@@ -9,7 +9,8 @@ from typing_extensions import TypedDict
 
 from bench.show import number
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Figure(TypedDict):

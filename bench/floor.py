@@ -193,7 +193,7 @@ def featured(job: Job, whole: Shard, gather: Gather, rows: pa.RecordBatch) -> Wo
     reads = mask(job.decide_on, seen)
     times = seen.microseconds(job.pipeline.events.time)
     pieces = cut(
-        shard_name(0), seen, reads, times, True, job.cutters, job.pipeline.shards, 1, to_all=False, wake=False, kept=job.kept
+        shard_name(0), seen, reads, times, True, job.cutters, job.pipeline.shards, 1, to_all=False, wake=None, kept=job.kept
     )
     sent = [value for _, value in pieces if not isinstance(value, Wake)]
     parts, _ = whole.on_batch([value for value in sent if isinstance(value, Parcel)])

@@ -7,7 +7,7 @@ three aggregates, each event read and then counted in. The stream lasts five hou
 import argparse
 import gc
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from features.spec import Window
 from features.state import State
 from features.streaming import Cut, Cutter, Group, event_order, groups
 from kernels.windows import naive
+from streams.shards import PAGES, Shards
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -34,6 +35,7 @@ GROUP: Group = groups([WINDOW])[0]
 GOAL_NS = 150.0
 NAIVE_EVENTS = 2_000
 SHARDS = 8
+EPOCH_EVENTS = 25_000
 CHECKED = 500
 
 
@@ -78,7 +80,7 @@ def windows(options: argparse.Namespace) -> list[Figure]:
     made = stream(options.entities, options.events)
     whole, middle = [], []
     for _ in range(options.turns):
-        state = filled(made, made.before)
+        state = filled(made, made.before, State(GROUP))
         cuts = list(made.cuts(made.before, len(made.cards), options.rows))
         gc.collect()
         took = np.array([timed(state.update, cut)[0] for cut in cuts]) * 1e9
@@ -99,35 +101,57 @@ def windows(options: argparse.Namespace) -> list[Figure]:
 
 
 def snapshot(options: argparse.Namespace) -> list[Figure]:
-    """Milliseconds and megabytes of dumping and loading what the windows' stream leaves."""
+    """Milliseconds and megabytes of an epoch's snapshot, of the whole state at once, and of coming back from the snapshots."""
     made = stream(options.entities, options.events)
-    state = filled(made, len(made.cards))
-    State(GROUP).load(State(GROUP).dump())
-    took: dict[str, list[float]] = {"dump": [], "pickle": [], "load": []}
+    epochs = PAGES + options.turns
+    changed = min(EPOCH_EVENTS, options.events // (2 * epochs))
+    start = len(made.cards) - epochs * changed
+    shards = Shards([GROUP], SHARDS, None)
+    state = filled(made, start, shards.states[0])
+    took: dict[str, list[float]] = {"taken": [], "pickled": [], "size": [], "resumed": []}
+    store: dict[tuple[int, int], bytes] = {}
+    for epoch in range(epochs):
+        for cut in made.cuts(start + epoch * changed, start + (epoch + 1) * changed, options.rows):
+            state.update(cut)
+        taking, taken = timed(_taken, shards, epoch % PAGES)
+        pickling, packed = timed(_packed, taken)
+        store |= {(shard, epoch % PAGES): each for shard, each in enumerate(packed)}
+        if epoch >= PAGES:
+            for name, value in (("taken", taking * 1e3), ("pickled", pickling * 1e3), ("size", sum(map(len, packed)) / 1e6)):
+                took[name].append(value)
     for _ in range(options.turns):
         gc.collect()
-        dumping, dumps = timed(_dumped, state)
-        pickling, packed = timed(pickle.dumps, dumps, 5)
-        loading, again = timed(_loaded, dumps)
-        for name, each in (("dump", dumping), ("pickle", pickling), ("load", loading)):
-            took[name].append(each * 1e3)
+        resuming, again = timed(_resumed, store.values())
+        took["resumed"].append(resuming * 1e3)
     _ends_right(again, made)
-    what = f"{state.entities[0]:,} entities, 3 aggregates, {SHARDS} shards"
+    whole, dumps = timed(lambda: [state.dump(shard, SHARDS) for shard in range(SHARDS)])
+    entities = f"{state.entities[0]:,} entities in {SHARDS} shards"
+    each = f"an epoch with {changed:,} events"
     return [
-        *(figure("snapshot", f"{name}: {what}", "ms", values) for name, values in took.items()),
-        figure("snapshot", f"size: {what}", "MB", [len(packed) / 1e6]),
+        figure("snapshot", f"{each}, taken: {entities}", "ms", took["taken"]),
+        figure("snapshot", f"{each}, pickled", "ms", took["pickled"]),
+        figure("snapshot", f"{each}, size", "MB", took["size"]),
+        figure("snapshot", "the whole at once instead", "ms", [whole * 1e3]),
+        figure("snapshot", "the whole at once instead, size", "MB", [len(pickle.dumps(dumps, 5)) / 1e6]),
+        figure("snapshot", "all that is kept, size", "MB", [sum(map(len, store.values())) / 1e6]),
+        figure("snapshot", "resumed from it", "ms", took["resumed"]),
     ]
 
 
-def _dumped(state: State) -> list[dict[str, Any]]:
-    return [state.dump(shard, SHARDS) for shard in range(SHARDS)]
+def _taken(shards: Shards, page: int) -> list[dict[str, Any]]:
+    return [shards.snapshot(shard, page) for shard in range(SHARDS)]
 
 
-def _loaded(dumps: list[dict[str, Any]]) -> State:
-    state = State(GROUP)
-    for dump in dumps:
-        state.load(dump)
-    return state
+def _packed(snapshots: list[dict[str, Any]]) -> list[bytes]:
+    return [pickle.dumps(each, 5) for each in snapshots]
+
+
+def _resumed(store: Iterable[bytes]) -> State:
+    shards = Shards([GROUP], SHARDS, None)
+    for each in store:
+        shards.resume(pickle.loads(each))
+    shards.ready()
+    return shards.states[0]
 
 
 def backfill(options: argparse.Namespace) -> list[Figure]:
@@ -191,9 +215,8 @@ def _pandas(frame: pl.DataFrame) -> F64:
     return np.where(np.isnan(back) & (np.arange(3) == 0)[:, None], 0.0, back)
 
 
-def filled(made: Stream, events: int) -> State:
-    """A state that has seen so many events."""
-    state = State(GROUP)
+def filled(made: Stream, events: int, state: State) -> State:
+    """The state when it has seen so many events."""
     for cut in made.cuts(0, events, 1 << 16):
         state.update(cut)
     return state

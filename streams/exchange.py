@@ -9,7 +9,7 @@ sequence is the offset of the batch's first message. What goes to another worker
 
 A worker's shards are snapshotted, recovered and moved one by one, and read and updated in one go: a kernel's call costs as
 much for a few rows of one shard as for those of all. So a worker's parcel goes to the first of its shards, and the others
-hear of each epoch once, by a Wake, which makes Bytewax take their snapshots.
+hear of each epoch once, by a Wake of one of their pages, which makes Bytewax take its snapshot (streams/shards.py).
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,17 +23,15 @@ import pyarrow as pa
 from bytewax.operators import StatefulBatchLogic
 
 from features.memo import Memo
-from features.state import State
 from features.streaming import Cut, Cutter, Group
 from streams.meters import Meters
 from streams.ordering import NEVER, Held
-from streams.routing import shard_name, shard_number
+from streams.routing import page_name, shard_name, shard_number
+from streams.shards import VERSION, Shards, checked
 from streams.wire import arrays_from_ipc, arrays_to_ipc, from_ipc, to_ipc
 
 Hashes: TypeAlias = dict[str, npt.NDArray[np.uint64]]
 """The hashes uint64 [n] of columns by name, so that none is hashed twice."""
-
-VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +48,10 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """A shard's state may change in this epoch."""
+    """A shard's state may change in this epoch, of which the snapshot has this page."""
 
     shard: int
+    page: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +100,13 @@ def cut(
     shards: int,
     workers: int,
     to_all: bool,
-    wake: bool,
+    wake: int | None,
     kept: Sequence[str],
 ) -> Iterable[tuple[str, Parcel | Base | Wake]]:
     """Parcels for the workers concerned (`to_all`: for all, since they wait for news of every partition) and the Base.
 
     batch: n decoded rows; reads: bool [n], those to decide on, of which the columns `kept` go on; times: int64 [n],
-    microseconds. wake: whether this is the partition's first batch of an epoch.
+    microseconds. wake: the page to be snapshotted, if this is the partition's first batch of an epoch.
     """
     owners = min(workers, shards)
     here = shard_number(partition) % workers
@@ -131,9 +130,9 @@ def cut(
         if decided:
             picked, of_picked = _picked(batch.batch.select(kept), hashes, reads, decided)
             yield partition, Base(sequence, picked, expected, of_picked)
-    if wake:
+    if wake is not None:
         for shard in range(shards):
-            yield shard_name(shard), Wake(shard)
+            yield page_name(shard, wake), Wake(shard, wake)
     seen_until = int(times.max()) if len(times) else NEVER
     for worker, cuts in enumerate(parcels):
         if cuts or to_all:
@@ -155,48 +154,15 @@ def _split(whole: Cut, shards: int, workers: int) -> Iterable[tuple[int, Cut]]:
         yield worker, whole.take(np.flatnonzero(of_row == worker))
 
 
-class Shards:
-    """What one worker holds of every group, all its shards together. In event order it is fed by way of `held`."""
-
-    def __init__(self, groups: Sequence[Group], shards: int, held: Held | None, most: int = 0) -> None:
-        """most: entities that are held of a group; 0: as many as there are."""
-        self.states = [State(group, most) for group in groups]
-        self.held = held
-        self._shards = shards
-        self._seen: dict[str, tuple[bool, int]] = {}
-
-    def dump(self, shard: int) -> dict[str, Any]:
-        """One shard, as plain data."""
-        held = self.held.dump(shard, self._shards) if self.held is not None else None
-        groups = [state.dump(shard, self._shards) for state in self.states]
-        return {"version": VERSION, "shard": shard, "shards": self._shards, "groups": groups, "held": held}
-
-    def load(self, dump: dict[str, Any]) -> None:
-        """Adds one shard. Raises ValueError for another number of shards, other features, or another version."""
-        if _checked(dump)["shards"] != self._shards:
-            raise ValueError(f"recovery store: expected state of {self._shards} shards, got {dump['shards']}")
-        for state, part in zip(self.states, dump["groups"], strict=True):
-            state.load(part)
-        if self.held is not None and dump["held"] is not None:
-            self.held.load(dump["held"])
-
-    def clock(self, parcel: Parcel) -> int:
-        """The time that the stream has passed as far as this worker knows: that of the slowest partition with a backlog."""
-        _, seen = self._seen.get(parcel.partition, (False, NEVER))
-        self._seen[parcel.partition] = parcel.at_end, max(seen, parcel.seen_until)
-        backlog = [seen for at_end, seen in self._seen.values() if not at_end]
-        return min(backlog) if backlog else max(seen for _, seen in self._seen.values())
-
-
 class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
-    """One shard as Bytewax sees it: the first of a worker's feeds the whole, and each is snapshotted by itself."""
+    """What Bytewax sees of the state: the first of a worker's shards by name feeds the whole; a page is snapshotted."""
 
     def __init__(self, whole: Shards, resume: dict[str, Any] | None, meters: Meters, workers: int) -> None:
         self._whole = whole
-        self._shard: int | None = None
-        if resume is not None:
-            whole.load(resume)
-            self._shard = resume["shard"]
+        self._page: tuple[int, int] | None = None
+        if resume is not None and checked(resume)["shard"] is not None:
+            whole.resume(resume)
+            self._page = resume["shard"], resume["page"]
         self._meters = meters
         self._workers = workers
 
@@ -204,12 +170,13 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         parcels = []
         for value in values:
             if isinstance(value, Wake):
-                self._shard = value.shard
+                self._page = value.shard, value.page
             else:
                 parcels.append(value)
         if not parcels:
             return [], StatefulBatchLogic.RETAIN
         with self._meters.stage("features"):
+            self._whole.ready()
             held = self._whole.held
             early = held.early if held else 0
             parts = self._at_once(parcels) if held is None else self._in_order(parcels, held)
@@ -222,7 +189,7 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
     def _at_once(self, parcels: list[Parcel]) -> list[Part]:
         parts = []
         for parcel in parcels:
-            clock = self._whole.clock(parcel)
+            clock = self._whole.clock(parcel.partition, parcel.seen_until, parcel.at_end)
             for group, packed in parcel.cuts:
                 piece = _cut(packed)
                 values = self._whole.states[group].update(piece, clock)
@@ -249,9 +216,9 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         return Part(partition, sequence, group, features if local else arrays_to_ipc(features))
 
     def snapshot(self) -> dict[str, Any]:
-        if self._shard is None:
-            raise RuntimeError("features: a shard had no Wake in this epoch")
-        return self._whole.dump(self._shard)
+        if self._page is None:
+            return {"version": VERSION, "shard": None}
+        return self._whole.snapshot(*self._page)
 
 
 class _Waiting:
@@ -277,7 +244,7 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
         self._waiting: dict[int, _Waiting] = {}
         self._early: list[Part] = []
         if resume:
-            for sequence, batch, missing, values in _checked(resume)["waiting"]:
+            for sequence, batch, missing, values in checked(resume)["waiting"]:
                 waiting = _Waiting(from_ipc(batch), missing, self._features, {})
                 waiting.values[:] = np.frombuffer(values).reshape(waiting.values.shape)
                 self._waiting[sequence] = waiting
@@ -308,12 +275,6 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
             (sequence, to_ipc(item.batch), item.missing, item.values.tobytes()) for sequence, item in self._waiting.items()
         ]
         return {"version": VERSION, "waiting": waiting}
-
-
-def _checked(resume: dict[str, Any]) -> dict[str, Any]:
-    if resume["version"] != VERSION:
-        raise ValueError(f"recovery store: expected state version {VERSION}, got {resume['version']}")
-    return resume
 
 
 def _cut(packed: Cut | bytes) -> Cut:

@@ -20,17 +20,21 @@ from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, 
 from streams.job import Job
 from streams.output import Output
 from streams.routing import shard_name
+from streams.shards import PAGES
 from streams.source import Polled
 
 
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
+    pages: dict[str, int] = {}
 
     def decode(item: tuple[str, Polled]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
         partition, polled = item
         with meters.stage("event", polled.batch.num_rows):
             decoded = job.decoder(polled.batch)
+        if polled.begins_epoch:
+            pages[partition] = (pages.get(partition, -1) + 1) % PAGES
         with meters.stage("features", decoded.rows.num_rows):
             rows = Memo(decoded.rows)
             reads = mask(job.decide_on, rows)
@@ -38,7 +42,7 @@ def build(job: Job) -> Dataflow:
             made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
                 cut(
                     partition, rows, reads, times, polled.at_end, job.cutters, pipeline.shards, job.workers,
-                    to_all=job.order == "event", wake=polled.begins_epoch, kept=job.kept,
+                    to_all=job.order == "event", wake=pages[partition] if polled.begins_epoch else None, kept=job.kept,
                 )
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):

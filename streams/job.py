@@ -23,11 +23,12 @@ from sinks.kafka import KafkaSink
 from sinks.messages import Sink
 from streams.decide import Deciding, Names
 from streams.decode import PROVENANCE, Decoder
-from streams.exchange import Shards
 from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline
+from streams.routing import page_name
 from streams.settings import JobSettings
+from streams.shards import Shards
 from streams.source import Gate, KafkaSource, MemorySource
 
 
@@ -222,6 +223,7 @@ class Job:
         if isinstance(self.events, KafkaSource):
             _ = self.events.partitions
         _ = self.decoder, self.cutters, self.deciding, self.output
+        _ = [page_name(shard, 0) for shard in range(self.pipeline.shards)]
         if self.stored is not None:
             self.stored.warm()
 

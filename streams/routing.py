@@ -6,42 +6,52 @@ number of workers to 8 divides; so source, state and sink of one name meet on wo
 (9, 11, ...) the flow is as right and only sends more between processes.
 """
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
+
+import numpy as np
 
 WORKERS_MULTIPLE = 840
 MASK = (1 << 64) - 1
+TRIED = 60_000
 
 
 def siphash13(data: bytes) -> int:
     """SipHash-1-3 with a zero key (Aumasson, Bernstein: SipHash, 2012), as Rust's standard hasher computes it."""
-    v0, v1, v2, v3 = 0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573
-
-    def rotate(x: int, by: int) -> int:
-        return ((x << by) | (x >> (64 - by))) & MASK
-
-    def compress(v0: int, v1: int, v2: int, v3: int) -> tuple[int, int, int, int]:
-        v0 = (v0 + v1) & MASK
-        v1 = rotate(v1, 13) ^ v0
-        v0 = rotate(v0, 32)
-        v2 = (v2 + v3) & MASK
-        v3 = rotate(v3, 16) ^ v2
-        v0 = (v0 + v3) & MASK
-        v3 = rotate(v3, 21) ^ v0
-        v2 = (v2 + v1) & MASK
-        v1 = rotate(v1, 17) ^ v2
-        v2 = rotate(v2, 32)
-        return v0, v1, v2, v3
-
     padded = data + b"\0" * (7 - len(data) % 8) + bytes([len(data) & 0xFF])
-    for at in range(0, len(padded), 8):
-        word = int.from_bytes(padded[at : at + 8], "little")
-        v3 ^= word
-        v0, v1, v2, v3 = compress(v0, v1, v2, v3)
-        v0 ^= word
-    v2 ^= 0xFF
+    return _hashed([int.from_bytes(padded[at : at + 8], "little") for at in range(0, len(padded), 8)])
+
+
+def _hashed(words: Sequence[Any]) -> Any:
+    """The hash of padded data as words, each an int, or an array uint64 [n] for n pieces of data at once."""
+    v0, v1, v2, v3 = 0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573
+    for word in words:
+        v3 = v3 ^ word
+        v0, v1, v2, v3 = _compressed(v0, v1, v2, v3)
+        v0 = v0 ^ word
+    v2 = v2 ^ 0xFF
     for _ in range(3):
-        v0, v1, v2, v3 = compress(v0, v1, v2, v3)
+        v0, v1, v2, v3 = _compressed(v0, v1, v2, v3)
     return v0 ^ v1 ^ v2 ^ v3
+
+
+def _compressed(v0: Any, v1: Any, v2: Any, v3: Any) -> tuple[Any, Any, Any, Any]:
+    v0 = (v0 + v1) & MASK
+    v1 = _rotated(v1, 13) ^ v0
+    v0 = _rotated(v0, 32)
+    v2 = (v2 + v3) & MASK
+    v3 = _rotated(v3, 16) ^ v2
+    v0 = (v0 + v3) & MASK
+    v3 = _rotated(v3, 21) ^ v0
+    v2 = (v2 + v1) & MASK
+    v1 = _rotated(v1, 17) ^ v2
+    v2 = _rotated(v2, 32)
+    return v0, v1, v2, v3
+
+
+def _rotated(x: Any, by: int) -> Any:
+    return ((x << by) | (x >> (64 - by))) & MASK
 
 
 @cache
@@ -53,6 +63,24 @@ def shard_name(shard: int) -> str:
     while siphash13(f"{shard:03d}.{k}".encode() + b"\xff") % WORKERS_MULTIPLE != shard:
         k += 1
     return f"{shard:03d}.{k}"
+
+
+def page_name(shard: int, page: int) -> str:
+    """The name of a page of a shard: another one for each, all of them on the shard's worker. Pages are few."""
+    return _page_names(shard)[page]
+
+
+@cache
+def _page_names(shard: int) -> list[str]:
+    """ "{shard:03d}.{k:07d}" for all fitting k below TRIED, about 119 of them."""
+    k = np.arange(TRIED, dtype=np.uint64)
+    digits = [np.uint64(ord("0")) + k // np.uint64(10**place) % np.uint64(10) for place in range(6, -1, -1)]
+    letters = [np.uint64(letter) for letter in f"{shard:03d}.".encode()] + digits + [np.uint64(0xFF)]
+    words = [np.zeros(TRIED, np.uint64), np.full(TRIED, len(letters) << 56, np.uint64)]
+    for at, letter in enumerate(letters):
+        words[at // 8] |= letter << np.uint64(8 * (at % 8))
+    fits = np.flatnonzero(_hashed(words) % np.uint64(WORKERS_MULTIPLE) == shard)
+    return [f"{shard:03d}.{k:07d}" for k in fits.tolist()]
 
 
 def shard_number(name: str) -> int:

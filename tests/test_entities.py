@@ -32,9 +32,12 @@ class Table:
             np.concatenate([a, np.full(max(0, used + n - len(a)), -9, np.int32)]) for a in (self.pinned, self.free)
         )
         out, freed = np.full(n, -7, np.int32), np.full(min(held, 2 * cpu.LOOK * n), -7, np.int32)
+        gone = np.full(len(freed), 7, np.uint64)
+        before = {slot: hash for hash, (slot, _) in self.held.items()} if len(freed) < 1000 else {}
         times, bits = seconds * 1_000_000 + 999_999, (1 + 4 * updates).astype(np.uint32)
         room = self.entries, self.pinned, self.free, self.books
-        count = cpu.place(*room, hashes, times, bits, since, few, most, out, freed)
+        count = cpu.place(*room, hashes, times, bits, since, few, most, out, freed, gone)
+        assert not before or gone[:count].tolist() == [before[slot] for slot in freed[:count].tolist()]
         return out.tolist(), freed[:count].tolist()
 
     @property
@@ -60,6 +63,38 @@ def test_slots_are_given_as_the_definition_allows(
         books = table.books
         assert (books[cpu.LIVE], books[cpu.EXPIRED], books[cpu.EVICTED]) == (len(twin.held), twin.expired, twin.evicted)
         assert table.held == twin.held
+
+
+@given(
+    st.lists(st.integers(1, 2**64 - 1) | st.integers(1, 40) | st.integers(2**64 - 40, 2**64 - 1), max_size=60, unique=True),
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 8, 32]),
+)
+def test_shards_and_pages_share_the_entities_out(hashes: list[int], shards: int, pages: int) -> None:
+    table, keys = Table(), np.array(hashes, np.uint64)
+    n = len(hashes)
+    table.place(keys, np.zeros(n, np.int64), np.ones(n, np.bool_), 0, 99, 99)
+    found = []
+    for shard in range(shards):
+        for page in range(pages):
+            places = np.full(len(table.entries), -7)
+            count = cpu.members(table.entries, shard, shards, page, pages, places)
+            mine = [int(hash) for hash in table.entries[places[:count], 0]]
+            assert all(hash % shards == shard and hash * pages >> 64 == page for hash in mine)
+            found += mine
+    assert sorted(found) == sorted(hashes)
+
+
+@given(st.lists(st.integers(1, 60), max_size=40, unique=True), st.lists(st.integers(0, 70), max_size=20))
+def test_what_is_held_is_found(hashes: list[int], wanted: list[int]) -> None:
+    table, keys = Table(), np.array(hashes, np.uint64) * np.uint64(2**58 + 1)
+    table.place(keys, np.zeros(len(keys), np.int64), np.ones(len(keys), np.bool_), 0, 99, 99)
+    asked = np.array(wanted, np.uint64) * np.uint64(2**58 + 1)
+    places = np.full(len(asked), -7)
+    cpu.find(table.entries, asked, places)
+    for hash, place in zip(asked.tolist(), places.tolist(), strict=True):
+        assert (place >= 0) == (hash in keys.tolist())
+        assert place < 0 or int(table.entries[place, 0]) == hash
 
 
 def test_without_a_bound_nobody_leaves_and_slots_are_given_in_turn() -> None:

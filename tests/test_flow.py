@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +120,17 @@ def test_stopped_it_drains_and_goes_on(tmp_path: Path) -> None:
     sink.on_write = lambda messages: None
     run(*job, registry=CollectorRegistry(), source=MemorySource([log]), sink=sink, champion=CHAMPION)
     assert len(sink.values("verdicts")) == len(decisions(sink)) == len(expected(log))
+
+
+def test_entities_beyond_the_bound_leave_and_are_counted(tmp_path: Path) -> None:
+    registry, log = CollectorRegistry(), stream(2000)
+    pipeline = replace(payments(), most_entities=1, shards=2)
+    job = pipeline, settings(tmp_path)
+    run(*job, registry=registry, source=MemorySource([log], rows=5), sink=MemorySink(), champion=CHAMPION)
+
+    def told(name: str, **labels: str) -> float:
+        return registry.get_sample_value(name, {"pipeline": "payments", "entity": "card", **labels}) or 0.0
+
+    assert 0 < told("headrace_entities") <= 2 + 5
+    assert told("headrace_entities_gone_total", why="evicted") > 40
+    assert told("headrace_entities_gone_total", why="idle") == 0

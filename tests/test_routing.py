@@ -2,7 +2,8 @@
 
 import pytest
 
-from streams.routing import WORKERS_MULTIPLE, shard_name, shard_number, siphash13
+from streams.routing import WORKERS_MULTIPLE, page_name, shard_name, shard_number, siphash13
+from streams.shards import PAGES
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,15 @@ def test_a_name_sorts_and_hashes_as_its_number(shard: int) -> None:
     assert shard_number(name) == shard
     for workers in range(1, 9):
         assert siphash13(name.encode() + b"\xff") % workers == shard % workers
+
+
+@pytest.mark.parametrize("shard", [0, 41, 839])
+def test_the_pages_of_a_shard_are_on_its_worker(shard: int) -> None:
+    names = [page_name(shard, page) for page in range(PAGES)]
+    assert len({*names, shard_name(shard)}) == PAGES + 1
+    for name in names:
+        assert shard_number(name) == shard
+        assert siphash13(name.encode() + b"\xff") % WORKERS_MULTIPLE == shard
 
 
 def test_names_beyond_are_refused() -> None:

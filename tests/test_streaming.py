@@ -45,7 +45,7 @@ def events(n: int, seed: int) -> pa.RecordBatch:
 def loaded(dumps: list[Any]) -> State:
     state = State(GROUP)
     for dump in dumps:
-        state.load(dump)
+        state.load([dump])
     return state
 
 
@@ -80,7 +80,7 @@ def test_shards_batches_and_dumps_change_nothing(shards: int, pieces: int, dump:
 def test_another_groups_dump_is_refused() -> None:
     other = groups([Window("card", "amount", over="1h", aggs=("count",), where="kind == 'paid'")])[0]
     with pytest.raises(ValueError, match="state of card: expected the features"):
-        State(GROUP).load(State(other).dump())
+        State(GROUP).load([State(other).dump()])
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def served(
             for shard, state in enumerate(held):
                 held[shard] = State(group, most)
                 for piece in (1, 0):
-                    held[shard].load(state.dump(piece, 2))
+                    held[shard].load([state.dump(piece, 2)])
     return out, held
 
 

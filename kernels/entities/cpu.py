@@ -1,9 +1,10 @@
 """From hashes to slots in arrays, with linear probing. kernels/entities/naive.py is the definition.
 
 `table` uint64 [capacity, 2]: the hash (0: empty), and the slot with, in the upper half, the latest second of its updates (from
-1970 to 2106); capacity is a power of two and at least twice the entries. `pinned` int32 [s] says of a slot in which
-batch it was last wanted when slots were looked for. `free` int32 [s] is a stack of slots that were given back. `books` int64
-[BOOKS] is the rest: see the names below.
+1970 to 2106); capacity is a power of two and at least twice the entries. An entry's home is said by the highest bits of its
+hash, so that hashes with the same highest bits, a *page* of them, stand together whatever the capacity. `pinned` int32 [s] says
+of a slot in which batch it was last wanted when slots were looked for. `free` int32 [s] is a stack of slots that were given
+back. `books` int64 [BOOKS] is the rest: see the names below.
 
 A slot is looked for only when a new entity needs one and there are `few` entities already: LOOK entries of the table are looked
 at in turn, those without an update since a given second are freed, and if there are `most` entities, the one longest without an
@@ -41,15 +42,24 @@ def new_table(entries: int = 0) -> U64:
 
 
 @njit(cache=True, nogil=True)
+def _shift(capacity: int) -> np.uint64:
+    """By how much a hash is shifted to give its home."""
+    bits = 0
+    while 1 << bits < capacity:
+        bits += 1
+    return np.uint64(64 - bits)
+
+
+@njit(cache=True, nogil=True)
 def _remove(table: U64, gap: int) -> None:
     """Empties an entry, and moves those up that it stood in the way of."""
-    mask = len(table) - 1
+    mask, shift = len(table) - 1, _shift(len(table))
     at = gap
     while True:
         at = (at + 1) & mask
         if table[at, 0] == ZERO:
             break
-        home = np.int64(table[at, 0] & np.uint64(mask))
+        home = np.int64(table[at, 0] >> shift)
         if (at - home) & mask >= (at - gap) & mask:
             table[gap, 0], table[gap, 1] = table[at, 0], table[at, 1]
             gap = at
@@ -70,21 +80,23 @@ def place(
     most: int,
     out: I32,
     freed: I32,
+    gone: U64,
 ) -> int:
     """Fills out int32 [n] with the slot of each hash uint64 [n] at times int64 [n] (microseconds), -1 where it has none.
 
     Where bits[i] > 1 (updates), an absent entity gets a slot; where not, it gets none; a hash of 0 is no entity. since (a
-    second), few, most: as above. Returns how many slots were freed, which are in freed int32 [min(LIVE, 2 * LOOK * n)];
-    the caller empties them before they are used. The caller has made room: table for LIVE + n, pinned and free for USED + n.
+    second), few, most: as above. Returns how many slots were freed, which are in freed int32 [min(LIVE, 2 * LOOK * n)],
+    with the hashes that had them in gone; the caller empties them before they are used. The caller has made room: table for
+    LIVE + n, pinned and free for USED + n.
     """
-    mask = len(table) - 1
+    mask, shift = len(table) - 1, _shift(len(table))
     missing = -1
     for i in range(len(hashes)):
         h = hashes[i]
         out[i] = -1
         if h == ZERO:
             continue
-        at = np.int64(h) & mask
+        at = np.int64(h >> shift)
         while table[at, 0] != ZERO and table[at, 0] != h:
             at = (at + 1) & mask
         if table[at, 0] == ZERO:
@@ -98,7 +110,9 @@ def place(
             if second > entry >> HALF:
                 table[at, 1] = second << HALF | entry & SLOT
     return (
-        _insert(table, pinned, free, books, hashes, times, bits, since, few, most, out, freed, missing) if missing >= 0 else 0
+        _insert(table, pinned, free, books, hashes, times, bits, since, few, most, out, freed, gone, missing)
+        if missing >= 0
+        else 0
     )
 
 
@@ -116,10 +130,11 @@ def _insert(
     most: int,
     out: I32,
     freed: I32,
+    gone: U64,
     missing: int,
 ) -> int:
     """Gives slots to the entities that have none, from row `missing` on."""
-    mask = len(table) - 1
+    mask, shift = len(table) - 1, _shift(len(table))
     looks = books[LIVE] + len(hashes) >= few
     books[BATCH] += 1
     stamp, count = np.int32(books[BATCH] & 0x7FFFFFFF), 0
@@ -131,7 +146,7 @@ def _insert(
         h = hashes[i]
         if out[i] >= 0 or h == ZERO:
             continue
-        at = np.int64(h) & mask
+        at = np.int64(h >> shift)
         while table[at, 0] != ZERO and table[at, 0] != h:
             at = (at + 1) & mask
         second = np.uint64(min(max(times[i] // 1_000_000, 0), LAST_SECOND))
@@ -145,8 +160,8 @@ def _insert(
             continue
         if looks and books[LIVE] >= few:
             for _ in range(2 if books[LIVE] > most else 1):
-                count = _look(table, pinned, free, books, since, most, stamp, freed, count)
-            at = np.int64(h) & mask
+                count = _look(table, pinned, free, books, since, most, stamp, freed, gone, count)
+            at = np.int64(h >> shift)
             while table[at, 0] != ZERO:
                 at = (at + 1) & mask
         if books[FREE]:
@@ -164,9 +179,11 @@ def _insert(
 
 
 @njit(cache=True, nogil=True)
-def _look(table: U64, pinned: I32, free: I32, books: I64, since: int, most: int, stamp: int, freed: I32, count: int) -> int:
+def _look(
+    table: U64, pinned: I32, free: I32, books: I64, since: int, most: int, stamp: int, freed: I32, gone: U64, count: int
+) -> int:
     """Looks at entries that no row of this batch wants; returns how many slots this batch has freed."""
-    mask = len(table) - 1
+    mask, shift = len(table) - 1, _shift(len(table))
     at = books[HAND] & mask
     oldest, seconds = ZERO, np.int64(0)
     looked = 0
@@ -181,6 +198,7 @@ def _look(table: U64, pinned: I32, free: I32, books: I64, since: int, most: int,
         looked += 1
         second = np.int64(entry >> HALF)
         if second < since:
+            gone[count] = table[at, 0]
             _remove(table, at)
             free[books[FREE]] = freed[count] = slot
             books[FREE] += 1
@@ -193,10 +211,10 @@ def _look(table: U64, pinned: I32, free: I32, books: I64, since: int, most: int,
         at = (at + 1) & mask
     books[HAND] = at
     if books[LIVE] >= most and oldest != ZERO:
-        at = np.int64(oldest) & mask
+        at = np.int64(oldest >> shift)
         while table[at, 0] != oldest:
             at = (at + 1) & mask
-        slot = np.int64(table[at, 1] & SLOT)
+        slot, gone[count] = np.int64(table[at, 1] & SLOT), oldest
         _remove(table, at)
         free[books[FREE]] = freed[count] = slot
         books[FREE] += 1
@@ -208,10 +226,10 @@ def _look(table: U64, pinned: I32, free: I32, books: I64, since: int, most: int,
 
 @njit(cache=True, nogil=True)
 def _copy(table: U64, larger: U64) -> None:
-    mask = len(larger) - 1
+    mask, shift = len(larger) - 1, _shift(len(larger))
     for i in range(len(table)):
         if table[i, 0] != ZERO:
-            at = np.int64(table[i, 0]) & mask
+            at = np.int64(table[i, 0] >> shift)
             while larger[at, 0] != ZERO:
                 at = (at + 1) & mask
             larger[at] = table[i]
@@ -224,3 +242,38 @@ def grown(table: U64, entries: int) -> U64:
     larger = new_table(2 * entries)
     _copy(table, larger)
     return larger
+
+
+@njit(cache=True, nogil=True)
+def find(table: U64, hashes: U64, entries: I64) -> None:
+    """Fills entries int64 [n] with the place in the table of each hash, -1 where it is not held."""
+    mask, shift = len(table) - 1, _shift(len(table))
+    for i in range(len(hashes)):
+        at = np.int64(hashes[i] >> shift)
+        while table[at, 0] != ZERO and table[at, 0] != hashes[i]:
+            at = (at + 1) & mask
+        entries[i] = at if table[at, 0] != ZERO and hashes[i] != ZERO else -1
+
+
+@njit(cache=True, nogil=True)
+def members(table: U64, shard: int, shards: int, page: int, pages: int, entries: I64) -> int:
+    """Fills entries int64 [capacity] with the places of the hashes of a shard (modulo shards) and page (their highest bits;
+    pages is a power of two), and returns how many there are. Only a page's share of the table is looked at.
+    """
+    mask, shift, count = len(table) - 1, _shift(len(table)), 0
+    of_page = _shift(pages)
+    first, last = np.int64(0), np.int64(mask)
+    if pages > 1:
+        first = np.int64((np.uint64(page) << of_page) >> shift)
+        last = np.int64(((np.uint64(page) << of_page) | ((np.uint64(1) << of_page) - np.uint64(1))) >> shift)
+    for k in range(len(table)):
+        at = (first + k) & mask
+        h = table[at, 0]
+        if h == ZERO:
+            if first + k >= last:
+                break
+            continue
+        if h % np.uint64(shards) == np.uint64(shard) and (pages == 1 or h >> of_page == np.uint64(page)):
+            entries[count] = at
+            count += 1
+    return count

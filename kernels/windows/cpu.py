@@ -363,17 +363,21 @@ def pack(slots: I64, runs: I32, pool: F64, sketch: U8, packed: F64, packed_sketc
 
 @njit(cache=True, nogil=True)
 def unpack(slots: I32, sizes: I32, packed: F64, packed_sketch: U8, runs: I32, heap: I64, pool: F64, sketch: U8) -> None:
-    """The reverse, into empty slots. The caller has made room: SMALLEST + 2 * sizes in all rows for each slot."""
+    """The reverse, into empty slots; where a slot is -1, its rows are passed over. The caller has made room: 2 * sizes.sum()
+    rows and SMALLEST for each slot."""
     source = 0
     for i in range(len(slots)):
+        first = source
+        source += sizes[i]
+        if slots[i] < 0 or sizes[i] == 0:
+            continue
         places = SMALLEST
         while places < sizes[i]:
             places *= 2
         start = _take(heap, pool, places)
         for r in range(sizes[i]):
-            pool[start + r] = packed[source + r]
+            pool[start + r] = packed[first + r]
             if sketch.shape[1]:
-                sketch[start + r] = packed_sketch[source + r]
-        source += sizes[i]
+                sketch[start + r] = packed_sketch[first + r]
         runs[slots[i], START], runs[slots[i], FIRST] = start, start
         runs[slots[i], SIZE], runs[slots[i], PLACES] = sizes[i], places

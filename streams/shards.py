@@ -1,0 +1,115 @@
+"""What a worker holds of the streaming features' state, and how its shards are snapshotted at the cost of what changed.
+
+A snapshot of a shard is one page of it, in turn, and what changed since the snapshot before. Each is kept under the key of its
+page until the next of that page replaces it. So the last snapshots of all pages hold every page as of some time and all changes
+since: what is held of a million entities is written once in PAGES epochs, not in every one.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from features.state import State
+from features.streaming import Group
+from streams.ordering import NEVER, Held
+
+VERSION = 3
+PAGES = 32
+
+
+class Ledger:
+    """The snapshots of one shard: their count, at which of them each page was taken, and the changes under each page's key."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._taken = [0] * PAGES
+        self._changes: list[list[tuple[int, list[Any]]]] = [[] for _ in range(PAGES)]
+
+    def next(self, page: int, changes: list[Any]) -> list[tuple[int, list[Any]]]:
+        """Counts a snapshot with this page and these changes; returns all changes to keep under the page's key.
+
+        Changes are let go of when every page has been taken since. Where pages are taken in turn that is before their key's
+        next snapshot; where not, they are carried on.
+        """
+        self._taken[page] = self.number
+        oldest = min(self._taken)
+        self._changes[page] = [kept for kept in self._changes[page] if kept[0] > oldest] + [(self.number, changes)]
+        return list(self._changes[page])
+
+    def resume(self, page: int, number: int, changes: list[tuple[int, list[Any]]]) -> None:
+        """Goes on after this snapshot."""
+        self.number = max(self.number, number)
+        self._taken[page], self._changes[page] = number, list(changes)
+
+
+class Shards:
+    """What one worker holds of every group, all its shards together. In event order it is fed by way of `held`."""
+
+    def __init__(self, groups: Sequence[Group], shards: int, held: Held | None, most: int = 0) -> None:
+        """most: entities that are held of a group; 0: as many as there are."""
+        self.states = [State(group, most) for group in groups]
+        self.held = held
+        self._shards = shards
+        self._seen: dict[str, tuple[bool, int]] = {}
+        self._ledgers: dict[int, Ledger] = {}
+        self._resumed: dict[int, list[dict[str, Any]]] = {}
+
+    def snapshot(self, shard: int, page: int) -> dict[str, Any]:
+        """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""
+        self.ready()
+        ledger = self._ledgers.setdefault(shard, Ledger())
+        ledger.number += 1
+        number = ledger.number
+        changes = [state.changed(shard, self._shards, number) for state in self.states]
+        return {
+            "version": VERSION,
+            "shard": shard,
+            "shards": self._shards,
+            "page": page,
+            "pages": PAGES,
+            "number": number,
+            "groups": [state.dump(shard, self._shards, page, PAGES, number) for state in self.states],
+            "changes": ledger.next(page, changes),
+            "held": self.held.dump(shard, self._shards) if self.held is not None else None,
+        }
+
+    def resume(self, snapshot: dict[str, Any]) -> None:
+        """Takes a page's last snapshot; the shard is there when all have come, see `ready`.
+
+        Raises ValueError for another number of shards or pages, or another version.
+        """
+        checked(snapshot)
+        for name, expected in (("shards", self._shards), ("pages", PAGES)):
+            if snapshot[name] != expected:
+                raise ValueError(f"recovery store: expected state of {expected} {name}, got {snapshot[name]}")
+        if snapshot["shard"] in self._ledgers:
+            raise RuntimeError(f"features: a page of shard {snapshot['shard']} came after the first event")
+        self._resumed.setdefault(snapshot["shard"], []).append(snapshot)
+
+    def ready(self) -> None:
+        """Puts together what was resumed, before anything is fed. Raises ValueError for other features."""
+        resumed, self._resumed = self._resumed, {}
+        for shard, snapshots in resumed.items():
+            self._ledgers[shard] = ledger = Ledger()
+            for one in snapshots:
+                ledger.resume(one["page"], one["number"], one["changes"])
+            for j, state in enumerate(self.states):
+                pieces = [one["groups"][j] for one in snapshots]
+                state.load(pieces + [groups[j] for one in snapshots for _, groups in one["changes"]], shard)
+            last = max(snapshots, key=lambda one: one["number"])
+            if self.held is not None and last["held"] is not None:
+                self.held.load(last["held"])
+
+    def clock(self, partition: str, seen_until: int, at_end: bool) -> int:
+        """The time that the stream has passed as far as this worker knows, that of the slowest partition with a backlog, now
+        that one of them has come so far."""
+        _, before = self._seen.get(partition, (False, NEVER))
+        self._seen[partition] = at_end, max(before, seen_until)
+        backlog = [seen for at_end, seen in self._seen.values() if not at_end]
+        return min(backlog) if backlog else max(seen for _, seen in self._seen.values())
+
+
+def checked(snapshot: dict[str, Any]) -> dict[str, Any]:
+    """The snapshot. Raises ValueError for one of another version."""
+    if snapshot["version"] != VERSION:
+        raise ValueError(f"recovery store: expected state version {VERSION}, got {snapshot['version']}")
+    return snapshot

@@ -1,0 +1,129 @@
+"""What the last snapshots of all pages hold is the state as it was, whatever was woken when; and each is small."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features import state as states
+from features.spec import Last, Window
+from features.streaming import Cut, groups
+from streams.ordering import Held
+from streams.shards import PAGES, Shards
+
+GROUPS = groups(
+    [
+        Window("card", "amount", over="1m", aggs=("count", "sum", "distinct")),
+        Last("card", "amount", within="30s"),
+        Window("shop", "amount", over="10m", aggs=("max",)),
+    ]
+)
+SHARDS = 3
+HASHES = np.random.default_rng(0).integers(1, 2**64, 400, np.uint64)
+
+
+def cut(rng: np.random.Generator, now: int, n: int, low: int, high: int) -> Cut:
+    """n rows of these entities at about `now` seconds, of which half read and most update."""
+    return Cut(
+        np.arange(n, dtype=np.int32),
+        HASHES[rng.integers(low, high, n)],
+        (now + rng.integers(-3, 3, n)) * 1_000_000,
+        (rng.integers(0, 2, n) + 2 * (rng.random(n) < 0.8)).astype(np.uint32),
+        np.stack([rng.integers(1, 99, n).astype(float)] * 2),
+        np.empty((0, n), np.int64),
+    )
+
+
+def everything(shards: Shards, now: int) -> np.ndarray:
+    """The features of all entities."""
+    n = len(HASHES)
+    rows, times, reads = np.arange(n, dtype=np.int32), np.full(n, now * 1_000_000), np.ones(n, np.uint32)
+    asked = Cut(rows, HASHES.copy(), times, reads, np.full((2, n), np.nan), np.empty((0, n), np.int64))
+    return np.concatenate([state.update(asked, 0) for state in shards.states])
+
+
+def run(wakes: list[list[int]], seed: int, most: int, resume_at: Callable[[int], bool]) -> list[np.ndarray]:
+    """Epochs in which these pages are woken; where it is said so the state is lost, and resumed from the last snapshots."""
+    rng = np.random.default_rng(seed)
+    shards = Shards(GROUPS, SHARDS, None, most)
+    store: dict[tuple[int, int], bytes] = {}
+    seen = []
+    for epoch, pages in enumerate(wakes):
+        now = 1_700_000_000 + 5 * epoch
+        low = 4 * epoch % 300
+        for state in shards.states:
+            state.update(cut(rng, now, 40, low, low + 60), (now - 5) * 1_000_000)
+        for page in pages:
+            for shard in range(SHARDS):
+                store[shard, page] = pickle.dumps(shards.snapshot(shard, page))
+        if pages and resume_at(epoch):
+            resumed = Shards(GROUPS, SHARDS, None, most)
+            for key in rng.permutation(len(store)).tolist():
+                resumed.resume(pickle.loads(list(store.values())[key]))
+            resumed.ready()
+            np.testing.assert_array_equal(everything(resumed, now), everything(shards, now))
+            shards = resumed
+        seen.append(everything(shards, now))
+    return seen
+
+
+@given(
+    st.lists(st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=3), min_size=1, max_size=80),
+    st.integers(0, 2**32),
+    st.sampled_from([0, 50]),
+    st.sets(st.integers(0, 80)),
+)
+def test_pages_in_any_order_hold_the_whole(wakes: list[list[int]], seed: int, most: int, crashes: set[int]) -> None:
+    run(wakes, seed, most, lambda epoch: epoch in crashes)
+
+
+def test_pages_in_turn_hold_the_whole_and_what_left_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "FEW", 0)
+    wakes = [[epoch % PAGES] for epoch in range(3 * PAGES)]
+    whole = run(wakes, 1, 0, lambda epoch: False)
+    lost = run(wakes, 1, 0, lambda epoch: epoch % 7 == 0)
+    assert len(whole) == len(lost)
+    assert np.nanmax(whole[-1][0]) > 1
+
+
+def test_a_snapshot_costs_by_what_changed() -> None:
+    """30,000 entities, of which 50 change in an epoch: a thirty-second of them and those."""
+    rng = np.random.default_rng(2)
+    hashes = rng.integers(1, 2**64, 30_000, np.uint64)
+    shards = Shards(GROUPS[:1], SHARDS, None)
+
+    def feed(which: np.ndarray, now: int) -> None:
+        n = len(which)
+        values = np.ones((2, n))
+        rows = np.arange(n, dtype=np.int32)
+        times = np.full(n, now * 1_000_000)
+        shards.states[0].update(Cut(rows, which, times, np.full(n, 2, np.uint32), values, np.empty((0, n), np.int64)))
+
+    def epoch(number: int) -> int:
+        return sum(len(pickle.dumps(shards.snapshot(shard, number % PAGES))) for shard in range(SHARDS))
+
+    feed(hashes, 1000)
+    first = epoch(0)
+    for number in range(1, PAGES + 1):
+        feed(hashes[:50], 1000 + number)
+        size = epoch(number)
+    assert size < first / 10
+
+
+def test_another_number_of_shards_or_pages_is_refused() -> None:
+    shards = Shards(GROUPS, SHARDS, Held(1, len(GROUPS), 10))
+    taken: dict[str, Any] = shards.snapshot(0, 0)
+    for name, message in (
+        ("shards", "expected state of 3 shards, got 9"),
+        ("pages", f"expected state of {PAGES} pages, got 9"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Shards(GROUPS, SHARDS, None).resume(taken | {name: 9})
+    with pytest.raises(ValueError, match="expected state version 3, got 2"):
+        Shards(GROUPS, SHARDS, None).resume(taken | {"version": 2})
+    with pytest.raises(RuntimeError, match="came after the first event"):
+        shards.resume(taken)
