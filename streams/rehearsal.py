@@ -9,6 +9,7 @@ import pyarrow as pa
 from features.memo import Memo
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.state import State
+from features.streaming import Cut, Group
 from sinks.messages import Encoder
 from streams.decide import answers, together
 from streams.decode import APPENDED, PROVENANCE
@@ -32,12 +33,24 @@ def rehearse(job: Job) -> None:
     batch = pa.RecordBatch.from_arrays(columns, [*rows.schema.names, *raw.schema.names, *([APPENDED] if times else [])])
     seen = Memo(batch)
     for group, cutter in zip(pipeline.groups, job.cutters, strict=True):
-        State(group).update(cutter(seen, reads))
+        keep(group, cutter(seen, reads))
     gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
     work = job.deciding.score(job.deciding.complete(together([(shard_name(0), gathered)], job.streaming_names)))
     answers(job.deciding, work, pipeline.sinks, Encoder())
     if pipeline.drift:
         job.reference.count(work.matrix, work.scores)
+
+
+def keep(group: Group, cut: Cut) -> None:
+    """Feeds a cut to a state, then so many entities that the table grows and some have to leave, and moves it."""
+    state = State(group, most=8)
+    state.update(cut)
+    many = np.arange(1, 65)
+    rows = cut.take(np.resize(np.arange(len(cut.row)), len(many)))
+    for _ in range(2):
+        state.update(rows._replace(hash=many.astype(np.uint64), bits=np.full(len(many), 0xFFFF_FFFF, np.uint32)))
+        many += len(many)
+    State(group).load(state.dump())
 
 
 def examples(schema: Schema) -> pa.RecordBatch:

@@ -232,7 +232,7 @@ def _copy(table: U64, larger: U64) -> None:
             at = np.int64(table[i, 0] >> shift)
             while larger[at, 0] != ZERO:
                 at = (at + 1) & mask
-            larger[at] = table[i]
+            larger[at, 0], larger[at, 1] = table[i, 0], table[i, 1]
 
 
 def grown(table: U64, entries: int) -> U64:
