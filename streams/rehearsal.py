@@ -50,7 +50,8 @@ def keep(group: Group, cut: Cut) -> None:
     for _ in range(2):
         state.update(rows._replace(hash=many.astype(np.uint64), bits=np.full(len(many), 0xFFFF_FFFF, np.uint32)))
         many += len(many)
-    State(group).load(state.dump())
+        state.changed()
+    State(group).load([state.dump()])
 
 
 def examples(schema: Schema) -> pa.RecordBatch:
