@@ -48,7 +48,7 @@ def read(stored: StoredFeatures, cards: list[str], shops: list[int]) -> tuple[di
 
 
 def until_read(stored: StoredFeatures, card: str) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while any(flag.startswith("unread") for flag in read(stored, [card], [1])[1][0]):
         assert time.monotonic() < deadline
         time.sleep(0.02)
