@@ -73,7 +73,11 @@ def of_a_plane(event: Event) -> bool:
 def main() -> None:
     """The command line."""
     brokers, topic, target, folder, repo, linger, home = sys.argv[1:]
-    source = KafkaSource([brokers], [topic], add_config={"fetch.wait.max.ms": "5", "queued.min.messages": "200000"})
+    source = KafkaSource(
+        [brokers],
+        [topic],
+        add_config={"fetch.wait.max.ms": "5", "fetch.queue.backoff.ms": "50", "queued.min.messages": "200000"},
+    )
     sink = KafkaSink([brokers], target, add_config={"acks": "all", "enable.idempotence": "true", "linger.ms": linger})
     flow = build(source, sink, Path(folder), Path(repo))
     store = Path(home) / "recovery"

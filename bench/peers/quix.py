@@ -56,7 +56,7 @@ def main() -> None:
         state_dir=home,
         auto_create_topics=False,
         use_changelog_topics=False,
-        consumer_extra_config={"fetch.wait.max.ms": 5, "queued.min.messages": 200_000},
+        consumer_extra_config={"fetch.wait.max.ms": 5, "fetch.queue.backoff.ms": 50, "queued.min.messages": 200_000},
         producer_extra_config={"linger.ms": int(linger), "acks": "all", "enable.idempotence": True},
         loglevel="WARNING",
     )

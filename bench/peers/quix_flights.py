@@ -66,7 +66,7 @@ def main() -> None:
         processing_guarantee="at-least-once",
         commit_interval=1.0,
         state_dir=Path(home) / "state",
-        consumer_extra_config={"fetch.wait.max.ms": 5, "queued.min.messages": 200_000},
+        consumer_extra_config={"fetch.wait.max.ms": 5, "fetch.queue.backoff.ms": 50, "queued.min.messages": 200_000},
         producer_extra_config={"linger.ms": int(linger), "acks": "all", "enable.idempotence": True},
         loglevel="WARNING",
     )
