@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 ready = workload.prepare(needed(options, rate), progress)
             plan = Plan(
                 workload, ready, served, Path(scratch), rate, options.seconds, options.warmup, options.schedule,
-                options.partitions, options.workers, linger_of(options, rate), soak=bool(options.soak),
+                options.partitions, options.workers[0], linger_of(options, rate), soak=bool(options.soak),
                 generator={} if options.load_linger is None else {"linger_ms": options.load_linger},
             )  # fmt: skip
             say(f"{system.name}, turn {turn + 1}, {rate:,.0f} messages/s")

@@ -22,7 +22,14 @@ def common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--without-headrace", action="store_true", help="only the peers")
     parser.add_argument("--turns", type=int, default=1, help="A B A B: how often each system runs")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="processes of headrace, threads of peers; each further number runs headrace once more, as headrace-N",
+    )
     parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--linger", type=float, default=None, help="of the systems' producers, ms")
     parser.add_argument("--epoch", type=float, default=0.25, help="headrace's, seconds")
@@ -34,6 +41,7 @@ def systems(options: argparse.Namespace) -> list[System]:
     """headrace and the peers named, in the order of their turns. Raises ValueError."""
     ours: dict[str, Any] = {"epoch_seconds": options.epoch, "recovery": "true"}
     made = [] if options.without_headrace else [System("headrace", settings=ours)]
+    made += [System(f"headrace-{workers}", settings={**ours, "workers": workers}) for workers in options.workers[1:]]
     for named in options.peer:
         name, _, command = named.partition("=")
         made.append(System(name, command) if command else of_ours(name, options.workload))
@@ -60,7 +68,7 @@ def settings(options: argparse.Namespace, kind: str, linger: float | str, made: 
         "compression": "none",
         "epoch_seconds": options.epoch,
         "recovery": True,
-        "workers": options.workers,
+        "workers": options.workers[0],
         "partitions": options.partitions,
         "turns": options.turns,
     }

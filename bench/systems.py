@@ -108,14 +108,15 @@ def headrace(
     system: System, workload: Workload, values: Mapping[str, str]
 ) -> tuple[list[str], dict[str, str], tuple[str, ...]]:
     """The command, its environment and the addresses of its metrics."""
-    home, job, workers = Path(values["home"]), workload.job(), int(values["workers"])
+    home, job = Path(values["home"]), workload.job()
+    workers = int(system.settings.get("workers", values["workers"]))
     file = home / "job.py"
     file.write_text(job.pipeline.replace("{input}", values["input"]).replace("{output}", values["output"]))
     port = free_ports(workers)
     settings = {
         "HEADRACE_BROKERS": values["brokers"],
         "HEADRACE_HOME": str(home),
-        "HEADRACE_WORKERS": values["workers"],
+        "HEADRACE_WORKERS": str(workers),
         "HEADRACE_METRICS_PORT": str(port),
         "HEADRACE_KAFKA": json.dumps({"linger.ms": values["linger"]}),
         **{f"HEADRACE_{name.upper()}": str(value) for name, value in system.settings.items()},

@@ -10,12 +10,13 @@ holds 1 the row says that no difference was seen. --check writes nothing and exi
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 from bench.charts import times
 from bench.groups import LOAD, Group, command, groups, said
-from bench.results import OURS, Kind, Result, ResultError, Spread, read
+from bench.results import OURS, Kind, Result, ResultError, Run, Spread, read
 
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 TITLES: dict[Kind, str] = {"latency": "Latency", "throughput": "Throughput", "floor": "Floor"}
@@ -40,6 +41,7 @@ def rows(group: Group) -> Iterator[Row]:
             metrics, ratios = summary["systems"].get(system, {}), summary["ratios"].get(system, {})
             if metrics:
                 figure = _latency(system, metrics, ratios) if group.kind == "latency" else _throughput(system, metrics, ratios)
+                figure += _cores(ran, [run for run in runs if run["system"] == system and run["valid"]])
             else:
                 why = next(run.get("why_not") for run in runs if run["system"] == system and not run["valid"])
                 figure = f"no valid run: {why}"
@@ -57,6 +59,16 @@ def _throughput(system: str, metrics: Mapping[str, Spread], ratios: Mapping[str,
     if "crayfish_per_s" in metrics:
         figure += f"; by Crayfish's formula {_reach(metrics['crayfish_per_s'], 'messages/s')}"
     return figure + (f"; {OURS} / {system}: {_ratio(ratios['messages_per_s'])}" if "messages_per_s" in ratios else "")
+
+
+def _cores(ran: Iterable[str], runs: Sequence[Run]) -> str:
+    """What system and broker took of the cores, where numbers of workers are compared: it bounds what more workers can do."""
+    if not any(name.startswith(f"{OURS}-") for name in ran):
+        return ""
+    used = [run["cpu"] or {} for run in runs if run.get("cpu")]
+    held = {name: [value for cpu in used if (value := cpu.get(name)) is not None] for name in ("system", "broker")}
+    told = ", ".join(f"{name} {median(values):.2f}" for name, values in held.items() if values)
+    return f"; cores: {told}" if told else ""
 
 
 def _floor(result: Result) -> str:

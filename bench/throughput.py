@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch, broker(options.broker) as served:
         plan = Plan(
             workload, prepared, served, Path(scratch), 0.0,
-            partitions=options.partitions, workers=options.workers, linger_ms=linger,
+            partitions=options.partitions, workers=options.workers[0], linger_ms=linger,
         )  # fmt: skip
         source = f"bench-full-{time.monotonic_ns()}"
         seconds = fill(plan, source)

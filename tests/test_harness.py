@@ -1,5 +1,6 @@
 """The latency harness: its schedules, its count of answers, its histograms, and what it says of a generator that is late."""
 
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ from hdrh.histogram import HdrHistogram
 from bench.check import Answers, check, encoded, figures, histogram, lag
 from bench.collect import Collected
 from bench.load import Payloads, linger_ms
+from bench.options import common, systems
 from bench.run import Bounds, generator_fault
 from bench.schedule import schedule
-from bench.systems import fill
+from bench.systems import fill, headrace
 from bench.throughput import rates
-from bench.workloads import Checked, Prepared, write_payloads
+from bench.workloads import Checked, Prepared, load, write_payloads
 
 SAID = {"failed": 0, "sent": 10, "late_p99_ms": 1.0, "late_max_ms": 9.0, "intended_per_s": 100.0, "rate": 99.9, "reason": ""}
 
@@ -213,3 +215,15 @@ def test_the_rate_is_that_of_the_last_part_and_of_what_came_before_the_stop() ->
 def test_a_command_line_keeps_braces_that_are_no_placeholder() -> None:
     words = fill("""peer {brokers} '{"kind":"scheduled"}' {home}/x""", {"brokers": "a:1", "home": "/h", "input": "i"})
     assert words == ["peer", "a:1", '{"kind":"scheduled"}', "/h/x"]
+
+
+def test_each_further_number_of_workers_is_headrace_once_more(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    common(parser)
+    made = systems(parser.parse_args(["--workers", "1", "2", "--peer", "relay"]))
+    assert [system.name for system in made] == ["headrace", "headrace-2", "relay"]
+    values = {"home": str(tmp_path), "input": "in", "output": "out", "brokers": "nowhere", "workers": "1", "linger": "5"}
+    _, one, pages = headrace(made[0], load("vector"), values)
+    _, two, more = headrace(made[1], load("vector"), values)
+    assert (one["HEADRACE_WORKERS"], two["HEADRACE_WORKERS"]) == ("1", "2")
+    assert (len(pages), len(more)) == (1, 2)
