@@ -1,5 +1,6 @@
 """The broker that a benchmark runs on, and its topics."""
 
+import os
 import tempfile
 import time
 import uuid
@@ -72,7 +73,10 @@ def kind(pid: int | None) -> str:
 @contextmanager
 def topics(served: Served, partitions: int, extra: Sequence[str], source: str = "") -> Iterator[tuple[str, str]]:
     """A new input topic (or the one that is given, which stays) and a new output topic, whose messages have the time at which
-    the broker appended them; they and `extra`, templates of {input} and {output}, are deleted at the end."""
+    the broker appended them; they and `extra`, templates of {input} and {output}, are deleted at the end.
+
+    What earlier runs wrote is brought to the disk first, so that nobody pays for it in the turn after."""
+    os.sync()
     stem = uuid.uuid4().hex[:8]
     given, source, sink = bool(source), source or f"bench-{stem}-in", f"bench-{stem}-out"
     more = [name.replace("{input}", source).replace("{output}", sink) for name in extra]
