@@ -135,7 +135,7 @@ def needed(options: argparse.Namespace, rate: float) -> int:
 
 def linger_of(options: argparse.Namespace, rate: float) -> float:
     """The systems' linger at a rate, ms."""
-    return linger_ms(rate) if options.linger is None else float(options.linger)
+    return linger_ms(rate, options.partitions) if options.linger is None else float(options.linger)
 
 
 def lingers(options: argparse.Namespace) -> float | str:

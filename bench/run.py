@@ -166,7 +166,7 @@ def record(system: System, plan: Plan, turn: int, say: Say = lambda line: None) 
             "topic": source,
             "payloads": str(plan.prepared.payloads),
             "messages": plan.prepared.messages,
-            "linger_ms": linger_ms(plan.rate),
+            "linger_ms": linger_ms(plan.rate, plan.partitions),
         }
         collector = stack.enter_context(child("bench.collect", collecting, folder))
         generator = stack.enter_context(child("bench.load", sending | plan.generator, folder))

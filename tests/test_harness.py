@@ -69,6 +69,10 @@ def test_the_producer_waits_longer_the_faster_it_goes() -> None:
     assert [linger_ms(rate) for rate in (1_000, 20_000, 200_000)] == [1, 1, 5]
 
 
+def test_with_partitions_the_producer_waits_longer_unless_each_message_is_a_request_anyway() -> None:
+    assert [linger_ms(rate, 8) for rate in (1_000, 2_500, 20_000, 200_000)] == [1, 3, 8, 10]
+
+
 def test_prepared_messages_come_out_as_they_went_in_over_the_edges_of_chunks(tmp_path: Path) -> None:
     n = 250_000
     keys = [None if k % 7 == 0 else b"k%d" % k for k in range(n)]
