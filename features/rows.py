@@ -70,9 +70,9 @@ class Rows:
             )
             self.due(v, 0, 1)
 
-    def read(self, hashes: U64, fill: F32, times_us: I64, now_us: int, wall: bool) -> tuple[F32, I64, U8]:
-        """What n events are given, float32 [F, n], their flags int64 [n], and for each view which have no row, [V, n] or [0, 0]
-        if all have."""
+    def read(self, hashes: U64, fill: F32, times_us: I64, now_us: int, wall: bool) -> tuple[F32, I64, U8, I64]:
+        """What n events are given, float32 [F, n], their flags int64 [n], for each view which have no row, [V, n] or [0, 0] if
+        all have, and the times of the rows, int64 [V, n], cpu.NONE where there is none."""
         n = len(times_us)
         self._tick += 1
         out, flags, missed = (
@@ -80,8 +80,9 @@ class Rows:
             np.empty(n, np.int64),
             np.empty((len(self._views), n), np.uint8),
         )
-        any_missed = cpu.read(hashes, *self._arrays, fill, times_us, now_us, wall, self._tick, out, flags, missed)
-        return out, flags, missed if any_missed else NOTHING
+        held = np.empty((len(self._views), n), np.int64)
+        any_missed = cpu.read(hashes, *self._arrays, fill, times_us, now_us, wall, self._tick, out, flags, missed, held)
+        return out, flags, missed if any_missed else NOTHING, held
 
     def missing(self, view: int, hashes: U64, missed: U8) -> tuple[U64, I64]:
         """The hashes of the view's entities without a row, each once, and the first event of each."""

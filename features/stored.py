@@ -41,10 +41,12 @@ REFUSED = "refused"
 @dataclass(frozen=True)
 class StoredRead:
     """columns: float32 [n] by full feature name, NaN where there is nothing to give. flags: int64 [n], bit k: the k-th name of
-    `StoredFeatures.flags`."""
+    `StoredFeatures.flags`. times: int64 [V, n], by view: when the row that is held is from, microseconds, kernels'
+    stored_rows.cpu.NONE where there is none."""
 
     columns: dict[str, F32]
     flags: I64
+    times: I64
 
 
 class StoredFeatures:
@@ -56,10 +58,11 @@ class StoredFeatures:
     kept per view; those asked for longest ago make room. patience: how many seconds an event waits for the store where its
     entity is not there. clock: seconds since 1970.
 
-    names: the features, "view__feature". entities: the event's columns that `read` needs. flags: for every view "missing:view"
-    (no such entity, or null, or not known), "stale:view" (older than the view's ttl), "future:view" (the row is from later
-    than the event: its values are kept) and "unread:view" (the store has not answered in time: the row is older than
-    refresh_seconds, or, with "missing:view", not known); and "refused" (as Stored says). refuses: may there be such?
+    names: the features, "view__feature"; by_view: the same, by view. entities: the event's columns that `read` needs.
+    flags: for every view "missing:view" (no such entity, or null, or not known), "stale:view" (older than the view's ttl),
+    "future:view" (the row is from later than the event: its values are kept) and "unread:view" (the store has not answered in
+    time: the row is older than refresh_seconds, or, with "missing:view", not known); and "refused" (as Stored says).
+    refuses: may there be such?
 
     Raises StoredFeaturesError, with what to do, if the repo, its registry, the service or a table of the online store is
     missing.
@@ -104,6 +107,7 @@ class StoredFeatures:
         self._asking = Asking(self._rows, used, self._reader, lambda: Reader(open_store(repo)), clock, patience)
         self.names: tuple[str, ...] = tuple(name for view in used for name in view.names)
         self.entities: frozenset[str] = frozenset(self._columns)
+        self.by_view: dict[str, tuple[str, ...]] = {view.name: view.names for view in used}
         self.flags: tuple[str, ...] = (*(f"{flag}:{view.name}" for view in used for flag in FLAGS), REFUSED)
 
     def warm(self, seconds: float = 5.0) -> int:
@@ -133,12 +137,12 @@ class StoredFeatures:
         """
         now_us = int(self._clock() * 1_000_000)
         hashed = self._hashed(batch, {} if hashes is None else hashes)
-        values, flags, missed = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
+        values, flags, missed, held = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
         if len(missed):
             self._want(batch, hashed, missed)
             if self._asking.wait():
-                values, flags, _ = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
-        return StoredRead(dict(zip(self.names, values, strict=True)), flags)
+                values, flags, _, held = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
+        return StoredRead(dict(zip(self.names, values, strict=True)), flags, held)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """What a metric may count, by view: rows held; entities asked for, and read again; rows that made room for others."""

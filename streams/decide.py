@@ -32,7 +32,7 @@ MOST_FLAGS = 63
 class Work:
     """n rows on their way: `origins` is (partition, rows) in order; computed features float [n] by name, NaN where there is
     none; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known; scores float32 [n], or
-    [n, k] of a model with k outputs."""
+    [n, k] of a model with k outputs; stored_times int64 [V, n], of the stored rows by view (features/stored.py)."""
 
     origins: tuple[tuple[str, int], ...]
     batch: pa.RecordBatch
@@ -41,6 +41,7 @@ class Work:
     hashes: Hashes
     matrix: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    stored_times: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
 
 
 def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> Work:
@@ -92,19 +93,19 @@ class Deciding:
 
     def complete(self, work: Work) -> Work:
         """Adds the stored and the derived features, and flags for what is missing, stale, or later than the event."""
-        batch, flags = work.batch, work.flags
+        batch, flags, times = work.batch, work.flags, work.stored_times
         computed = dict(work.computed)
         if self.stored is not None:
             read = self.stored.read(batch, microseconds(batch.column(self.names.time)), work.hashes)
             computed |= read.columns
-            flags = read.flags << len(self.entities)
+            flags, times = read.flags << len(self.entities), read.times
         for k, name in enumerate(self.entities):
             column = batch.column(name)
             if column.null_count:
                 flags = flags | column.is_null().to_numpy(zero_copy_only=False).astype(np.int64) << k
         for name, expression in self.derived:
             computed[name] = expression(batch).to_numpy(zero_copy_only=False)
-        return replace(work, computed=computed, flags=flags)
+        return replace(work, computed=computed, flags=flags, stored_times=times)
 
     def score(self, work: Work) -> Work:
         """Assembles the matrix and scores it."""

@@ -19,6 +19,7 @@ from streams.drift import DriftCounter, DriftJudge, Partial, Sample
 from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut
 from streams.job import Job
 from streams.output import Output
+from streams.record import Entry, RecordOutput, entry
 from streams.routing import shard_name
 from streams.shards import PAGES
 from streams.source import Polled
@@ -66,14 +67,18 @@ def build(job: Job) -> Dataflow:
         with meters.stage("model", work.batch.num_rows):
             return job.deciding.score(work)
 
-    def decide(work: Work) -> list[tuple[str, Messages]]:
+    def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
         with meters.stage("decision", work.batch.num_rows):
             decisions, written = answers(job.deciding, work, pipeline.sinks, encoder)
-            encoded = [piece for messages in written for piece in _by_origin(messages, work.origins)]
+            made: list[tuple[str, Messages | Entry]] = []
+            for messages in written:
+                made += _by_origin(messages, work.origins)
+            if pipeline.record:
+                made.append((work.origins[0][0], entry(work, decisions, job.clock_ns() // 1000)))
         gate.done(len(work.origins))
         if decisions:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
-        return encoded
+        return made
 
     def watch(work: Work) -> list[tuple[str, Sample]]:
         with meters.stage("drift"):
@@ -113,7 +118,12 @@ def build(job: Job) -> Dataflow:
     gathered = op.stateful_batch("gather", home, lambda resume: Gather(pipeline.groups, resume))
     scored = op.map("model", op.flat_map_batch("batch", gathered, batch), score)
     decisions = op.flat_map("decision", scored, decide)
-    op.output("sink", op.merge("outputs", decisions, decoded.falses), sink())
+    if pipeline.record:
+        decided = op.branch("decided", decisions, lambda item: isinstance(item[1], Messages))
+        op.output("sink", op.merge("outputs", decided.trues, decoded.falses), sink())
+        op.output("record", decided.falses, RecordOutput(lambda: job.events.partitions, lambda: job.journal, meters))
+    else:
+        op.output("sink", op.merge("outputs", decisions, decoded.falses), sink())
     if pipeline.drift:
         counted = op.stateful_batch("drift", op.flat_map("watch", scored, watch), counter)
         judged = op.stateful_batch("judge", op.map("counted", counted, _to_judge), judge)

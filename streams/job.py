@@ -19,13 +19,16 @@ from features.streaming import Cutter
 from models.engine import Engine, OnnxEngine
 from models.reference import Reference
 from models.registry import resolve
+from sinks.journal import Journal, adopt
 from sinks.kafka import KafkaSink
 from sinks.messages import Sink
+from sinks.records import shaped
 from streams.decide import Deciding, Names
 from streams.decode import PROVENANCE, Decoder
 from streams.meters import Meters
 from streams.ordering import Held
-from streams.pipeline import Pipeline
+from streams.pipeline import Pipeline, Record
+from streams.record import Entry, LogRows
 from streams.routing import page_name
 from streams.settings import JobSettings
 from streams.shards import Shards
@@ -39,6 +42,7 @@ class Champion:
     version: int
     engine: Engine
     reference: Reference | None
+    digest: str = ""
 
 
 @dataclass(eq=False)
@@ -55,6 +59,7 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     until_end: bool = False
     workers: int = 1
+    worker: int = 0
 
     @cached_property
     def meters(self) -> Meters:
@@ -135,6 +140,21 @@ class Job:
         return self.sink or KafkaSink(self.settings.brokers, self.settings.kafka)
 
     @cached_property
+    def log_rows(self) -> LogRows:
+        pipeline = self.pipeline
+        share = pipeline.record.share if pipeline.record else 1.0
+        return LogRows(self.deciding, pipeline.features, self.champion_in_use.digest, share, self.settings.stored_age)
+
+    @cached_property
+    def journal(self) -> Journal[Entry]:
+        """Where the record of this worker's decisions is written."""
+        said = self.pipeline.record or Record()
+        folder = Path(said.path) if said.path else self.settings.home / "record" / self.pipeline.name
+        adopt(folder, self.worker, self.workers, shaped)
+        chain, size = folder / f"worker-{self.worker}", int(said.megabytes * 1e6)
+        return Journal(chain, self.log_rows, shaped, bytes_a_file=size, clock=lambda: self.clock_ns() / 1e9)
+
+    @cached_property
     def champion_in_use(self) -> Champion:
         if self.champion is not None:
             return self.champion
@@ -143,7 +163,7 @@ class Job:
         engine = OnnxEngine(version.folder, threads=self.pipeline.model.threads)
         engine.warm()
         reference = Reference.load(version.folder) if self.pipeline.drift else None
-        return Champion(version.version, engine, reference)
+        return Champion(version.version, engine, reference, version.digest)
 
     @cached_property
     def stored(self) -> StoredFeatures | None:
@@ -224,6 +244,8 @@ class Job:
             _ = self.events.partitions
         _ = self.decoder, self.cutters, self.deciding, self.output
         _ = [page_name(shard, 0) for shard in range(self.pipeline.shards)]
+        if self.pipeline.record:
+            _ = self.journal
         if self.stored is not None:
             self.stored.warm()
 
@@ -232,6 +254,8 @@ class Job:
         opened = vars(self)
         if "drift_thread" in opened:
             self.drift_thread.shutdown(wait=False, cancel_futures=True)
+        if "journal" in opened:
+            self.journal.close()
         if isinstance(stored := opened.get("stored"), StoredFeatures):
             stored.close()
         if "output" in opened and self.sink is None:

@@ -11,10 +11,12 @@ from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.state import State
 from features.streaming import Cut, Group
 from sinks.messages import Encoder
+from sinks.records import shaped
 from streams.decide import answers, together
 from streams.decode import APPENDED, PROVENANCE
 from streams.exchange import Gathered
 from streams.job import Job
+from streams.record import entry
 from streams.routing import shard_name
 
 
@@ -36,7 +38,9 @@ def rehearse(job: Job) -> None:
         keep(group, cutter(seen, reads))
     gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
     work = job.deciding.score(job.deciding.complete(together([(shard_name(0), gathered)], job.streaming_names)))
-    answers(job.deciding, work, pipeline.sinks, Encoder())
+    decisions, _ = answers(job.deciding, work, pipeline.sinks, Encoder())
+    if pipeline.record:
+        shaped(pa.Table.from_batches([job.log_rows([entry(work, decisions, 0)])]))
     if pipeline.drift:
         job.reference.count(work.matrix, work.scores)
 

@@ -40,7 +40,7 @@ def run(
     `stop` lets the sources end, an epoch pass and everything be delivered. on_ready is called when every part is open. `parts`
     replaces the job's parts (streams/job.py). Raises what a step raised, as itself.
     """
-    job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), **parts)
+    job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), worker=worker, **parts)
     if stop is not None:
         job.stop = stop
     job.open()
@@ -57,6 +57,8 @@ def run(
                 cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
             else:
                 run_main(flow, epoch_interval=epoch, recovery_config=recovery)
+        if pipeline.record:
+            job.journal.flush()
     except BaseException as error:
         inner = innermost(error)
         if inner is error:

@@ -54,7 +54,7 @@ def test_reads_as_the_naive_twin(steps: Any, wall: bool) -> None:
                 held[view, h] = naive.Row(values, time, now + REFRESH[view])
         hashes = np.array([[event[c] for event in batch] for c in range(3)], np.uint64).reshape(3, len(batch))
         times = np.array([event[3] for event in batch], np.int64)
-        out, flags, missed = rows.read(hashes, FILL, times, now, wall)
+        out, flags, missed, when = rows.read(hashes, FILL, times, now, wall)
         for i, event in enumerate(batch):
             first, bits = 0, 0
             for v, width in enumerate(WIDTHS):
@@ -67,6 +67,7 @@ def test_reads_as_the_naive_twin(steps: Any, wall: bool) -> None:
                 *four, refused = expected.flags
                 bits |= sum(1 << (FLAGS * v + k) for k, flag in enumerate(four) if flag) | refused << (FLAGS * len(WIDTHS))
                 assert (missed[v, i] if len(missed) else 0) == (h != 0 and (v, h) not in held)
+                assert when[v, i] == (NONE if expected.time is None else expected.time)
                 first += width
             assert flags[i] == bits
 
@@ -80,13 +81,13 @@ def test_rows_come_and_go_and_none_is_given_for_another(batches: list[list[int]]
         widest = max(widest, len(batch))
         hashes = np.array([[hashing.mix(n) for n in batch]], np.uint64)
         times = np.zeros(len(batch), np.int64)
-        _, _, missed = rows.read(hashes, nothing, times, 0, False)
+        _, _, missed, _ = rows.read(hashes, nothing, times, 0, False)
         if len(missed):
             absent, first = rows.missing(0, hashes, missed)
             names = [str(batch[k]).encode() for k in first]
             values = np.array([[batch[k] for k in first], [-batch[k] for k in first]], np.float32)
             rows.put(0, absent, names, Fetched(values, np.zeros(len(names), np.int64)), 0, len(batch))
-        out, flags, missed = rows.read(hashes, nothing, times, 0, False)
+        out, flags, missed, _ = rows.read(hashes, nothing, times, 0, False)
         assert len(missed) == 0
         assert not flags.any()
         assert out.tolist() == [batch, [-n for n in batch]]
@@ -105,7 +106,7 @@ def test_a_row_that_has_gone_is_not_brought_back_by_reading_it_again() -> None:
 
     def read(*hashes: int) -> list[bool]:
         times = np.zeros(len(hashes), np.int64)
-        _, _, missed = rows.read(np.array([hashes], np.uint64), np.full(2, np.nan, np.float32), times, 0, False)
+        _, _, missed, _ = rows.read(np.array([hashes], np.uint64), np.full(2, np.nan, np.float32), times, 0, False)
         return missed[0].astype(bool).tolist() if len(missed) else [False] * len(hashes)
 
     put(7, 8)

@@ -83,13 +83,13 @@ def _place(keys: U64, key: np.uint64) -> np.int64:
 @njit(cache=True)
 def read(
     hashes: U64, views: I64, keys: U64, slots: I32, meta: I64, values: F32, fill: F32,
-    times: I64, now: int, wall: bool, tick: int, out: F32, flags: I64, missed: U8,
+    times: I64, now: int, wall: bool, tick: int, out: F32, flags: I64, missed: U8, held: I64,
 ) -> int:  # fmt: skip
     """What n events at times int64 [n] are given at `now`, from hashes uint64 [C, n]; returns how many rows are not there.
 
     fill float32 [F], by column: given instead of what is stale or was never read. wall: age is measured by `now`, not by the
-    event's time. Fills out float32 [F, n], missed uint8 [V, n] (1: no row) and flags int64 [n]: bits of view v from 4 * v
-    on, and bit 4 * V for a refusal.
+    event's time. Fills out float32 [F, n], missed uint8 [V, n] (1: no row), held int64 [V, n] with the time of the row that is
+    held (NONE where there is none) and flags int64 [n]: bits of view v from 4 * v on, and bit 4 * V for a refusal.
     """
     count = 0
     V = len(views)
@@ -101,6 +101,7 @@ def read(
         ttl, refuses, bit = views[v, TTL], views[v, REFUSES], FLAGS * v
         for i in range(len(flags)):
             missed[v, i] = 0
+            held[v, i] = NONE
             h = hashes[views[v, PARTS], i]
             for p in range(PARTS + 1, views.shape[1]):
                 c = views[v, p]
@@ -129,6 +130,7 @@ def read(
             meta[row, TICK] = tick
             unread = now > meta[row, UNTIL]
             time = meta[row, TIME]
+            held[v, i] = time
             if unread:
                 flags[i] |= np.int64(UNREAD) << bit
             if time == NONE:

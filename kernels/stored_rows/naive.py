@@ -16,10 +16,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Given:
-    """What an event is given of a view, and whether it is missing, stale, future, unread, refused."""
+    """What an event is given of a view, whether it is missing, stale, future, unread, refused, and when the row that is held is
+    from."""
 
     values: list[float]
     flags: tuple[bool, bool, bool, bool, bool]
+    time: int | None = None
 
 
 def give(
@@ -39,5 +41,5 @@ def give(
     if row.time is None:
         return Given(list(fill) if unread else nothing, (True, False, False, unread, unread and refuses))
     if ttl and (now if wall else time) - row.time > ttl:
-        return Given(list(fill), (False, True, False, unread, refuses))
-    return Given(row.values, (False, False, row.time > time, unread, False))
+        return Given(list(fill), (False, True, False, unread, refuses), row.time)
+    return Given(row.values, (False, False, row.time > time, unread, False), row.time)

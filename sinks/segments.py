@@ -1,0 +1,235 @@
+"""The files of a record: a log that survives a kill, sealed into Parquet files each of which holds the hash of the one before.
+
+A chain is the folder of one worker. What is being written is `NUMBER-DAY.log`: frames, each with its length, its checksum
+and an Arrow IPC stream of its own, so that what a kill cut off is seen and left out. A log that is large enough, or of another
+day, becomes `NUMBER-DAY.parquet`, with the name and SHA-256 of the file before it in its metadata.
+"""
+
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FORMAT = 1
+KEY = b"headrace.record"
+LOG, SEALED, HALF = ".log", ".parquet", ".half"
+HEADER = struct.Struct("<QI")
+ROWS_IN_A_GROUP = 122_880
+OWN = ("decision_id", "event_id")
+
+
+class RecordError(RuntimeError):
+    """The record cannot be written or read, or is not what was written; the message says which file and why."""
+
+
+@dataclass(frozen=True, order=True)
+class Segment:
+    """The number of a file in its chain, counted from 1, and the day (UTC, YYYY-MM-DD) on which it was begun."""
+
+    number: int
+    day: str
+
+    @property
+    def stem(self) -> str:
+        return f"{self.number:08d}-{self.day}"
+
+    @classmethod
+    def of(cls, path: Path) -> "Segment":
+        """The segment of a file's name. Raises RecordError for another name."""
+        number, _, day = path.stem.partition("-")
+        if not number.isdigit() or len(day) != len("2000-01-01"):
+            raise RecordError(f"record: expected a file named NUMBER-DAY{path.suffix}, got {path}")
+        return cls(int(number), day)
+
+
+def in_order(folder: Path, suffix: str) -> list[Path]:
+    """The files of a chain with this suffix, by number."""
+    return sorted(folder.glob(f"*{suffix}"), key=Segment.of)
+
+
+def chains(folder: Path) -> list[Path]:
+    """The chains of a record, by worker; the folder itself, if it is one. Raises RecordError where there is none."""
+
+    def is_chain(one: Path) -> bool:
+        return any(one.glob(f"*{SEALED}")) or any(one.glob(f"*{LOG}"))
+
+    found = [folder] if is_chain(folder) else sorted(one for one in folder.glob("worker-*") if is_chain(one))
+    if not found:
+        raise RecordError(f"no record in {folder}: expected the folders worker-0, ... with .parquet or .log files in them")
+    return found
+
+
+def write_frame(file: IO[bytes], batch: pa.RecordBatch) -> int:
+    """Appends a batch as one frame; returns its bytes."""
+    buffer = pa.BufferOutputStream()
+    with pa.ipc.new_stream(buffer, batch.schema) as writer:
+        writer.write_batch(batch)
+    data = memoryview(buffer.getvalue())
+    file.write(HEADER.pack(len(data), zlib.crc32(data)))
+    file.write(data)
+    return HEADER.size + len(data)
+
+
+def read_frames(path: Path) -> Iterator[tuple[pa.RecordBatch, int]]:
+    """The batches of a log with the place where each ends, up to the first frame that is not whole."""
+    size, end = path.stat().st_size, 0
+    with pa.memory_map(str(path)) if size else path.open("rb") as file:
+        while end + HEADER.size <= size:
+            length, checksum = HEADER.unpack(file.read(HEADER.size))
+            end += HEADER.size + length
+            if length == 0 or end > size:
+                return
+            data = file.read_buffer(length)
+            if zlib.crc32(data) != checksum:
+                return
+            yield pa.ipc.open_stream(data).read_next_batch(), end
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a sealed file says of itself. Raises RecordError for one that is not sealed by `seal`."""
+    try:
+        content = (pq.read_schema(path).metadata or {}).get(KEY)
+    except (OSError, pa.ArrowException) as error:
+        raise RecordError(f"{path}: cannot be read as Parquet: {error}") from None
+    if content is None:
+        raise RecordError(f"{path}: expected {KEY.decode()} in its metadata, got none")
+    found: dict[str, Any] = json.loads(content)
+    if found.get("format") != FORMAT:
+        raise RecordError(f"{path}: expected format {FORMAT}, got {found.get('format')}")
+    return found
+
+
+def seal(log: Path, shape: Callable[[pa.Table], pa.Table]) -> Path | None:
+    """Makes a log the next Parquet file of its chain, and removes it; None where it holds no row.
+
+    shape: from rows of the log to those of the file, whose schema is the same each time; what the metadata of the log's schema
+    says under `KEY` goes into that of the file. The file is there whole or not at all: it gets its name when it is on disk.
+    Call it for the logs of a chain in order.
+    """
+    target = log.with_suffix(SEALED)
+    if not target.exists() and not _written(log, shape, log.with_suffix(HALF)):
+        log.unlink()
+        return None
+    if not target.exists():
+        log.with_suffix(HALF).rename(target)
+        sync_folder(log.parent)
+    log.unlink()
+    return target
+
+
+def _written(log: Path, shape: Callable[[pa.Table], pa.Table], target: Path) -> bool:
+    segment = Segment.of(log)
+    before = [path for path in in_order(log.parent, SEALED) if Segment.of(path) < segment]
+    place = {
+        "format": FORMAT,
+        "number": segment.number,
+        "day": segment.day,
+        "previous": {"file": before[-1].name, "sha256": sha256(before[-1])} if before else None,
+    }
+    writer = None
+    for table in _in_groups(log):
+        rows = shape(table)
+        if writer is None:
+            told = json.loads(table.schema.metadata[KEY]) | place
+            schema = rows.schema.with_metadata({KEY: json.dumps(told).encode()})
+            writer = pq.ParquetWriter(target, schema, compression="zstd", compression_level=1, use_dictionary=_coded(schema))
+        writer.write_table(rows.cast(writer.schema))
+    if writer is None:
+        return False
+    writer.close()
+    with target.open("rb+") as file:
+        os.fsync(file.fileno())
+    return True
+
+
+def _in_groups(log: Path) -> Iterator[pa.Table]:
+    """The rows of a log, some hundred thousand at a time; those of one table have one schema."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch, _ in read_frames(log):
+        if waiting and (rows >= ROWS_IN_A_GROUP or not batch.schema.equals(waiting[0].schema, check_metadata=True)):
+            yield pa.Table.from_batches(waiting)
+            waiting, rows = [], 0
+        waiting.append(batch)
+        rows += batch.num_rows
+    if rows:
+        yield pa.Table.from_batches(waiting)
+
+
+def _coded(schema: pa.Schema) -> list[str]:
+    """The columns of which few values are different: texts (but for each row's own), and lists of them."""
+    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in OWN]
+    return texts + [f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)]
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names of files in a folder last."""
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    finally:
+        os.close(place)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A chain that was checked: its files and rows, the SHA-256 of its last file (empty: there is none), the rows that are not
+    sealed yet, and where it breaks."""
+
+    chain: str
+    files: int
+    rows: int
+    head: str
+    unsealed: int
+    breaks: tuple[str, ...]
+
+
+def check(chain: Path) -> Checked:
+    """Reads every file of a chain and compares it with what the next says of it.
+
+    A change of the last file shows only to who kept its hash (`head`) elsewhere.
+    """
+    breaks: list[str] = []
+    rows, before, number = 0, None, 0
+    files = in_order(chain, SEALED)
+    for path in files:
+        found = Segment.of(path).number
+        if found != number + 1:
+            missing = f"file {number + 1}" if found == number + 2 else f"files {number + 1} to {found - 1}"
+            breaks.append(f"{chain.name}: {missing} missing before {path.name}")
+        number = found
+        try:
+            told = described(path)
+            rows += pq.read_metadata(path).num_rows
+            breaks += [f"{path}: {why}" for why in _wrong(told["previous"], before)]
+        except RecordError as error:
+            breaks.append(str(error))
+        before = {"file": path.name, "sha256": sha256(path)}
+    unsealed = sum(batch.num_rows for log in in_order(chain, LOG) for batch, _ in read_frames(log))
+    return Checked(chain.name, len(files), rows, before["sha256"] if before else "", unsealed, tuple(breaks))
+
+
+def _wrong(said: Mapping[str, str] | None, before: Mapping[str, str] | None) -> list[str]:
+    if said is None or before is None:
+        return (
+            [] if said == before else [f"it follows {said['file'] if said else 'no file'}, which is not what stands before it"]
+        )
+    if said["file"] != before["file"]:
+        return [f"it follows {said['file']}, but {before['file']} stands before it"]
+    if said["sha256"] != before["sha256"]:
+        return [f"{before['file']} was changed: expected SHA-256 {said['sha256']}, got {before['sha256']}"]
+    return []
