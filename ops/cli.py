@@ -1,4 +1,4 @@
-"""headrace demo | train | run | topics | models."""
+"""headrace demo | train | run | topics | models | record | skew."""
 
 import json
 import sys
@@ -17,6 +17,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, help="Real-time d
 
 models = typer.Typer(rich_markup_mode=None, help="The models in the registry.")
 app.add_typer(models, name="models")
+record = typer.Typer(rich_markup_mode=None, help="The record of decisions.")
+app.add_typer(record, name="record")
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
@@ -160,6 +162,81 @@ def register(
         print(f"  features that it does not use: {', '.join(made.unused)}")
     for metric, value in made.metrics.items():
         print(f"  {metric} {value:.4g} on the reference frame")
+
+
+@app.command()
+def skew(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="the folder of a record")],
+    events: Annotated[str, typer.Option(help="a Parquet file of events, topic (from its start), or history (the model's)")],
+    pipeline: Annotated[
+        str | None, typer.Option(help="PATH.py:NAME  [default: the pipeline's name in the record]", show_default=False)
+    ] = None,
+    start: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="leave out events before this day, UTC", show_default=False)
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="numbers agree within this times max(1, |value|)")] = 1e-5,
+    brokers: Brokers = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Compute served features again and compare; exit code 1 if any value mismatches, is missing, or extra."""
+    from ops.skew import events_of, lines
+    from ops.skew import skew as compare
+    from sinks.records import told_by
+
+    settings = settings_of(brokers=brokers, home=home)
+    loaded = pipeline_of(pipeline or told_by(records).pipeline)
+    made = events_of(loaded, settings, events, start.replace(tzinfo=UTC) if start else None)
+    report = compare(records, loaded, settings, made, tolerance=tolerance)
+    print(json.dumps(report.as_dict()) if as_json else "\n".join(lines(report)))
+    if report.skewed:
+        raise typer.Exit(1)
+
+
+@record.command()
+def verify(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="the folder of a record, or of one of its workers")],
+    as_json: Json = False,
+) -> None:
+    """Check every file against the hash that the next one holds; exit code 1 if a chain breaks, and where it does."""
+    from dataclasses import asdict
+
+    from sinks.segments import chains, check
+
+    checked = [check(chain) for chain in chains(records)]
+    if as_json:
+        print(json.dumps([asdict(one) for one in checked]))
+    else:
+        for one in checked:
+            waiting = f", {one.unsealed:,} rows not sealed yet" if one.unsealed else ""
+            print(f"{one.chain}: {one.files} files, {one.rows:,} rows{waiting}, {'BROKEN' if one.breaks else 'whole'}")
+            print(*(f"  {line}" for line in one.breaks or [f"head {one.head or 'none'}"]), sep="\n")
+    if any(one.breaks for one in checked):
+        raise typer.Exit(1)
+
+
+@record.command()
+def show(
+    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="the folder of a record")],
+    decision_id: Annotated[str, typer.Argument(metavar="ID", help="decision_id, as in the decision")],
+    as_json: Json = False,
+) -> None:
+    """Say why an event got its decision: model, score, reasons, and each feature with its source and age."""
+    import polars as pl
+
+    from sinks.records import explained, read
+
+    found = explained(read(records, lambda rows: rows.filter(pl.col("decision_id") == decision_id)), decision_id)
+    if as_json:
+        print(json.dumps(found, default=str))
+        return
+    for name, value in found.items():
+        if name != "features":
+            print(f"{name:15} {', '.join(value) if isinstance(value, list) else value}")
+    width = max(len(one["name"]) for one in found["features"])
+    for one in found["features"]:
+        age = "" if one["age"] is None else f", {one['age'] / 86_400:,.1f} days old"
+        print(f"  {one['name']:{width}}  {one['value']!s:>12}  {one['source']}{age}")
 
 
 @app.command()

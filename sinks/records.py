@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sinks.segments import KEY, LOG, SEALED, RecordError, chains, in_order, read_frames
+from kernels.stored_rows.cpu import NONE
+from sinks.segments import KEY, LOG, SEALED, RecordError, chains, described, in_order, read_frames
 
-AGE, SOURCE = "age__", "source__"
+SOURCE, TIME, AGE = OF_A_VIEW = "source__", "time__", "age__"
+TIMESTAMP = pa.timestamp("us", "UTC")
 SOURCES = ("store", "store:future", "store:unread", "store:future:unread", "instead:stale", "instead:unread", "none")
 FLAGS = ("missing", "stale", "future", "unread")
 FIRST = (
@@ -79,7 +81,8 @@ class Told:
 def shaped(rows: pa.Table) -> pa.Table:
     """The columns of a file from those of a log, [n] each.
 
-    Texts are plain, lists of texts are lists, what is missing is null. `source__VIEW` is one of SOURCES.
+    Texts are plain, lists of texts are lists, what is missing is null. Of each view of stored features `source__VIEW` is one of
+    SOURCES, `time__VIEW` when the row is from that the worker held, and `age__VIEW` how old that was, in seconds.
     """
     told = Told.of(rows.schema)
     n = rows.num_rows
@@ -103,7 +106,11 @@ def shaped(rows: pa.Table) -> pa.Table:
     }
     for view in told.views:
         columns[f"{SOURCE}{view}"] = sources(bits, view, told.flags)
-        columns[f"{AGE}{view}"] = known(rows[f"{AGE}{view}"])
+        held = rows[f"{TIME}{view}"].to_numpy()
+        unknown = held == NONE
+        now = rows["event_time" if told.age_by == "event" else "decided_at"].cast(pa.int64()).to_numpy()
+        columns[f"{TIME}{view}"] = pa.array(held, mask=unknown).cast(TIMESTAMP)
+        columns[f"{AGE}{view}"] = pa.array(((now - held) / 1e6).astype(np.float32), mask=unknown)
     for feature in told.features:
         column = rows[feature.column]
         columns[feature.column] = known(column) if pa.types.is_floating(column.type) else column
@@ -165,17 +172,26 @@ def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda row
     only: of the rows of a file, those wanted. Raises RecordError for a folder without a record and a file that cannot be read.
     """
     frames: list[pl.DataFrame] = []
-    told = None
     for chain in chains(folder):
         for table in tables(chain):
-            told = Told.of(table.schema)
             frame = pl.DataFrame(table.replace_schema_metadata(None))
             frames.append(only(frame.lazy()).collect())
-    if told is None:
-        raise RecordError(f"no record in {folder}: expected at least one decision, got none")
+    told = told_by(folder)
     every = pl.concat(frames, how="diagonal")
     once = every.sort("decided_at", maintain_order=True).unique("decision_id", keep="first", maintain_order=True)
     return Records(once.sort("partition", "offset"), told, every.height - once.height)
+
+
+def told_by(folder: Path) -> Told:
+    """What a record says of its newest rows. Raises RecordError where there are none."""
+    for chain in chains(folder):
+        for log in reversed(in_order(chain, LOG)):
+            for batch, _ in read_frames(log):
+                return Told.of(batch.schema)
+        for path in reversed(in_order(chain, SEALED)):
+            described(path)
+            return Told.of(pq.read_schema(path))
+    raise RecordError(f"no record in {folder}: expected at least one decision, got none")
 
 
 def tables(chain: Path) -> Iterator[pa.Table]:

@@ -9,18 +9,15 @@ import numpy.typing as npt
 import pyarrow as pa
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
-from features.memo import microseconds
 from features.spec import Derived, Feature, Fields, Stored
-from kernels.stored_rows.cpu import NONE
 from models.policy import Coded
 from sinks.journal import Journal
-from sinks.records import AGE, FIRST, SOURCE, Told
+from sinks.records import FIRST, OF_A_VIEW, TIME, TIMESTAMP, Told
 from sinks.records import Feature as Recorded
 from streams.decide import Deciding, Work
 from streams.meters import Meters
 from streams.routing import shard_name, shard_number
 
-TIME = pa.timestamp("us", "UTC")
 M1, M2, S = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(31)
 
 
@@ -46,7 +43,6 @@ class LogRows:
         self._deciding = deciding
         self._prefix = f"{names.pipeline}/{names.topic}/"
         self._share = share
-        self._wall = age_by == "wall"
         self._views = list(stored.by_view) if stored else []
         self._places = {}
         end = 0
@@ -74,7 +70,7 @@ class LogRows:
             "offset": column("_offset"),
             "event_id": column(names.id),
             "event_time": times,
-            "decided_at": pa.array(decided_at).cast(TIME),
+            "decided_at": pa.array(decided_at).cast(TIMESTAMP),
             "model_version": pa.array(np.full(sum(sizes), names.model_version, np.int32)),
             "score": rows_of(np.concatenate([work.scores for work in works])),
             "decision": coded([entry.decision for entry in entries], sizes, pa.string()),
@@ -82,10 +78,8 @@ class LogRows:
             "bits": pa.array(np.concatenate([work.flags for work in works])),
         }
         if self._views:
-            now = decided_at if self._wall else microseconds(times)
             held = np.concatenate([work.stored_times for work in works], axis=1)
-            ages = np.where(held == NONE, np.float32(np.nan), ((now - held) / 1e6).astype(np.float32))
-            columns |= {f"{AGE}{view}": pa.array(age) for view, age in zip(self._views, ages, strict=True)}
+            columns |= {f"{TIME}{view}": pa.array(one) for view, one in zip(self._views, held, strict=True)}
         matrix = np.concatenate([work.matrix for work in works])
         by_column = np.ascontiguousarray(matrix.T) if len(self.told.features) > 1 else matrix.T
         for feature in self.told.features:
@@ -127,7 +121,7 @@ class LogRows:
                     if source != "field" or name in spec.names:
                         sources[name] = source, "null"
         sources |= {name: ("field", "null") for name in spec.names if name not in sources}
-        taken = {*FIRST, "bits", *(f"{what}{view}" for view in self._views for what in (AGE, SOURCE))}
+        taken = {*FIRST, "bits", *(f"{what}{view}" for view in self._views for what in OF_A_VIEW)}
         made = []
         for name, (source, instead) in sources.items():
             kind = self._places[name][0].kind if name in self._places else "number"
