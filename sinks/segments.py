@@ -81,7 +81,9 @@ def write_frame(file: IO[bytes], batch: pa.RecordBatch) -> int:
 def read_frames(path: Path) -> Iterator[tuple[pa.RecordBatch, int]]:
     """The batches of a log with the place where each ends, up to the first frame that is not whole."""
     size, end = path.stat().st_size, 0
-    with pa.memory_map(str(path)) if size else path.open("rb") as file:
+    if size == 0:
+        return
+    with pa.memory_map(str(path)) as file:
         while end + HEADER.size <= size:
             length, checksum = HEADER.unpack(file.read(HEADER.size))
             end += HEADER.size + length
