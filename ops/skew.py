@@ -165,7 +165,7 @@ def _stored(
         rows = np.flatnonzero(differs & ~given & held.is_not_null().to_numpy())
         if len(rows):
             some = decided.take(pa.array(rows))
-            times = pa.array(held.to_physical().to_numpy()[rows]).cast(pa.timestamp("us", "UTC"))
+            times = pa.array(held.gather(rows).to_physical().to_numpy()).cast(pa.timestamp("us", "UTC"))
             some = some.set_column(some.schema.get_field_index(clock), clock, times)
             values = historical(settings.feast_repo, pipeline.service or "", some, clock)
             for one in of_view:
