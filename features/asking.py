@@ -1,7 +1,7 @@
 """Asks the online store on threads of their own: for rows that are not there, and again for rows before they are too old.
 
-A decision waits for the store only where it has no row at all, only for `patience` seconds, and only as long as the store
-has answered in that time before: while it is slow or down nobody waits, and what it says is there for the events after.
+A decision waits for the store only where it has no row at all, only for a time that is set, and only as long as the store
+has answered in time before: while it is slow or down nobody waits, and what it says is there for the events after.
 """
 
 import logging
@@ -11,35 +11,39 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from features.rows import Fetched, Rows
+from features.rows import Read, Rows
 from features.views import View
 from kernels.stored_rows.cpu import U64
 
 log = logging.getLogger(__name__)
 
-Read = Callable[[View, Sequence[bytes]], Fetched]
 MOST_WAITING = 100_000
 AGAIN_SECONDS = 0.25
 LOOK_SECONDS = 0.2
-REFRESH_KEYS = 128
+REFRESH_KEYS = 64
+FILL_KEYS = 1024
+SECONDS_EACH = 0.0002
 REFRESH_SHARE = 0.2
 
 
 class Asking:
-    """The threads of one worker, started when they are first needed. read: for what is not there; open: opens another reader,
-    for what is read again."""
+    """The threads of one worker, started when they are first needed.
+
+    read: for what is not there; again: another reader, for rows that are read again. patience: how many seconds one waits for
+    the store; a fifth of a millisecond more for each entity that it is asked for.
+    """
 
     def __init__(
         self,
         rows: Rows,
         views: Sequence[View],
         read: Read,
-        open: Callable[[], Read],
+        again: Read,
         clock: Callable[[], float],
         patience: float,
     ) -> None:
-        self._rows, self._views, self._read, self._open, self._clock = rows, views, read, open, clock
-        self.patience = patience
+        self._rows, self._views, self._read, self._again, self._clock = rows, views, read, again, clock
+        self._patience = patience
         self.well = True
         self.asked = [0] * len(views)
         self.refreshed = [0] * len(views)
@@ -63,15 +67,16 @@ class Asking:
             self._change.notify_all()
         self._start("stored-misses", self._ask)
 
-    def wait(self) -> bool:
-        """Waits for what was asked for, if the store has been well; returns whether it has been answered."""
+    def wait(self, entities: int) -> bool:
+        """Waits for what was asked for, so many entities, if the store has been well; returns whether it has been answered."""
         with self._change:
             ticket = self._ticket
             if not self.well:
                 return False
-            answered = self._change.wait_for(lambda: self._done >= ticket, self.patience)
+            patience = self._patience + SECONDS_EACH * entities
+            answered = self._change.wait_for(lambda: self._done >= ticket, patience)
             if not answered:
-                self._is_well(False, f"no answer in {self.patience:g} s")
+                self._is_well(False, f"no answer in {patience:g} s")
             return answered and self.well
 
     def refresh(self) -> None:
@@ -100,50 +105,54 @@ class Asking:
             began, problem = time.monotonic(), ""
             try:
                 for view, asked in enumerate(wanted):
-                    if asked:
-                        self._fill(view, list(asked), list(asked.values()), room)
+                    self._fill(view, list(asked), list(asked.values()), room)
             except Exception as error:  # noqa: BLE001 - whatever a store raises, serving goes on
                 problem = f"{type(error).__name__}: {error}"
                 self.failed += 1
             seconds = time.monotonic() - began
             with self._change:
                 self._done = ticket
-                if problem or seconds <= self.patience:
+                if problem or seconds <= self._patience + SECONDS_EACH * sum(map(len, wanted)):
                     self._is_well(not problem, problem)
                 self._change.notify_all()
             if problem:
                 self._stop.wait(AGAIN_SECONDS)
 
     def _fill(self, view: int, hashes: list[int], keys: list[bytes], room: int) -> None:
-        now_us = round(self._clock() * 1_000_000)
-        fetched = self._read(self._views[view], keys)
-        self._rows.put(view, np.array(hashes, np.uint64), keys, fetched, now_us, room)
-        self.asked[view] += len(keys)
+        """Reads entities and writes their rows, some at a time, since writing holds up whoever reads."""
+        for start in range(0, len(keys), FILL_KEYS):
+            some = keys[start : start + FILL_KEYS]
+            now_us = round(self._clock() * 1_000_000)
+            fetched = self._read(self._views[view], some)
+            self._rows.put(view, np.array(hashes[start : start + FILL_KEYS], np.uint64), some, fetched, now_us, room)
+            self.asked[view] += len(some)
 
     def _refresh(self) -> None:
-        reader: Read | None = None
         pause = LOOK_SECONDS
         while not self._stop.wait(pause):
-            began, some, pause = time.monotonic(), False, LOOK_SECONDS
+            began, some, pause = time.monotonic(), 0, LOOK_SECONDS
             try:
-                reader = reader or self._open()
                 for view, described in enumerate(self._views):
                     now_us = round(self._clock() * 1_000_000)
                     hashes, keys = self._rows.due(view, now_us, REFRESH_KEYS)
                     if keys:
-                        self._rows.put(view, hashes, keys, reader(described, keys), now_us, only_known=True)
+                        self._rows.put(view, hashes, keys, self._again(described, keys), now_us, only_known=True)
                         self.refreshed[view] += len(keys)
-                        some = True
+                        some += len(keys)
             except Exception as error:  # noqa: BLE001 - as above
                 self.failed += 1
+                pause = AGAIN_SECONDS
                 with self._change:
                     self._is_well(False, f"{type(error).__name__}: {error}")
-                pause = AGAIN_SECONDS
                 continue
             if some:
-                pause = (time.monotonic() - began) * (1 / REFRESH_SHARE - 1)
+                seconds = time.monotonic() - began
+                pause = seconds * (1 / REFRESH_SHARE - 1)
+                if seconds <= self._patience + SECONDS_EACH * some:
+                    with self._change:
+                        self._is_well(True)
 
-    def _is_well(self, well: bool, problem: str) -> None:
+    def _is_well(self, well: bool, problem: str = "") -> None:
         if well != self.well:
             self.well = well
             log.warning("features/stored: the online store %s", "answers again" if well else f"is not answering: {problem}")

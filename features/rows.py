@@ -1,9 +1,9 @@
 """The rows of a service's views that a worker holds: bounded arrays, found by the hash of the entity."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,19 @@ U8 = npt.NDArray[np.uint8]
 FIRST_ROWS = 64
 
 
+class Given(NamedTuple):
+    """What n events are given: values float32 [F, n] and flags int64 [n]. missed uint8 [V, n]: which rows are not there
+    (ABSENT) and which should have been read again (LATE); absent, late: how many. held int64 [V, n]: the rows' times,
+    cpu.NONE where there is none."""
+
+    values: F32
+    flags: I64
+    missed: U8
+    held: I64
+    absent: int
+    late: int
+
+
 @dataclass(frozen=True)
 class Fetched:
     """k entities of a view as the store has them: values float32 [f, k], times int64 [k] in microseconds, cpu.NONE where
@@ -25,6 +38,9 @@ class Fetched:
 
     values: F32
     times: I64
+
+
+Read = Callable[[View, Sequence[bytes]], Fetched]
 
 
 class Rows:
@@ -70,22 +86,19 @@ class Rows:
             )
             self.due(v, 0, 1)
 
-    def read(self, hashes: U64, fill: F32, times_us: I64, now_us: int, wall: bool) -> tuple[F32, I64, U8, I64]:
-        """What n events are given, float32 [F, n], their flags int64 [n], for each view which have no row, [V, n] or [0, 0] if
-        all have, and the times of the rows, int64 [V, n], cpu.NONE where there is none."""
-        n = len(times_us)
+    def read(self, hashes: U64, fill: F32, times_us: I64, now_us: int, wall: bool) -> Given:
+        """What n events at times int64 [n] are given at now_us, from hashes uint64 [C, n] (kernels/stored_rows)."""
+        n, V = len(times_us), len(self._views)
         self._tick += 1
-        out, flags, missed = (
-            np.empty((len(fill), n), np.float32),
-            np.empty(n, np.int64),
-            np.empty((len(self._views), n), np.uint8),
-        )
-        held = np.empty((len(self._views), n), np.int64)
-        any_missed = cpu.read(hashes, *self._arrays, fill, times_us, now_us, wall, self._tick, out, flags, missed, held)
-        return out, flags, missed if any_missed else NOTHING, held
+        out, flags = np.empty((len(fill), n), np.float32), np.empty(n, np.int64)
+        missed, held = np.empty((V, n), np.uint8), np.empty((V, n), np.int64)
+        absent, late = cpu.read(
+            hashes, *self._arrays, fill, times_us, now_us, wall, self._tick, out, flags, missed, held,
+        )  # fmt: skip
+        return Given(out, flags, missed, held, absent, late)
 
     def missing(self, view: int, hashes: U64, missed: U8) -> tuple[U64, I64]:
-        """The hashes of the view's entities without a row, each once, and the first event of each."""
+        """The hashes of the view's entities that are missed, each once, and the first event of each."""
         events = np.flatnonzero(missed[view])
         found = np.empty(hashes.shape[1], np.uint64)
         cpu.entity(hashes, self._views, view, found)
@@ -123,7 +136,7 @@ class Rows:
             names[:] = entities
             self._entities[view][rows[kept]] = names[kept]
 
-    def due(self, view: int, now_us: int, most: int, look: int = 65_536) -> tuple[U64, list[bytes]]:
+    def due(self, view: int, now_us: int, most: int, look: int = 16_384) -> tuple[U64, list[bytes]]:
         """Up to `most` rows that are due, of the next `look`: their hashes and entities."""
         found = np.empty(most, np.int64)
         with self._writing:
@@ -174,6 +187,3 @@ class Rows:
             cpu.rehash(old[1], old[2], keys, slots)
         self._views = views
         self._arrays = views, keys, slots, meta, values
-
-
-NOTHING = np.zeros((0, 0), np.uint8)

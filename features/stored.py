@@ -21,7 +21,7 @@ import pyarrow as pa
 from features.asking import Asking
 from features.entity_keys import VERSION, entity_keys
 from features.freshness import substitutes
-from features.online import Reader, try_once
+from features.online import open_reader, try_once
 from features.rows import Rows
 from features.spec import Stored
 from features.views import StoredFeaturesError, View, open_store, views
@@ -56,7 +56,7 @@ class StoredFeatures:
     is, at the event's time (as in a replay) or by the clock. refresh_seconds: how long a row read from the store is good (a
     view's ttl, if that is shorter); a thread reads rows again in the second half of that time. max_entities: how many rows are
     kept per view; those asked for longest ago make room. patience: how many seconds an event waits for the store where its
-    entity is not there. clock: seconds since 1970.
+    entity is not there (and a little more for each, where they are many). clock: seconds since 1970.
 
     names: the features, "view__feature"; by_view: the same, by view. entities: the event's columns that `read` needs.
     flags: for every view "missing:view" (no such entity, or null, or not known), "stale:view" (older than the view's ttl),
@@ -94,17 +94,18 @@ class StoredFeatures:
         self._max_entities = max_entities
         self._columns = tuple(dict.fromkeys(column for view in used for column in view.columns))
         self._keys = [entity_keys(view) for view in used]
-        self._reader = Reader(store)
+        self._read = open_reader(store, stored.service)
         for view, keys in zip(used, self._keys, strict=True):
             nobody = keys([pa.array([""] if kind.name == "STRING" else [0]) for kind in view.key_types])
-            try_once(self._reader, view, nobody[0], repo)
+            try_once(self._read, view, nobody[0], repo)
         parts = [[self._columns.index(column) for column in view.columns] for view in used]
         good = [min(refresh_seconds, view.ttl_us / 1e6) if view.ttl_us else refresh_seconds for view in used]
         instead = substitutes(stored, used, medians)
         self._fill, self._wall = instead.fill, age == "wall"
         self.refuses = any(instead.refuses)
         self._rows = Rows(used, parts, instead.refuses, [int(seconds * 1e6) for seconds in good], max_entities)
-        self._asking = Asking(self._rows, used, self._reader, lambda: Reader(open_store(repo)), clock, patience)
+        again = open_reader(open_store(repo), stored.service)
+        self._asking = Asking(self._rows, used, self._read, again, clock, patience)
         self.names: tuple[str, ...] = tuple(name for view in used for name in view.names)
         self.entities: frozenset[str] = frozenset(self._columns)
         self.by_view: dict[str, tuple[str, ...]] = {view.name: view.names for view in used}
@@ -137,12 +138,12 @@ class StoredFeatures:
         """
         now_us = int(self._clock() * 1_000_000)
         hashed = self._hashed(batch, {} if hashes is None else hashes)
-        values, flags, missed, held = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
-        if len(missed):
-            self._want(batch, hashed, missed)
-            if self._asking.wait():
-                values, flags, _, held = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
-        return StoredRead(dict(zip(self.names, values, strict=True)), flags, held)
+        given = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
+        if given.absent or (given.late and self._asking.well):
+            asked = self._want(batch, hashed, given.missed)
+            if given.absent and self._asking.wait(asked):
+                given = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
+        return StoredRead(dict(zip(self.names, given.values, strict=True)), given.flags, given.held)
 
     def counts(self) -> dict[str, dict[str, int]]:
         """What a metric may count, by view: rows held; entities asked for, and read again; rows that made room for others."""
@@ -183,14 +184,18 @@ class StoredFeatures:
             raise StoredFeaturesError(f"features/stored: view {view.name}: expected the columns {expected}, got no {name}")
         return batch.column(place)
 
-    def _want(self, batch: pa.RecordBatch, hashed: U64, missed: npt.NDArray[np.uint8]) -> None:
+    def _want(self, batch: pa.RecordBatch, hashed: U64, missed: npt.NDArray[np.uint8]) -> int:
+        """Asks for the entities that are missed; returns how many they are."""
+        count = 0
         for k, view in enumerate(self._views):
             if missed[k].any():
                 hashes, events = self._rows.missing(k, hashed, missed)
                 chosen = pa.array(events)
                 keys = self._keys[k]([self._column(batch, name).take(chosen) for name in view.columns])
                 self._asking.want(k, hashes, keys, batch.num_rows)
+                count += len(keys)
         self._asking.refresh()
+        return count
 
     def _load(self, k: int, entities: pa.RecordBatch, room: int) -> None:
         """Reads known entities of a view, each once, on this thread."""
@@ -198,7 +203,7 @@ class StoredFeatures:
         hashes, first = np.unique(hash_columns(columns), return_index=True)
         keys = self._keys[k]([column.take(pa.array(first)) for column in columns])
         now_us = int(self._clock() * 1_000_000)
-        self._rows.put(k, hashes, keys, self._reader(self._views[k], keys), now_us, min(room, self._max_entities))
+        self._rows.put(k, hashes, keys, self._read(self._views[k], keys), now_us, min(room, self._max_entities))
 
 
 def _known_entities(store: Any, view: View) -> pa.RecordBatch:
@@ -214,7 +219,8 @@ def _known_entities(store: Any, view: View) -> pa.RecordBatch:
         start_date=datetime(1970, 1, 1, tzinfo=UTC),
         end_date=datetime.now(UTC),
     )
-    table = job.to_arrow().sort_by([(source.timestamp_field, "descending")])
+    table = job.to_arrow().select([*view.join_keys, source.timestamp_field]).drop_null()
+    table = table.sort_by([(source.timestamp_field, "descending")])
     keys = [table[name].combine_chunks() for name in view.join_keys]
     keys = [key.cast(pa.string()) if pa.types.is_large_string(key.type) else key for key in keys]
     return pa.RecordBatch.from_arrays(keys, list(view.columns))

@@ -1,4 +1,4 @@
-"""A Feast repo of payments for tests: two views that are used, one with an entity of two columns, and one that cannot be."""
+"""A Feast repo of payments for tests: views with entities of one and of two columns, and one that cannot be used."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ NAMES = ("card_history__mean", "card_history__count", "place__rate", "place__ope
 
 
 def definitions() -> list[Any]:
-    """What a repo's .py files define: two views that are used, and one that cannot be."""
+    """What a repo's .py files define."""
     from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
     from feast.types import Bool, Float32, Float64, Int64, String
 
@@ -46,16 +46,19 @@ def definitions() -> list[Any]:
     city = Entity(name="city", join_keys=["city"], value_type=ValueType.STRING)
     cards = fields(card=String, mean=Float32, count=Int64, unused=Float64)
     places = fields(shop_id=Int64, city=String, rate=Float64, open=Bool)
-    card_history = FeatureView(
-        name="card_history", entities=[card], ttl=timedelta(days=2), schema=cards, source=source("cards")
-    )
+    of_cards = source("cards")
+    card_history = FeatureView(name="card_history", entities=[card], ttl=timedelta(days=2), schema=cards, source=of_cards)
     place = FeatureView(name="place", entities=[shop, city], ttl=timedelta(0), schema=places, source=source("places"))
     words = FeatureView(name="words", entities=[card], schema=fields(card=String, word=String), source=source("words"))
+    limits = fields(card=String, unused=Float64)
+    limit = FeatureView(name="limit", entities=[card], ttl=timedelta(0), schema=limits, source=of_cards)
     services = [
         FeatureService(name="pay_v1", features=[card_history[["mean", "count"]], place]),
+        FeatureService(name="card_v1", features=[card_history[["mean", "count"]]]),
+        FeatureService(name="ready_v1", features=[card_history[["count", "mean"]], limit], precompute_online=True),
         FeatureService(name="worded", features=[words]),
     ]
-    return [card, shop, city, card_history, place, words, *services]
+    return [card, shop, city, card_history, place, words, limit, *services]
 
 
 def make_repo(folder: Path, online_store: str = SQLITE) -> Path:

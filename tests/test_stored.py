@@ -13,11 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pay_repo import DAY, NAMES, make_repo
+from same_reads import same_by_feast
 
 from features.history import historical
+from features.online import open_reader
+from features.rows import Fetched, Read
 from features.spec import Stored
 from features.stored import StoredFeatures, StoredRead
-from features.views import METRICS_FILES, StoredFeaturesError
+from features.views import METRICS_FILES, StoredFeaturesError, View
 
 OPEN: list[StoredFeatures] = []
 
@@ -98,6 +101,27 @@ def test_reads_what_feast_reads(repo: Path) -> None:
         assert read.columns[name].dtype == np.float32
 
 
+def test_the_stores_own_bytes_are_read_as_feasts_own_read_gives_them(repo: Path) -> None:
+    from feast import FeatureStore
+
+    same_by_feast(FeatureStore(repo_path=str(repo)), "pay_v1")
+
+
+def test_a_view_that_is_being_materialised_is_read(repo: Path, tmp_path: Path) -> None:
+    """Feast's SDK refuses it (feast 6780); what the store holds of it is as good as before."""
+    from feast import FeatureStore
+    from feast.feature_view import FeatureViewState
+
+    folder = tmp_path / "repo"
+    shutil.copytree(repo, folder)
+    store = FeatureStore(repo_path=str(folder))
+    store.set_feature_view_state("card_history", FeatureViewState.MATERIALIZING)
+    with pytest.raises(ValueError, match="MATERIALIZING"):
+        store.get_online_features(["card_history:count"], entity_rows=[{"card": "a"}])
+    read = opened(folder, "pay_v1").read(EVENTS, at(*[0] * 6))
+    assert listed(read.columns["card_history__count"]) == [2, 3, None, None, 4, 2]
+
+
 def test_flags_tell_what_is_missing(repo: Path) -> None:
     stored = opened(repo, "pay_v1")
     read = stored.read(EVENTS, at(0, 0, 0, 0, 0, 0))
@@ -163,18 +187,20 @@ def test_what_stored_cannot_say_is_named(repo: Path) -> None:
 
 
 @pytest.fixture
-def reads(repo: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The reads that reach the online store: (view, keys)."""
-    from feast.infra.online_stores.sqlite import SqliteOnlineStore
-
     seen: list[tuple[str, int]] = []
-    own = SqliteOnlineStore.online_read
 
-    def online_read(self: Any, config: Any, table: Any, keys: Any, features: Any = None) -> Any:
-        seen.append((table.name, len(keys)))
-        return own(self, config, table, keys, features)
+    def opening(store: Any, service: str) -> Read:
+        own = open_reader(store, service)
 
-    monkeypatch.setattr(SqliteOnlineStore, "online_read", online_read)
+        def read(view: View, keys: Sequence[bytes]) -> Fetched:
+            seen.append((view.name, len(keys)))
+            return own(view, keys)
+
+        return read
+
+    monkeypatch.setattr("features.stored.open_reader", opening)
     return seen
 
 
@@ -242,23 +268,24 @@ def test_a_new_value_is_seen_when_the_old_one_is_due(repo: Path, tmp_path: Path)
 
 
 class Store:
-    """Stands in for the online store's own read: answers when it is told to, and how."""
+    """Stands between the features and their online store: lets reads through when it is told to, or fails them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from feast.infra.online_stores.sqlite import SqliteOnlineStore
-
-        own = SqliteOnlineStore.online_read
         self.error = ""
         self.open = threading.Event()
         self.open.set()
+        monkeypatch.setattr("features.stored.open_reader", self._opening)
 
-        def online_read(this: Any, *args: Any, **named: Any) -> Any:
+    def _opening(self, store: Any, service: str) -> Read:
+        own = open_reader(store, service)
+
+        def read(view: View, keys: Sequence[bytes]) -> Fetched:
             assert self.open.wait(60)
             if self.error:
                 raise ConnectionError(self.error)
-            return own(this, *args, **named)
+            return own(view, keys)
 
-        monkeypatch.setattr(SqliteOnlineStore, "online_read", online_read)
+        return read
 
 
 def test_a_store_that_fails_costs_freshness_and_says_so(
@@ -339,14 +366,17 @@ def test_wrong_columns_are_named(repo: Path) -> None:
 def test_what_is_missing_in_the_repo_is_said_with_what_to_do(repo: Path, tmp_path: Path) -> None:
     with pytest.raises(StoredFeaturesError, match=r"no Feast repo at .*: expected a file feature_store\.yaml"):
         StoredFeatures(tmp_path, "pay_v1", clock=Clock())
-    with pytest.raises(StoredFeaturesError, match=r"no feature service pay_v2 .*it has pay_v1, worded.*run feast -c .* apply"):
+    with pytest.raises(
+        StoredFeaturesError,
+        match=r"no feature service pay_v2 .*it has card_v1, pay_v1, ready_v1, worded.*run feast -c .* apply",
+    ):
         opened(repo, "pay_v2", clock=Clock())
     with pytest.raises(StoredFeaturesError, match="expected numbers, got String at words__word"):
         opened(repo, "worded", clock=Clock())
     bare = tmp_path / "bare"
     shutil.copytree(repo, bare)
     (bare / "data" / "online.db").unlink()
-    with pytest.raises(StoredFeaturesError, match=r"cannot read card_history .*no such table.*: run feast -c .* materialize"):
+    with pytest.raises(StoredFeaturesError, match=r"cannot read card_history .*unable to open.*: run feast -c .* materialize"):
         StoredFeatures(bare, "pay_v1", clock=Clock())
     (bare / "data" / "registry.db").unlink()
     with pytest.raises(StoredFeaturesError, match=r"has no registry at .*: run feast -c .* apply"):

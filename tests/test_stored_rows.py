@@ -10,7 +10,7 @@ from features.rows import Fetched, Rows
 from features.views import View
 from kernels.hashing import naive as hashing
 from kernels.stored_rows import naive
-from kernels.stored_rows.cpu import FLAGS, NONE
+from kernels.stored_rows.cpu import ABSENT, FLAGS, LATE, NONE
 
 HASHES = [0, 1, 2, 2**63, 2**64 - 1]
 WIDTHS = (2, 1, 3)
@@ -54,7 +54,8 @@ def test_reads_as_the_naive_twin(steps: Any, wall: bool) -> None:
                 held[view, h] = naive.Row(values, time, now + REFRESH[view])
         hashes = np.array([[event[c] for event in batch] for c in range(3)], np.uint64).reshape(3, len(batch))
         times = np.array([event[3] for event in batch], np.int64)
-        out, flags, missed, when = rows.read(hashes, FILL, times, now, wall)
+        given = rows.read(hashes, FILL, times, now, wall)
+        assert (given.absent, given.late) == ((given.missed == ABSENT).sum(), (given.missed == LATE).sum())
         for i, event in enumerate(batch):
             first, bits = 0, 0
             for v, width in enumerate(WIDTHS):
@@ -63,13 +64,15 @@ def test_reads_as_the_naive_twin(steps: Any, wall: bool) -> None:
                 expected = naive.give(
                     held.get((v, h)), h != 0, event[3], now, ttl=TTLS[v], fill=fill, refuses=REFUSES[v], wall=wall
                 )
-                np.testing.assert_array_equal(out[first : first + width, i], np.array(expected.values, np.float32))
+                np.testing.assert_array_equal(given.values[first : first + width, i], np.array(expected.values, np.float32))
                 *four, refused = expected.flags
                 bits |= sum(1 << (FLAGS * v + k) for k, flag in enumerate(four) if flag) | refused << (FLAGS * len(WIDTHS))
-                assert (missed[v, i] if len(missed) else 0) == (h != 0 and (v, h) not in held)
-                assert when[v, i] == (NONE if expected.time is None else expected.time)
+                absent = h != 0 and (v, h) not in held
+                late = (v, h) in held and now > held[v, h].until
+                assert given.missed[v, i] == (ABSENT if absent else LATE if late else 0)
+                assert given.held[v, i] == (NONE if expected.time is None else expected.time)
                 first += width
-            assert flags[i] == bits
+            assert given.flags[i] == bits
 
 
 @given(st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=12, unique=True), max_size=40), st.integers(1, 20))
@@ -81,16 +84,16 @@ def test_rows_come_and_go_and_none_is_given_for_another(batches: list[list[int]]
         widest = max(widest, len(batch))
         hashes = np.array([[hashing.mix(n) for n in batch]], np.uint64)
         times = np.zeros(len(batch), np.int64)
-        _, _, missed, _ = rows.read(hashes, nothing, times, 0, False)
-        if len(missed):
-            absent, first = rows.missing(0, hashes, missed)
+        given = rows.read(hashes, nothing, times, 0, False)
+        if given.absent:
+            absent, first = rows.missing(0, hashes, given.missed)
             names = [str(batch[k]).encode() for k in first]
             values = np.array([[batch[k] for k in first], [-batch[k] for k in first]], np.float32)
             rows.put(0, absent, names, Fetched(values, np.zeros(len(names), np.int64)), 0, len(batch))
-        out, flags, missed, _ = rows.read(hashes, nothing, times, 0, False)
-        assert len(missed) == 0
-        assert not flags.any()
-        assert out.tolist() == [batch, [-n for n in batch]]
+        given = rows.read(hashes, nothing, times, 0, False)
+        assert given.absent == 0
+        assert not given.flags.any()
+        assert given.values.tolist() == [batch, [-n for n in batch]]
         assert rows.held(0) <= max(most, widest)
         held, names = rows.due(0, 1_000_000, 100)
         assert {int(h): hashing.mix(int(name)) for h, name in zip(held, names, strict=True)} == {int(h): int(h) for h in held}
@@ -106,8 +109,8 @@ def test_a_row_that_has_gone_is_not_brought_back_by_reading_it_again() -> None:
 
     def read(*hashes: int) -> list[bool]:
         times = np.zeros(len(hashes), np.int64)
-        _, _, missed, _ = rows.read(np.array([hashes], np.uint64), np.full(2, np.nan, np.float32), times, 0, False)
-        return missed[0].astype(bool).tolist() if len(missed) else [False] * len(hashes)
+        given = rows.read(np.array([hashes], np.uint64), np.full(2, np.nan, np.float32), times, 0, False)
+        return (given.missed[0] == ABSENT).tolist()
 
     put(7, 8)
     assert read(8) == [False]

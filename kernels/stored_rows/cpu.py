@@ -31,6 +31,7 @@ USED, HAND, GIVEN_UP = range(3)
 COUNTS = 3
 MISSING, STALE, FUTURE, UNREAD = (1 << k for k in range(4))
 FLAGS = 4
+ABSENT, LATE = 1, 2
 NONE = -(2**63)
 SAMPLE = 8
 
@@ -84,14 +85,16 @@ def _place(keys: U64, key: np.uint64) -> np.int64:
 def read(
     hashes: U64, views: I64, keys: U64, slots: I32, meta: I64, values: F32, fill: F32,
     times: I64, now: int, wall: bool, tick: int, out: F32, flags: I64, missed: U8, held: I64,
-) -> int:  # fmt: skip
-    """What n events at times int64 [n] are given at `now`, from hashes uint64 [C, n]; returns how many rows are not there.
+) -> tuple[int, int]:  # fmt: skip
+    """What n events at times int64 [n] are given at `now`, from hashes uint64 [C, n].
+
+    Returns how many rows are not there, and how many should have been read again.
 
     fill float32 [F], by column: given instead of what is stale or was never read. wall: age is measured by `now`, not by the
-    event's time. Fills out float32 [F, n], missed uint8 [V, n] (1: no row), held int64 [V, n] with the time of the row that is
-    held (NONE where there is none) and flags int64 [n]: bits of view v from 4 * v on, and bit 4 * V for a refusal.
+    event's time. Fills out float32 [F, n], missed uint8 [V, n] (ABSENT, LATE, else 0), held int64 [V, n] with the time of the
+    row that is held (NONE where there is none) and flags int64 [n]: bits of view v from 4 * v on, and bit 4 * V for a refusal.
     """
-    count = 0
+    absent = late = 0
     V = len(views)
     refused = np.int64(1) << (FLAGS * V)
     for i in range(len(flags)):
@@ -120,8 +123,8 @@ def read(
                 continue
             at = _place(keys, _key(h, v))
             if keys[at] == ZERO:
-                missed[v, i] = 1
-                count += 1
+                missed[v, i] = ABSENT
+                absent += 1
                 flags[i] |= (np.int64(MISSING | UNREAD) << bit) | (refused if refuses else 0)
                 for f in range(width):
                     out[column + f, i] = fill[column + f]
@@ -132,6 +135,8 @@ def read(
             time = meta[row, TIME]
             held[v, i] = time
             if unread:
+                missed[v, i] = LATE
+                late += 1
                 flags[i] |= np.int64(UNREAD) << bit
             if time == NONE:
                 flags[i] |= np.int64(MISSING) << bit
@@ -149,7 +154,7 @@ def read(
                 cell = base + np.int64(slots[at]) * width
                 for f in range(width):
                     out[column + f, i] = values[cell + f]
-    return count
+    return absent, late
 
 
 @njit(cache=True)
@@ -243,9 +248,9 @@ def find_due(v: int, views: I64, counts: I64, meta: I64, now: int, start: int, l
     return found, row
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def rehash(keys: U64, slots: I32, new_keys: U64, new_slots: I32) -> None:
-    """Moves the table to a larger one."""
+    """Copies the table to a larger one; it lets go of the GIL, since readers go on with the old one and only one writes."""
     for i in range(len(keys)):
         if keys[i] != ZERO:
             at = _place(new_keys, keys[i])

