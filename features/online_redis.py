@@ -80,7 +80,7 @@ def _receive(sock: Any, values: Any, times: Any) -> None:
             buffer = np.empty(max(BUFFER, 2 * len(rest)), np.uint8)
             buffer[: len(rest)] = rest
             at, end = 0, len(rest)
-        got = sock.recv_into(memoryview(buffer)[end:])
+        got = sock.recv_into(buffer[end:].data)
         if got == 0:
             raise ConnectionError("Redis closed the connection")
         end += got

@@ -18,6 +18,7 @@ from kernels.feast_values.cpu import NONE, hexed
 
 KEYS = 512
 CACHE_KIB = 65_536
+MAPPED = 1 << 30
 
 
 def sqlite_reader(store: Any) -> Read | None:
@@ -37,6 +38,7 @@ def sqlite_reader(store: Any) -> Read | None:
         if not opened:
             found = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, check_same_thread=False)
             found.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+            found.execute(f"PRAGMA mmap_size = {MAPPED}")
             opened.append(found)
         return opened[0]
 

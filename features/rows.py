@@ -47,8 +47,8 @@ class Rows:
     """The rows of V views over C hashed columns, at most `most` of each (or as many as a batch has, if that is more).
 
     One thread reads; any may write. parts: for each view the columns of its entity. refuses: for each view. refresh_us: for
-    each view, how long a row is good before it should be read again; it is due at a moment of its own in the second half of
-    that, so that rows do not all come due together.
+    each view, how long a row is good before it should be read again; it is due at a moment of its own, after 50% to 80%
+    of that, so that rows do not all come due together, and are read in time.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Rows:
         only_known: those that are no longer held are left out.
         """
         refresh = self._refresh_us[view]
-        spread = 0.5 + 0.5 * (hashes >> np.uint64(11)).astype(np.float64) / 2.0**53
+        spread = 0.5 + 0.3 * (hashes >> np.uint64(11)).astype(np.float64) / 2.0**53
         due = now_us + (refresh * spread).astype(np.int64)
         rows = np.empty(len(hashes), np.int32)
         with self._writing:
