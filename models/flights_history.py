@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 
+REPO = Path(__file__).parent.parent / "features" / "repo"
 NEW_YORK = "America/New_York"
 KINDS = ("weather", "arrived", "departed", "scheduled")
 NOT_IN_AIRPORTS = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")

@@ -7,6 +7,7 @@ doubles, a label beside the probabilities, probabilities in a sequence of maps. 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import pyarrow as pa
@@ -17,6 +18,7 @@ from models.engine import UNLOADABLE, ModelRefused, check_graph
 from models.spec import Input
 
 MATRIX, SCORE = "headrace_matrix", "headrace_score"
+CODED = MATRIX + "_coded"
 OPSET = 17
 REAL = (TensorProto.FLOAT, TensorProto.DOUBLE)
 CASTABLE = (*REAL, TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
@@ -34,7 +36,9 @@ def inputs_of(frame: pa.Schema, not_features: Sequence[str]) -> tuple[Input, ...
         kind = field.type
         if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind):
             found.append(Input(field.name, "number"))
-        elif pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type):
+        elif pa.types.is_dictionary(kind) and (
+            pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+        ):
             found.append(Input(field.name, "category"))
         else:
             more = ": a category needs the order of its codes, so make it a dictionary" if pa.types.is_string(kind) else ""
@@ -44,12 +48,13 @@ def inputs_of(frame: pa.Schema, not_features: Sequence[str]) -> tuple[Input, ...
     return tuple(found)
 
 
-def adapt(content: bytes, names: Sequence[str], what: str, output: str = "") -> onnx.ModelProto:
-    """The model with one input float [n, K], its columns as in `names`, and one output float [n, 1], the score.
+def adapt(content: bytes, inputs: Sequence[Input], what: str, output: str = "") -> onnx.ModelProto:
+    """The model with one input float [n, K], its columns as `inputs` says, and one output float [n, 1], the score.
 
-    content: an ONNX file. Its inputs are one matrix of K columns, or one [n, 1] or [n] for each name. Its score is the output
-    named `output`, or the only one of floats, or the one whose name says that it is probabilities; of probabilities of two
-    classes it is the second's. Raises ModelRefused, beginning with `what`, where that cannot be told.
+    content: an ONNX file. It takes one matrix of K columns, or one input [n, 1] or [n] for each name. It gets a category as its
+    place in the vocabulary, from 0, and -1 for what is missing or unknown, as pandas codes it. Its score is the output named
+    `output`, or the only one of floats, or the one whose name says that it is probabilities; of probabilities of two classes
+    it is the second's. Raises ModelRefused, beginning with `what`, where that cannot be told.
     """
     try:
         model = onnx.load_model_from_string(content)
@@ -60,7 +65,9 @@ def adapt(content: bytes, names: Sequence[str], what: str, output: str = "") -> 
     check_graph(model, what)
     if not any(each.domain in ("", "ai.onnx") for each in model.opset_import):
         model.opset_import.append(helper.make_opsetid("", OPSET))
-    before = _take_matrix(model.graph, names, what)
+    names = [each.name for each in inputs]
+    offsets = np.array([[each.kind == "category" for each in inputs]], np.float32)
+    before = _take_matrix(model.graph, names, offsets, what)
     score = _score(model.graph, what, output)
     nodes = [*before, *model.graph.node]
     _cut(model, nodes, names, score)
@@ -78,22 +85,26 @@ def adapt(content: bytes, names: Sequence[str], what: str, output: str = "") -> 
     return model
 
 
-def _take_matrix(graph: onnx.GraphProto, names: Sequence[str], what: str) -> list[onnx.NodeProto]:
-    """The nodes that make the graph's own inputs of the matrix."""
+def _take_matrix(
+    graph: onnx.GraphProto, names: Sequence[str], offsets: npt.NDArray[np.float32], what: str
+) -> list[onnx.NodeProto]:
+    """The nodes that make the graph's own inputs of the matrix minus `offsets` [1, K]."""
     weights = {each.name for each in graph.initializer}
     inputs = [each for each in graph.input if each.name not in weights]
     for each in inputs:
         if each.type.tensor_type.elem_type not in CASTABLE:
             raise ModelRefused(f"{what}: input {each.name}: expected numbers, got {_type(each)}: categories come in as codes")
+    graph.initializer.append(numpy_helper.from_array(offsets, CODED + "_offsets"))
+    coded = helper.make_node("Sub", [MATRIX, CODED + "_offsets"], [CODED])
     if len(inputs) == 1:
         shape = _shape(inputs[0])
         if len(shape) == 2 and shape[1] in (len(names), None):
-            return [_cast(MATRIX, inputs[0].name, inputs[0])]
+            return [coded, _cast(CODED, inputs[0].name, inputs[0])]
         raise ModelRefused(
             f"{what}: input {inputs[0].name}: expected a matrix of as many columns as the reference has ({len(names)}: "
             f"{', '.join(names)}), got {_type(inputs[0])}"
         )
-    nodes = []
+    nodes = [coded]
     unknown = [each.name for each in inputs if each.name not in names]
     unfed = [name for name in names if name not in [each.name for each in inputs]]
     if unknown or unfed:
@@ -108,7 +119,7 @@ def _take_matrix(graph: onnx.GraphProto, names: Sequence[str], what: str) -> lis
         flat = numpy_helper.from_array(np.array([-1, *_shape(each)[1:]], np.int64), f"{MATRIX}_as_{each.name}")
         graph.initializer.extend([place, flat])
         column, shaped = f"{MATRIX}_of_{each.name}", f"{MATRIX}_for_{each.name}"
-        nodes.append(helper.make_node("Gather", [MATRIX, place.name], [column], axis=1))
+        nodes.append(helper.make_node("Gather", [CODED, place.name], [column], axis=1))
         nodes.append(helper.make_node("Reshape", [column, flat.name], [shaped]))
         nodes.append(_cast(shaped, each.name, each))
     return nodes

@@ -53,8 +53,7 @@ def record(
 ) -> Version:
     """Records the files of `folder` as the next version of a model, as a run with params and metrics, and gives it the alias.
 
-    alias: empty for a version that nobody uses yet.
-
+    alias: empty for none: a version that nobody uses yet.
     uri: MLflow's tracking URI; for sqlite:///PATH the files go to `artifacts` beside PATH. The alias moves last, so that
     whoever resolves it sees the old version or all of the new one. Raises FileNotFoundError for a folder without files.
     """
@@ -90,7 +89,7 @@ def resolve(uri: str, name: str, alias: str = "champion", *, into: Path) -> Vers
     recorded ones; then nothing is left in `into`.
     """
     place = re.sub("//[^/@]*@", "//", uri)
-    missing = f"no model {name} with alias {alias} in {place}: train it first (headrace train {name})"
+    missing = f"no model {name} with alias {alias} in {place}: make one (headrace train, headrace models register)"
     database = _database(uri)
     if database is not None and not database.exists():
         raise ModelNotFound(missing)

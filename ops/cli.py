@@ -1,6 +1,7 @@
-"""headrace demo | train | run | topics | models | record | skew."""
+"""headrace demo | init | try | train | run | topics | backfill | models | record | skew."""
 
 import json
+import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +23,7 @@ app.add_typer(record, name="record")
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
-Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="PATH.py:NAME of a pipeline, or flights")]
+Name = Annotated[str, typer.Argument(metavar="PIPELINE", help="PATH.py:NAME, PATH.py of a file with one pipeline, or flights")]
 Brokers = Annotated[str | None, typer.Option(help="Kafka bootstrap servers  [default: 127.0.0.1:9092]", show_default=False)]
 Home = Annotated[Path | None, typer.Option(help="where the job keeps what it keeps  [default: .headrace]", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
@@ -62,6 +63,12 @@ def pipeline_of(name: str) -> Any:
         raise WrongUseError(str(error)) from None
     except Exception as error:
         raise BrokenPipelineError(f"{name} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+def expect_file(option: str, path: Path) -> None:
+    """Raises WrongUseError where no file can be written."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise WrongUseError(f"{option} {path}: expected a file in a folder that exists")
 
 
 class BrokenPipelineError(RuntimeError):
@@ -105,7 +112,7 @@ def train(
     pipeline: Name,
     until: Annotated[
         datetime | None,
-        typer.Option(formats=["%Y-%m-%d"], help="train on events before this day, UTC  [default: what is not served yet]"),
+        typer.Option(formats=["%Y-%m-%d"], help="train on events before this day, UTC  [default: as the pipeline says]"),
     ] = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same model")] = 0,
     home: Home = None,
@@ -113,11 +120,10 @@ def train(
 ) -> None:
     """Train a pipeline's model on its history and record it as champion."""
     from ops.progress import bar
-    from ops.train import last_day
     from ops.train import train as train_pipeline
 
     loaded, settings = pipeline_of(pipeline), settings_of(home=home)
-    end = until.replace(tzinfo=UTC) if until else last_day(loaded, settings)
+    end = until.replace(tzinfo=UTC) if until else loaded.model.trained_until
     with bar(quiet=as_json) as progress:
         trained = train_pipeline(loaded, settings, seed=seed, until=end, progress=progress)
     version = trained.version
@@ -128,6 +134,73 @@ def train(
     print(f"{version.name} version {version.version} is champion, digest {version.digest[:16]}")
     print("  " + ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items()))
     print(f"  to look at it: mlflow ui --backend-store-uri {settings.registry_uri}")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="of the project, which is named as it")],
+    as_json: Json = False,
+) -> None:
+    """Make a project of your own: a pipeline, its training, a Feast repo, sample events and a test, which run at once."""
+    from ops.project import CannotInitError, make
+
+    try:
+        files = make(folder)
+    except CannotInitError as error:
+        raise WrongUseError(str(error)) from None
+    if as_json:
+        print(json.dumps({"folder": str(folder), "files": files}))
+        return
+    print(f"made {folder}: {', '.join(files)}")
+    print(f"try it:  cd {shlex.quote(str(folder))} && headrace try pipeline.py")
+
+
+@app.command("try")
+def try_it(
+    pipeline: Name,
+    seed: Annotated[int, typer.Option(help="of the training, if there is no model yet")] = 0,
+    out: Annotated[Path | None, typer.Option(help="write the decisions to this file, one a line", show_default=False)] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Decide a pipeline's own history with an embedded broker: trains the model if there is none, says what was decided."""
+    from ops.progress import bar
+    from ops.trial import trial
+    from ops.tried import counted, tell
+
+    if out is not None:
+        expect_file("--out", out)
+    loaded, settings = pipeline_of(pipeline), settings_of(home=home)
+    with bar(quiet=as_json) as progress:
+        tried = trial(loaded, settings, seed=seed, progress=progress)
+    if out is not None:
+        out.write_text("".join(json.dumps(decision) + "\n" for decision in tried.decisions))
+    print(json.dumps(counted(tried)) if as_json else tell(tried, loaded, pipeline))
+
+
+@app.command()
+def backfill(
+    pipeline: Name,
+    out: Annotated[Path, typer.Option(help="the Parquet file that is written")],
+    events: Annotated[
+        Path | None,
+        typer.Option(help="Parquet with the schema's columns  [default: the pipeline's history]", show_default=False),
+    ] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Write the training frame of past events: every feature as it was, computed by the code that serves, and the label."""
+    from ops.backfill import backfill as write
+    from ops.progress import bar
+
+    expect_file("--out", out)
+    loaded, settings = pipeline_of(pipeline), settings_of(home=home)
+    with bar(quiet=as_json) as progress:
+        rows = write(loaded, settings, events, out, progress)
+    if as_json:
+        print(json.dumps({"out": str(out), "rows": rows.num_rows, "columns": rows.column_names}))
+        return
+    print(f"{out}: {rows.num_rows:,} rows of {', '.join(rows.column_names)}")
 
 
 @models.command()
@@ -160,6 +233,8 @@ def register(
     print("  inputs: " + ", ".join(f"{each.name} ({each.kind})" for each in made.inputs))
     if made.unused:
         print(f"  features that it does not use: {', '.join(made.unused)}")
+    if made.unscored:
+        print(f"  {made.unscored:,} rows of the reference got no score (NaN): there the policy's fallback decides")
     for metric, value in made.metrics.items():
         print(f"  {metric} {value:.4g} on the reference frame")
 
@@ -241,7 +316,7 @@ def show(
 
 @app.command()
 def topics(
-    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="PATH.py:NAME of a pipeline, or flights")] = "flights",
+    pipeline: Name,
     brokers: Brokers = None,
     create: Annotated[bool, typer.Option("--create", help="make those that are missing")] = False,
     partitions: Annotated[int, typer.Option(min=1, max=840, help="of topics that are made")] = 1,
@@ -283,8 +358,8 @@ def demo(
     from ops.demo import DemoOptions
     from ops.demo import demo as run_demo
 
-    if json_file is not None and (json_file.is_dir() or not json_file.absolute().parent.is_dir()):
-        raise WrongUseError(f"--json {json_file}: expected a file in a folder that exists")
+    if json_file is not None:
+        expect_file("--json", json_file)
     settings = settings_of(home=home, workers=workers, order=order)
     run_demo(settings, DemoOptions(all_year, partitions, speed, brokers, json_file))
 

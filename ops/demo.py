@@ -24,13 +24,12 @@ from features.training import labels
 from models.metrics import auc
 from models.registry import ModelNotFound, resolve
 from ops.broker import embedded, free_port
-from ops.feast_repo import prepare
 from ops.probe import as_new, probe
 from ops.progress import bar
 from ops.replay import between
 from ops.summary import live_view, print_summary
 from ops.topics import create
-from ops.train import OWN_REPO_ENDS, last_day, train
+from ops.train import prepare_stored, train
 from ops.watch import Watcher
 from ops.workers import as_environment, end, on_signals
 from streams.meters import STAGES
@@ -103,12 +102,12 @@ def interrupt() -> None:
 
 def ready(pipeline: Pipeline, settings: JobSettings, progress: Callable[[str, float], None]) -> None:
     """Feature repo and model: made if they are not there."""
-    prepare(settings.feast_repo, lambda doing: progress(doing, 0.0))
+    prepare_stored(pipeline, settings, progress)
     try:
         resolve(settings.registry_uri, pipeline.model.name, into=settings.home / "models")
     except ModelNotFound:
         progress("no model yet: training one", 0.0)
-        train(pipeline, settings, seed=0, until=last_day(pipeline, settings), progress=progress)
+        train(pipeline, settings, seed=0, until=pipeline.model.trained_until, progress=progress)
 
 
 @contextmanager
@@ -257,7 +256,7 @@ class Demo:
         truth = pl.DataFrame(
             {"event_id": pl.Series(decided[self.pipeline.events.id]), "at": pl.Series(decided["at"]), "label": pl.Series(true)}
         )
-        after = truth.filter(pl.col("at") >= OWN_REPO_ENDS)
+        after = truth.filter(pl.col("at") >= self.pipeline.model.trained_until)
         first = decisions.unique("decision_id", keep="first", maintain_order=True).select("event_id", "score")
         judged = after.join(first, on="event_id").drop_nulls()
         return auc(judged["label"].to_numpy(), judged["score"].to_numpy())

@@ -4,34 +4,33 @@ import hashlib
 import inspect
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
-
-from models import flights_history
 
 MADE = ("registry.db", "online.db")
 STAMP = "prepared.sha256"
 LOG = "feast.log"
+BEGINNING = "2000-01-01T00:00:00Z"
+Sources = Callable[[Path], Mapping[str, int]]
 
 
 def prepare(
     repo: Path,
     progress: Callable[[str], None],
-    sources: ModuleType = flights_history,
-    start: str = "2013-01-01T00:00:00Z",
-    end: str = "2013-10-01T04:00:00Z",
+    sources: Sources,
+    end: str,
+    start: str = BEGINNING,
 ) -> None:
     """Write the sources, `feast apply`, `feast materialize start end`: the online store is then as of `end`.
 
-    The default `end` is the end of 30 September in New York. sources: the module whose `write_sources(folder)` makes the
-    Parquet files. progress is told what is being done. Does nothing if it was done before with the same definitions,
-    sources and versions; otherwise registry and online store are made anew. Feast works in a process of its own, and what
-    it says is in data/feast.log.
+    sources: writes the Parquet files into the folder that it is given, and returns how many rows each has. progress is told
+    what is being done. Does nothing if it was done before with the same definitions, times, versions, and module of the
+    sources; otherwise registry and online store are made anew. Feast works in a process of its own, and what it says is in
+    data/feast.log.
 
-    Raises FileNotFoundError if `repo` has no feature_store.yaml or the flights' data is not installed, RuntimeError with
-    Feast's last words if Feast fails.
+    Raises FileNotFoundError if `repo` has no feature_store.yaml, RuntimeError with Feast's last words if Feast fails, and
+    what `sources` raises.
     """
     repo = repo.absolute()
     if not (repo / "feature_store.yaml").is_file():
@@ -42,7 +41,8 @@ def prepare(
     if stamp.is_file() and stamp.read_text() == digest and all((data / name).is_file() for name in MADE):
         return
     stamp.unlink(missing_ok=True)
-    rows = sources.write_sources(data)
+    data.mkdir(exist_ok=True)
+    rows = sources(data)
     progress("stored features: " + ", ".join(f"{name} {count:,} rows" for name, count in rows.items()))
     for name in MADE:
         (data / name).unlink(missing_ok=True)
@@ -64,8 +64,9 @@ def feast(repo: str, start: str, end: str) -> None:
     cli(["-c", repo, "materialize", start, end], standalone_mode=False)
 
 
-def _digest(repo: Path, sources: ModuleType, start: str, end: str) -> str:
+def _digest(repo: Path, sources: Sources, start: str, end: str) -> str:
     """What the contents of data/ depend on."""
-    parts = [version("feast"), start, end, inspect.getsource(sources)]
+    module = inspect.getmodule(sources)
+    parts = [version("feast"), start, end, inspect.getsource(module) if module else ""]
     parts.extend(path.read_text() for path in sorted([*repo.glob("*.py"), *repo.glob("*.yaml")]))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

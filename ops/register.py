@@ -9,6 +9,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -20,11 +22,11 @@ from models.foreign import adapt, inputs_of
 from models.metrics import auc
 from models.registry import Version, record
 from models.spec import Input, ModelSpec
+from models.tabular import NOT_FEATURES
 from ops.train import write_reference
 from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 
-NOT_FEATURES = ("event_id", "event_time", "label")
 Typed = tuple[str, str]
 
 
@@ -34,12 +36,14 @@ class InputsDifferError(ValueError):
 
 @dataclass(frozen=True)
 class Registered:
-    """A new version, its inputs, the pipeline's features that it does not use, and its AUC where the frame has labels."""
+    """A new version, its inputs, the pipeline's features that it does not use, its AUC where the frame has labels, and of how
+    many rows of the frame it gives no score."""
 
     version: Version
     inputs: tuple[Input, ...]
     unused: tuple[str, ...]
     metrics: dict[str, float]
+    unscored: int
 
 
 def register(
@@ -55,7 +59,8 @@ def register(
     """Records the model as the next version of `name`, champion or not.
 
     frame_file: Parquet, a row for each event that the model may have been trained on, a column for each input in the model's
-    order, `event_time`, and maybe `event_id` and `label`. output: the ONNX output with the score, where it cannot be told.
+    order (categories as dictionaries, whose places are the model's codes), `event_time`, and maybe `event_id` and `label`,
+    as `headrace backfill` writes it. output: the ONNX output with the score, where it cannot be told.
     Raises ModelRefused, InputsDifferError, or ValueError for a frame that no profile can be made of; then nothing is recorded.
     """
     what = f"model {name}: {onnx_file}"
@@ -67,14 +72,16 @@ def register(
         features = features_of(pipeline, settings)
         unused = compare(f"model {name}", [(each.name, each.kind) for each in inputs], f"pipeline {pipeline.name}", features)
     inputs = tuple(replace(each, vocabulary=_vocabulary(frame, each)) for each in inputs)
-    model = adapt(content, [each.name for each in inputs], what, output)
+    model = adapt(content, inputs, what, output)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         (folder / "model.onnx").write_bytes(model.SerializeToString())
         ModelSpec(name, inputs).write(folder)
         scores = write_reference(frame, folder)
-        known = "label" in frame.column_names and pa.types.is_boolean(frame.schema.field("label").type)
-        metrics = {"auc": auc(frame["label"].to_numpy(), scores)} if known and not frame["label"].null_count else {}
+        unscored = int(np.isnan(scores).sum())
+        if unscored == len(scores):
+            raise ModelRefused(f"{what}: expected scores, got none (NaN) for all {unscored:,} rows of the reference")
+        metrics = _quality(frame, scores)
         replace(ModelSpec.read(folder), metrics=metrics).write(folder)
         params = {
             "source": onnx_file.name,
@@ -84,7 +91,7 @@ def register(
         }
         alias = "champion" if champion else ""
         version = record(settings.registry_uri, name, folder, params=params, metrics=metrics, alias=alias)
-    return Registered(version, inputs, unused, metrics)
+    return Registered(version, inputs, unused, metrics, unscored)
 
 
 def features_of(pipeline: Pipeline, settings: JobSettings) -> list[Typed]:
@@ -96,7 +103,7 @@ def features_of(pipeline: Pipeline, settings: JobSettings) -> list[Typed]:
         elif isinstance(feature, Derived):
             found.append((feature.name, _kind(compile_expression(feature.expression, columns).type)))
         elif isinstance(feature, Stored):
-            repo = settings.feast_repo
+            repo = pipeline.repo(settings)
             found += [(name, "number") for view in views(open_store(repo), repo, feature.service) for name in view.names]
         else:
             found += [(name, "number") for name in feature.names]
@@ -134,6 +141,16 @@ def _kind(column: pa.DataType) -> Literal["number", "category", "vector", "time"
     if pa.types.is_timestamp(column):
         return "time"
     return "vector" if pa.types.is_fixed_size_list(column) else "number"
+
+
+def _quality(frame: pa.Table, scores: npt.NDArray[np.float32]) -> dict[str, float]:
+    """The AUC of the rows that have a score, if there are labels of both kinds."""
+    place = frame.schema.get_field_index("label")
+    if place < 0 or not pa.types.is_boolean(frame.schema.field(place).type) or frame["label"].null_count:
+        return {}
+    scored = ~np.isnan(scores)
+    found = auc(frame["label"].to_numpy()[scored], scores[scored])
+    return {} if np.isnan(found) else {"auc": found}
 
 
 def _vocabulary(frame: pa.Table, each: Input) -> tuple[str, ...]:

@@ -91,7 +91,8 @@ def print_summary(result: dict[str, Any], name: str, period: str, registry: str,
   headrace topics flights --brokers HOST:PORT --create
   headrace run flights --brokers HOST:PORT          the same on a broker of yours; feed it with
   python -m ops.replay flights --brokers HOST:PORT
-  streams/flights.py                                is the whole pipeline: copy it for one of your own
+  streams/flights.py                                is the whole pipeline; one of your own, which runs at once, makes
+  headrace init my-fraud
 """
     )
 

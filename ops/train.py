@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,6 @@ from ops.feast_repo import prepare
 from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 
-OWN_REPO = Path(__file__).parent.parent / "features" / "repo"
-OWN_REPO_ENDS = datetime(2013, 10, 1, 4, tzinfo=UTC)  # ops/feast_repo.py materialises until then, midnight in New York
 Progress = Callable[[str, float], None]
 
 
@@ -38,10 +36,13 @@ class Trained:
     metrics: dict[str, float]
 
 
-def last_day(pipeline: Pipeline, settings: JobSettings) -> datetime | None:
-    """Until when to train if nobody says: where the online store of our own Feast repo begins to serve; else to the end."""
-    own = pipeline.service is not None and settings.feast_repo.resolve() == OWN_REPO.resolve()
-    return OWN_REPO_ENDS if own else None
+def prepare_stored(pipeline: Pipeline, settings: JobSettings, progress: Progress) -> None:
+    """The Feast repo of a pipeline that writes its sources, made ready as of the time that training ends; others are let be."""
+    if pipeline.service is None or pipeline.sources is None or settings.feast_repo is not None:
+        return
+    midnight = datetime.now(UTC).replace(hour=0, minute=0, second=0) + timedelta(days=1)
+    end = (pipeline.model.trained_until or midnight).astimezone(UTC)
+    prepare(pipeline.repo(settings), lambda doing: progress(doing, 0.0), pipeline.sources, f"{end:%Y-%m-%dT%H:%M:%SZ}")
 
 
 def frame(pipeline: Pipeline, settings: JobSettings, history: pa.Table) -> pa.Table:
@@ -55,7 +56,7 @@ def frame(pipeline: Pipeline, settings: JobSettings, history: pa.Table) -> pa.Ta
         ties=pipeline.events.ties,
         id=pipeline.events.id,
         label=pipeline.label,
-        historical=(lambda decided: historical(settings.feast_repo, service, decided, time)) if service else None,
+        historical=(lambda decided: historical(pipeline.repo(settings), service, decided, time)) if service else None,
     )
 
 
@@ -65,8 +66,7 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
         raise CannotTrainError(
             f"pipeline {pipeline.name}: its Model needs train and history, and the pipeline a label, to be trained"
         )
-    if settings.feast_repo.resolve() == OWN_REPO.resolve():
-        prepare(settings.feast_repo, lambda doing: progress(doing, 0.0))
+    prepare_stored(pipeline, settings, progress)
     progress("reading the history", 0.0)
     history = pipeline.model.history()
     progress("computing features", 0.0)

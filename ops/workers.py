@@ -138,5 +138,7 @@ def as_environment(settings: JobSettings) -> dict[str, str]:
     """The settings as variables that a child process reads them from."""
     values = settings.model_dump(mode="json")
     return {
-        f"HEADRACE_{name.upper()}": json.dumps(v) if isinstance(v, dict | bool) else str(v) for name, v in values.items()
+        f"HEADRACE_{name.upper()}": json.dumps(v) if isinstance(v, dict | bool) else str(v)
+        for name, v in values.items()
+        if v is not None
     } | {"HEADRACE_HOME": str(Path(settings.home).absolute())}

@@ -3,7 +3,7 @@
 from features.schema import Integer, Kind, Number, Schema, Text, Time
 from features.spec import Derived, Fields, Label, Last, Stored, Window
 from models.flights import train
-from models.flights_history import history
+from models.flights_history import REPO, history, write_sources
 from models.policy import Bands, Rule
 from streams.pipeline import Decisions, Drift, Model, Pipeline
 from streams.topic import Topic
@@ -56,7 +56,7 @@ flights = Pipeline(
         Last("tailnum", "arr_delay", within="12h", where="kind == 'arrived'"),
         Last("origin", "temp", "wind_speed", "precip", "visib", "pressure", within="3h", where="kind == 'weather'"),
     ],
-    model=Model("flights", train=train, history=history),
+    model=Model("flights", train=train, history=history, until="2013-10-01T04:00:00Z"),  # midnight in New York
     policy=Bands(
         late=0.5,
         watch=0.3,
@@ -66,5 +66,7 @@ flights = Pipeline(
     label=Label(join="flight_id", value="arr_delay >= 15", where="kind == 'arrived'", within="2d", absent=True),
     drift=Drift("flight-drift", window="1d", rate=0.02),
     sinks=[Decisions("flight-decisions")],
+    feast_repo=REPO,
+    sources=write_sources,
 )
 flow = flights.flow()

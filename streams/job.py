@@ -171,7 +171,7 @@ class Job:
         if asked is None:
             return None
         stored = StoredFeatures(
-            settings.feast_repo,
+            self.pipeline.repo(settings),
             asked,
             medians=self.champion_in_use.engine.spec.medians,
             age=settings.stored_age,
@@ -190,7 +190,8 @@ class Job:
         if reference is None:
             name = self.pipeline.model.name
             raise ValueError(
-                f"model {name}: it has no reference profile to measure drift from: headrace train {self.pipeline.name}"
+                f"model {name}: it has no reference profile to measure drift from: make it again with headrace train or "
+                f"headrace models register"
             )
         return reference
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -33,12 +34,24 @@ class Train(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the registry. train: how it is made; history: the events it is made from, as decoded columns."""
+    """A model of the registry. train: how it is made; history: the events it is made from, as decoded columns.
+
+    until: an ISO time, UTC if it has no offset; what comes from then on is left out of training, and is what it is tried on.
+    """
 
     name: str
     train: Train | None = None
     history: Callable[[], pa.Table] | None = None
+    until: str = ""
     threads: int = 1
+
+    @property
+    def trained_until(self) -> datetime | None:
+        """`until` as a time; None for all there is. Raises ValueError for what is no time."""
+        if not self.until:
+            return None
+        when = datetime.fromisoformat(self.until)
+        return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -88,8 +101,10 @@ class Pipeline:
     """A pipeline. Raises ValueError, naming what is wrong, when it is made.
 
     decide_on: the events that are scored; all if not given. policy: from scores to decisions; not needed where every sink has
-    an encoder of its own. most_entities: of which a shard holds the streaming features, for each kind of entity; beyond it the
-    ones longest without an event leave (0: no bound).
+    an encoder of its own. feast_repo: the folder of the Feast repo of the stored features, unless the settings name another.
+    sources: writes the Parquet files that this repo's views read into its folder `data`, and returns how many rows each has;
+    not given for a repo that is fed, applied and materialised by others. most_entities: of which a shard holds the streaming
+    features, for each kind of entity; beyond it the ones longest without an event leave (0: no bound).
     """
 
     name: str
@@ -102,6 +117,8 @@ class Pipeline:
     label: Label | None = None
     drift: Drift | None = None
     record: Record | None = None
+    feast_repo: Path | None = None
+    sources: Callable[[Path], Mapping[str, int]] | None = None
     shards: int = 8
     most_entities: int = 0
 
@@ -121,6 +138,7 @@ class Pipeline:
             compile_expression(self.label.value, columns)
             compile_expression(self.label.where, columns)
             seconds(self.label.within)
+        _ = self.model.trained_until
         if not 1 <= self.shards <= 840:
             raise ValueError(f"pipeline {self.name}: expected 1 to 840 shards, got {self.shards}")
         if len(self.sinks) == 0:
@@ -169,6 +187,16 @@ class Pipeline:
         """The Feast service of the stored features, if there are any."""
         return self.stored.service if self.stored else None
 
+    def repo(self, settings: JobSettings) -> Path:
+        """The Feast repo in force. Raises ValueError where nobody names one."""
+        found = settings.feast_repo or self.feast_repo
+        if found is None:
+            raise ValueError(
+                f"pipeline {self.name}: its stored features need a Feast repo, got none: name its folder as feast_repo in "
+                f"headrace.toml, as HEADRACE_FEAST_REPO, or in the Pipeline"
+            )
+        return found
+
     def feature_names(self, stored: Sequence[str]) -> list[str]:
         """Every feature in the pipeline's order; `stored` are the names of the stored ones."""
         names: list[str] = []
@@ -205,7 +233,10 @@ class PipelineNotFoundError(LookupError):
 
 
 def load(name: str) -> Pipeline:
-    """The pipeline "PATH.py:NAME", or one of our own by its name alone. Raises PipelineNotFoundError."""
+    """The pipeline "PATH.py:NAME", or "PATH.py" of a file with one, or one of our own by its name alone.
+
+    Raises PipelineNotFoundError.
+    """
     path, _, attribute = name.partition(":")
     if not path.endswith(".py"):
         own = Path(__file__).parent / f"{path}.py"
@@ -213,9 +244,11 @@ def load(name: str) -> Pipeline:
     if not Path(path).is_file():
         raise PipelineNotFoundError(f"no pipeline {name}: expected PATH.py:NAME of a file that exists, or flights")
     module = _import(Path(path).resolve())
-    found: Mapping[str, Any] = vars(module)
-    if not isinstance(found.get(attribute), Pipeline):
-        known = ", ".join(key for key, value in found.items() if isinstance(value, Pipeline)) or "none"
+    found = {key: value for key, value in vars(module).items() if isinstance(value, Pipeline)}
+    if not attribute and len(found) == 1:
+        return next(iter(found.values()))
+    if attribute not in found:
+        known = ", ".join(found) or "none"
         raise PipelineNotFoundError(f"no pipeline {attribute or '(no name given)'} in {path}: it has {known}")
     return found[attribute]
 

@@ -16,7 +16,7 @@ class JobSettings(BaseSettings):
     kafka: dict[str, str] = Field({}, description="further librdkafka settings for every client")
     home: Path = Field(Path(".headrace"), description="what the job keeps: recovery store, model registry, data")
     registry: str = Field("", description="MLflow tracking URI; empty: SQLite in home")
-    feast_repo: Path = Field(Path(__file__).parent.parent / "features" / "repo", description="the Feast repo")
+    feast_repo: Path | None = Field(None, description="the Feast repo, before the one that the pipeline names")
     workers: int = Field(1, ge=1, le=64, description="processes on this machine")
     epoch_seconds: float = Field(0.25, gt=0, le=60, description="time between two snapshots")
     recovery: bool = Field(True, description="keep positions and state in home/recovery/PIPELINE")

@@ -75,6 +75,11 @@ def one_line(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["train", "flights", "--until", "soon"], "--until"),
         (["demo", "--json", "no/folder/out.json"], "--json no/folder/out.json: expected a file in a folder that exists"),
         (["demo", "--workers", "x"], "--workers"),
+        (["init", "My_Fraud"], "expected a name of small letters, digits and hyphens that begins with a letter"),
+        (["init", f"{Path(__file__).parent}/my-fraud"], "expected a folder outside headrace's own checkout"),
+        (["try", "flights", "--out", "no/folder/out.ndjson"], "--out no/folder/out.ndjson: expected a file in a folder that"),
+        (["backfill", "flights"], "Missing option"),
+        (["models", "register", "m"], "Missing option"),
     ],
 )
 def test_wrong_use_is_one_line_and_code_2(capfd: pytest.CaptureFixture[str], arguments: list[str], said: str) -> None:
@@ -88,7 +93,7 @@ def test_without_a_command_it_says_which_there_are(capfd: pytest.CaptureFixture[
     assert run_command([]) == 2
     assert run_command(["--help"]) == 0
     out = capfd.readouterr().out
-    assert all(command in out for command in ("demo", "train", "run", "topics"))
+    assert all(command in out for command in ("demo", "init", "try", "train", "run", "topics", "backfill", "models"))
 
 
 @pytest.mark.parametrize("command", [["run", "flights"], ["topics", "flights"], ["run", "flights", "--workers", "2"]])

@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 
 from features.views import load_feast
+from models.flights_history import REPO, write_sources
 from ops import feast_repo
 from ops.feast_repo import LOG, MADE, STAMP, prepare
 
-REPO = Path(__file__).parent.parent / "features" / "repo"
-END = datetime(2013, 10, 1, 4, tzinfo=UTC)
+END, UNTIL = datetime(2013, 10, 1, 4, tzinfo=UTC), "2013-10-01T04:00:00Z"
 FEATURES = ["late_share", "mean_arr_delay", "flights"]
 
 
@@ -34,13 +34,13 @@ def feast(repo: Path, *words: str, cwd: Path) -> list[str]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     repo = definitions(tmp_path_factory.mktemp("feast") / "repo")
     told: list[str] = []
-    prepare(repo, told.append)
+    prepare(repo, told.append, write_sources, UNTIL)
     return repo, told
 
 
 def test_there_must_be_a_repo(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no Feast repo at .*: expected a file feature_store.yaml there"):
-        prepare(tmp_path, print)
+        prepare(tmp_path, print, write_sources, UNTIL)
 
 
 def test_the_repo_holds_definitions_only() -> None:
@@ -61,7 +61,7 @@ def test_what_is_done_is_not_done_again(prepared: tuple[Path, list[str]]) -> Non
     before = {path.name: path.stat().st_mtime_ns for path in (repo / "data").iterdir()}
     told: list[str] = []
     began = time.monotonic()
-    prepare(repo, told.append)
+    prepare(repo, told.append, write_sources, UNTIL)
     assert time.monotonic() - began < 1
     assert told == []
     assert {path.name: path.stat().st_mtime_ns for path in (repo / "data").iterdir()} == before
@@ -110,7 +110,7 @@ def test_what_feast_says_when_it_fails_is_said(tmp_path: Path) -> None:
     with pytest.raises(
         RuntimeError, match=r"feast failed on .* with exit status 1: ValueError: a view too many \(more in .*feast.log\)"
     ):
-        prepare(repo, lambda doing: None)
+        prepare(repo, lambda doing: None, write_sources, UNTIL)
     assert not (repo / "data" / STAMP).exists()
 
 
@@ -129,21 +129,20 @@ def test_other_definitions_other_times_or_a_lost_store_are_not_taken_for_done(
         return subprocess.CompletedProcess(command, 0, stdout="")
 
     def sources(folder: Path) -> dict[str, int]:
-        folder.mkdir(exist_ok=True)
+        assert folder.is_dir()
         return {}
 
     monkeypatch.setattr(feast_repo.subprocess, "run", run)
-    monkeypatch.setattr(feast_repo.flights_history, "write_sources", sources)
-    prepare(repo, print)
-    prepare(repo, print)
+    prepare(repo, print, sources, UNTIL)
+    prepare(repo, print, sources, UNTIL)
     assert len(asked) == 1
     with (repo / "definitions.py").open("a") as file:
         file.write("\n")
-    prepare(repo, print)
-    prepare(repo, print)
+    prepare(repo, print, sources, UNTIL)
+    prepare(repo, print, sources, UNTIL)
     assert len(asked) == 2
     (repo / "data" / MADE[1]).unlink()
-    prepare(repo, print)
+    prepare(repo, print, sources, UNTIL)
     assert len(asked) == 3
-    prepare(repo, print, end="2013-11-01T04:00:00Z")
-    assert asked[-1] == "2013-01-01T00:00:00Z 2013-11-01T04:00:00Z"
+    prepare(repo, print, sources, "2013-11-01T04:00:00Z")
+    assert asked[-1] == "2000-01-01T00:00:00Z 2013-11-01T04:00:00Z"

@@ -20,10 +20,10 @@ from bench.peers import PEERS, known
 from bench.peers.flights_stored import FEATURES, KEYS
 from bench.peers.venvs import ROOT, missing, names
 from bench.systems import fill
+from models.flights_history import REPO, write_sources
 from ops.broker import Broker
 from ops.feast_repo import prepare
 from ops.topics import create
-from ops.train import OWN_REPO
 from streams.flights import flights
 
 Messages = list[tuple[bytes | None, bytes]]
@@ -190,7 +190,7 @@ def test_quix_answers_every_message_once_and_right(
 @pytest.fixture(scope="module")
 def october(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Messages, dict[int, dict[str, Any]]]:
     """A folder with a model, three days of events, and what headrace decides on them with all its features, by event."""
-    prepare(OWN_REPO, lambda doing: None)
+    prepare(REPO, lambda doing: None, write_sources, flights.model.until)
     folder = Path(tmp_path_factory.mktemp("october"))
     stored = [f"{view}_history__{name}" for view in KEYS for name in FEATURES]
     sent, ours = decided(folder, flights.features, stored)
@@ -208,7 +208,7 @@ def test_flights_are_decided_as_headrace_decides_them(
     """With one partition the same; with two each flight once, on windows that depend on how the partitions were read."""
     in_venv(peer)
     folder, sent, expected = october
-    places = {"model": str(folder / "model"), "repo": str(OWN_REPO), "home": str(tmp_path)}
+    places = {"model": str(folder / "model"), "repo": str(REPO), "home": str(tmp_path)}
     got = [orjson.loads(value) for _, value in exchange(apache_kafka, peer, name, sent, len(expected), partitions, **places)]
     assert len(got) == len(expected)
     assert {answer["event_id"] for answer in got} == expected.keys()

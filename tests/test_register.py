@@ -185,7 +185,7 @@ def test_outputs_that_are_no_score_are_refused_by_name(
         register("payments", tmp_path / "tree.onnx", reference, job, pipeline=None, champion=True, output="nothing")
 
 
-def test_categories_are_coded_by_the_frames_dictionary(tmp_path: Path, job: JobSettings) -> None:
+def test_categories_come_in_as_places_in_the_frames_dictionary_and_minus_one(tmp_path: Path, job: JobSettings) -> None:
     table = frame(("country", "amount"))
     words = pa.DictionaryArray.from_arrays(np.arange(len(table)) % 3, ["NO", "DE", "FR"])
     pq.write_table(table.set_column(0, "country", words), tmp_path / "frame.parquet")
@@ -196,6 +196,8 @@ def test_categories_are_coded_by_the_frames_dictionary(tmp_path: Path, job: JobS
         {"name": "country", "kind": "category", "vocabulary": ["NO", "DE", "FR"]},
         {"name": "amount", "kind": "number"},
     ]
+    matrix = np.array([[0, 0.5], [1, 0.5], [3, 0.5]], np.float32)
+    assert OnnxEngine(folder).infer(matrix).tolist() == [-0.5, 0.5, 2.5]
 
 
 def test_the_command_says_what_was_recorded(

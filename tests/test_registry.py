@@ -61,7 +61,7 @@ def test_files_that_were_changed_are_refused_with_expected_and_got(tmp_path: Pat
 
 
 def test_a_missing_registry_model_or_alias_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFound, match=r"no model flights with alias champion in .*\(headrace train flights\)"):
+    with pytest.raises(ModelNotFound, match=r"no model flights with alias champion in .*: make one \(headrace train"):
         resolve(uri(tmp_path), "flights", into=tmp_path / "models")
     assert not (tmp_path / "registry").exists()
     record(uri(tmp_path), "m", trained(tmp_path / "a", b"one"), params={}, metrics={}, alias="other")

@@ -23,11 +23,11 @@ from prometheus_client import CollectorRegistry
 
 from bench.workloads import PAYLOADS, Checked, Job, Prepared, Progress, write_payloads
 from features.expressions import compile_expression, mask
+from models.flights_history import REPO, write_sources
 from models.registry import resolve
 from ops.demo import ready as train_if_missing
 from ops.feast_repo import prepare as prepare_repo
 from ops.replay import between, encode
-from ops.train import OWN_REPO
 from sinks.memory import MemorySink
 from streams.flights import flights
 from streams.run import run
@@ -73,8 +73,8 @@ class Flights:
         train_if_missing(flights, settings, progress)
         self._folder = home.absolute() / "bench" / self.name
         repo = self._folder / "repo"
-        copy_repo(OWN_REPO, repo)
-        prepare_repo(repo, lambda doing: progress(doing, 0.0))
+        copy_repo(REPO, repo)
+        prepare_repo(repo, lambda doing: progress(doing, 0.0), write_sources, flights.model.until)
         self._settings = settings.model_copy(update={"feast_repo": repo, "registry": settings.registry_uri})
 
     @property
@@ -88,7 +88,7 @@ class Flights:
 
     def repo(self) -> Path:
         """The copy of our Feast repo."""
-        return self._settings.feast_repo
+        return flights.repo(self._settings)
 
     def job(self) -> Job:
         """The demo's pipeline on other topics."""
