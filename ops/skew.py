@@ -121,7 +121,7 @@ def frame(pipeline: Pipeline, settings: JobSettings, events: pa.Table) -> tuple[
 
     def stored(decided: pa.Table) -> pa.Table:
         seen.append(decided)
-        return historical(settings.feast_repo, service or "", decided, clock)
+        return historical(pipeline.repo(settings), service or "", decided, clock)
 
     made = training_frame(
         events,
@@ -167,7 +167,7 @@ def _stored(
             some = decided.take(pa.array(rows))
             times = pa.array(held.gather(rows).to_physical().to_numpy()).cast(pa.timestamp("us", "UTC"))
             some = some.set_column(some.schema.get_field_index(clock), clock, times)
-            values = historical(settings.feast_repo, pipeline.service or "", some, clock)
+            values = historical(pipeline.repo(settings), pipeline.service or "", some, clock)
             for one in of_view:
                 column = np.full(served.height, np.nan, np.float32)
                 column[rows] = values[one.name].to_numpy(zero_copy_only=False)
