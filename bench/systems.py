@@ -121,7 +121,7 @@ def headrace(
         "HEADRACE_KAFKA": json.dumps({"linger.ms": values["linger"]}),
         **{f"HEADRACE_{name.upper()}": str(value) for name, value in system.settings.items()},
     }
-    command = [sys.executable, "-m", "ops", "run", f"{file}:job"]
+    command = [sys.executable, "-m", "ops", "run", f"{file}:job", "--from", "earliest"]
     pages = tuple(f"http://127.0.0.1:{port + worker}" for worker in range(workers))
     return command, job.environment | settings, pages
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.growing import Growing
-from features.spec import Window, seconds
+from features.spec import Streaming, Window, seconds
 from features.streaming import Cut, Group
 from features.tiles import MICROSECONDS, Arrays, stores
 from kernels.entities import cpu as entities
@@ -200,8 +200,22 @@ def newest(pieces: Sequence[Dump], held: Sequence[Arrays]) -> list[npt.NDArray[n
     return list(np.split(wanted, np.cumsum(sizes)[:-1])[::2])
 
 
+def spans(groups: Sequence[Group]) -> tuple[tuple[str, int], ...]:
+    """What the features of each length and entity are named by, as in 2h_by_origin, and the microseconds before an event that
+    they see."""
+    found: dict[str, int] = {}
+    for group in groups:
+        for each in group.features:
+            name = f"{each.over if isinstance(each, Window) else each.within}_by_{group.entity}"
+            found[name] = max(found.get(name, 0), sees(each) * MICROSECONDS)
+    return tuple(found.items())
+
+
+def sees(feature: Streaming) -> int:
+    """The seconds before an event that a feature sees."""
+    return seconds(feature.over) + feature.tile_seconds if isinstance(feature, Window) else seconds(feature.within)
+
+
 def retention(group: Group) -> int:
     """Seconds after which an update cannot be seen any more by any feature of the group."""
-    return max(
-        seconds(each.over) + each.tile_seconds if isinstance(each, Window) else seconds(each.within) for each in group.features
-    )
+    return max(map(sees, group.features))

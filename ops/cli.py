@@ -88,15 +88,23 @@ def run(
     order: Annotated[str | None, typer.Option(help="arrival or event  [default: the topic's]", show_default=False)] = None,
     home: Home = None,
     metrics_port: Annotated[int | None, typer.Option(help="worker k serves on port + k; 0: none", show_default=False)] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="make the state anew from the topic, go on where it was")] = False,
+    begin: Annotated[
+        str | None,
+        typer.Option("--from", help="where deciding begins without state: earliest, latest or TIME", show_default=False),
+    ] = None,
+    slack: Annotated[str, typer.Option(help="how far events may come out of order, for --rebuild and --from TIME")] = "1h",
 ) -> None:
     """Run a pipeline until SIGTERM or Ctrl-C, which let it drain and leave."""
     flags = {"brokers": brokers, "workers": workers, "epoch_seconds": epoch, "order": order, "home": home}
     settings = settings_of(**flags, metrics_port=metrics_port)
     loaded = pipeline_of(pipeline)
 
+    from ops.start import prepare
     from ops.topics import require
 
     require(settings.brokers, loaded.topics(), settings.kafka, pipeline)
+    prepare(loaded, settings, called=pipeline, rebuild=rebuild, begin=begin, slack=slack)
     if settings.workers == 1:
         from ops.worker import work
 

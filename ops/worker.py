@@ -31,9 +31,12 @@ def work(pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: 
         where = f", metrics on http://127.0.0.1:{server.server_port}/metrics" if server else ""
         print(f"{pipeline.name}: worker {worker} of {max(1, len(addresses))} ready{where}", flush=True)
 
+    def say(words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
+
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        run(pipeline, settings, registry=registry, worker=worker, addresses=addresses, stop=stop, on_ready=ready)
+        run(pipeline, settings, registry=registry, worker=worker, addresses=addresses, stop=stop, on_ready=ready, say=say)
     finally:
         health.alive = False
         for number, handler in before.items():

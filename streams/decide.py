@@ -21,6 +21,7 @@ from models.policy import Combinations, Policy
 from models.spec import assemble
 from sinks.messages import Column, Encoder, Messages, Position, encode_decisions
 from streams.exchange import Gathered, Hashes
+from streams.ordering import NEVER
 from streams.pipeline import Decisions
 
 I64 = npt.NDArray[np.int64]
@@ -39,6 +40,7 @@ class Work:
     computed: Mapping[str, npt.NDArray[Any]]
     flags: I64
     hashes: Hashes
+    begins: int = NEVER
     matrix: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     stored_times: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
@@ -53,7 +55,8 @@ def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> 
     hashes = dict(gathered[0][1].hashes)
     for _, one in gathered[1:]:
         hashes = {name: np.concatenate([hashes[name], one.hashes[name]]) for name in hashes if name in one.hashes}
-    return Work(origins, batch, computed, np.zeros(batch.num_rows, np.int64), hashes)
+    begins = max(one.begins for _, one in gathered)
+    return Work(origins, batch, computed, np.zeros(batch.num_rows, np.int64), hashes, begins)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Deciding:
 
     names: Names
     entities: tuple[str, ...]
+    spans: tuple[tuple[str, int], ...]
     derived: tuple[tuple[str, Expression], ...]
     stored: StoredFeatures | None
     engine: Engine
@@ -86,26 +90,31 @@ class Deciding:
         """What a decision may be flagged with. Raises ValueError for more flags than fit the bits of an integer."""
         no_entity = [f"no_entity:{name}" for name in self.entities]
         unknown = [f"unknown:{each.name}" for each in self.engine.spec.inputs if each.kind == "category"]
-        names = (*no_entity, *(self.stored.flags if self.stored else ()), *unknown, FALLBACK)
+        warming = [f"warming:{name}" for name, _ in self.spans]
+        names = (*no_entity, *(self.stored.flags if self.stored else ()), *warming, *unknown, FALLBACK)
         if len(names) > MOST_FLAGS:
             raise ValueError(f"pipeline {self.names.pipeline}: expected at most {MOST_FLAGS} different flags, got {len(names)}")
         return names
 
     def complete(self, work: Work) -> Work:
-        """Adds the stored and the derived features, and flags for what is missing, stale, or later than the event."""
-        batch, flags, times = work.batch, work.flags, work.stored_times
+        """Adds the stored and the derived features, and flags for what is missing, stale, later than the event, or warming."""
+        batch, flags, stored_times = work.batch, work.flags, work.stored_times
         computed = dict(work.computed)
+        times = microseconds(batch.column(self.names.time))
         if self.stored is not None:
-            read = self.stored.read(batch, microseconds(batch.column(self.names.time)), work.hashes)
+            read = self.stored.read(batch, times, work.hashes)
             computed |= read.columns
-            flags, times = read.flags << len(self.entities), read.times
+            flags, stored_times = read.flags << len(self.entities), read.times
         for k, name in enumerate(self.entities):
             column = batch.column(name)
             if column.null_count:
                 flags = flags | column.is_null().to_numpy(zero_copy_only=False).astype(np.int64) << k
+        if work.begins > NEVER and len(times) and int(times.min()) - work.begins < self._longest:
+            for k, (_, span) in enumerate(self.spans, self._warming_at):
+                flags = flags | (times - work.begins < span).astype(np.int64) << k
         for name, expression in self.derived:
             computed[name] = expression(batch).to_numpy(zero_copy_only=False)
-        return replace(work, computed=computed, flags=flags, stored_times=times)
+        return replace(work, computed=computed, flags=flags, stored_times=stored_times)
 
     def score(self, work: Work) -> Work:
         """Assembles the matrix and scores it."""
@@ -144,6 +153,15 @@ class Deciding:
             computed = work.computed.get(name)
             columns[name] = batch.column(name) if computed is None else pa.array(computed, from_pandas=True)
         return columns
+
+    @cached_property
+    def _longest(self) -> int:
+        return max((span for _, span in self.spans), default=0)
+
+    @cached_property
+    def _warming_at(self) -> int:
+        """The place of the first span's flag among the flags."""
+        return self.flags.index(f"warming:{self.spans[0][0]}") if self.spans else 0
 
     @cached_property
     def _prefix(self) -> str:

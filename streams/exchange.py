@@ -36,12 +36,14 @@ Hashes: TypeAlias = dict[str, npt.NDArray[np.uint64]]
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What a worker gets of one batch: (group, cut) for the groups concerned, and how far the partition has come."""
+    """What a worker gets of one batch: (group, cut) for the groups concerned, the time of its first row, if it has any, and how
+    far the partition has come."""
 
     worker: int
     partition: str
     sequence: int
     cuts: tuple[tuple[int, Cut | bytes], ...]
+    first: int
     seen_until: int
     at_end: bool
 
@@ -66,11 +68,13 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Rows to decide on with their streaming features, float64 [features of all groups, rows], NaN where there is none."""
+    """Rows to decide on with their streaming features, float64 [features of all groups, rows], NaN where there is none, and
+    from when on (µs) the state that they are from holds everything."""
 
     batch: pa.RecordBatch
     values: npt.NDArray[np.float64]
     hashes: Hashes = field(default_factory=dict)
+    begins: int = NEVER
 
 
 class Features(NamedTuple):
@@ -82,12 +86,13 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Features on their way back to their batch."""
+    """Features on their way back to their batch; begins: as in Gathered."""
 
     partition: str
     sequence: int
     group: int
     features: Features | bytes
+    begins: int
 
 
 def cut(
@@ -133,10 +138,10 @@ def cut(
     if wake is not None:
         for shard in range(shards):
             yield page_name(shard, wake), Wake(shard, wake)
-    seen_until = int(times.max()) if len(times) else NEVER
+    first, seen_until = (int(times[0]), int(times.max())) if len(times) else (NEVER, NEVER)
     for worker, cuts in enumerate(parcels):
         if cuts or to_all:
-            yield shard_name(worker), Parcel(worker, partition, sequence, tuple(cuts), seen_until, at_end)
+            yield shard_name(worker), Parcel(worker, partition, sequence, tuple(cuts), first, seen_until, at_end)
 
 
 def _picked(batch: pa.RecordBatch, hashes: Hashes, reads: npt.NDArray[np.bool_], count: int) -> tuple[pa.RecordBatch, Hashes]:
@@ -177,6 +182,9 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
             return [], StatefulBatchLogic.RETAIN
         with self._meters.stage("features"):
             self._whole.ready()
+            for parcel in parcels:
+                if parcel.first > NEVER:
+                    self._whole.hear(parcel.partition, parcel.first)
             held = self._whole.held
             early = held.early if held else 0
             parts = self._at_once(parcels) if held is None else self._in_order(parcels, held)
@@ -213,7 +221,7 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
 
     def _part(self, worker: int, partition: str, sequence: int, group: int, features: Features) -> Part:
         local = worker == shard_number(partition) % self._workers
-        return Part(partition, sequence, group, features if local else arrays_to_ipc(features))
+        return Part(partition, sequence, group, features if local else arrays_to_ipc(features), self._whole.begins)
 
     def snapshot(self) -> dict[str, Any]:
         if self._page is None:
@@ -227,6 +235,7 @@ class _Waiting:
     def __init__(self, batch: pa.RecordBatch, missing: int, features: int, hashes: Hashes) -> None:
         self.batch = batch
         self.hashes = hashes
+        self.begins = NEVER
         self.missing = missing
         self.values = np.full((features, batch.num_rows), np.nan)
 
@@ -234,18 +243,22 @@ class _Waiting:
 class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
     """Joins features back to their rows, batch by batch in the partition's order. In arrival order it is empty between epochs.
 
-    Where an entity of a row is null its features stay null.
+    Where an entity of a row is null its features stay null. undecided: where a snapshot writes what the partition's first
+    waiting batch is, if one waits.
     """
 
-    def __init__(self, groups: Sequence[Group], resume: dict[str, Any] | None) -> None:
+    def __init__(self, groups: Sequence[Group], resume: dict[str, Any] | None, undecided: dict[int, int] | None = None) -> None:
         edges = np.cumsum([0, *(len(group.names) for group in groups)]).tolist()
         self._features = edges[-1]
         self._of_group = [slice(a, b) for a, b in pairwise(edges)]
         self._waiting: dict[int, _Waiting] = {}
         self._early: list[Part] = []
+        self._undecided = {} if undecided is None else undecided
+        self._partition = -1
         if resume:
-            for sequence, batch, missing, values in checked(resume)["waiting"]:
+            for sequence, batch, missing, begins, values in checked(resume)["waiting"]:
                 waiting = _Waiting(from_ipc(batch), missing, self._features, {})
+                waiting.begins = begins
                 waiting.values[:] = np.frombuffer(values).reshape(waiting.values.shape)
                 self._waiting[sequence] = waiting
 
@@ -260,19 +273,27 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
                 features = part.features if isinstance(part.features, Features) else Features(*arrays_from_ipc(part.features))
                 waiting.values[self._of_group[part.group], features.row] = features.values
                 waiting.missing -= len(features.row)
+                waiting.begins = max(waiting.begins, part.begins)
         out = []
         for sequence in list(self._waiting):
             if self._waiting[sequence].missing:
                 break
             waiting = self._waiting.pop(sequence)
-            out.append(Gathered(waiting.batch, waiting.values, waiting.hashes))
+            out.append(Gathered(waiting.batch, waiting.values, waiting.hashes, waiting.begins))
         return out, StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:
         if self._early:
             raise RuntimeError(f"gather: features of {[part.sequence for part in self._early]} came without their batch")
+        if self._waiting:
+            sequence, item = next(iter(self._waiting.items()))
+            self._partition = item.batch.column("_partition")[0].as_py()
+            self._undecided[self._partition] = sequence
+        else:
+            self._undecided.pop(self._partition, None)
         waiting = [
-            (sequence, to_ipc(item.batch), item.missing, item.values.tobytes()) for sequence, item in self._waiting.items()
+            (sequence, to_ipc(item.batch), item.missing, item.begins, item.values.tobytes())
+            for sequence, item in self._waiting.items()
         ]
         return {"version": VERSION, "waiting": waiting}
 

@@ -23,6 +23,7 @@ from streams.record import Entry, RecordOutput, entry
 from streams.routing import shard_name
 from streams.shards import PAGES
 from streams.source import Polled
+from streams.start import only_from
 
 
 def build(job: Job) -> Dataflow:
@@ -39,6 +40,8 @@ def build(job: Job) -> Dataflow:
         with meters.stage("features", decoded.rows.num_rows):
             rows = Memo(decoded.rows)
             reads = mask(job.decide_on, rows)
+            if polled.decide_from:
+                decoded, reads = only_from(decoded, reads, polled.decide_from)
             times = rows.microseconds(pipeline.events.time)
             made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
                 cut(
@@ -115,7 +118,7 @@ def build(job: Job) -> Dataflow:
     fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
     parts = op.stateful_batch("features", fanned.trues, shard)
     home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
-    gathered = op.stateful_batch("gather", home, lambda resume: Gather(pipeline.groups, resume))
+    gathered = op.stateful_batch("gather", home, lambda resume: Gather(pipeline.groups, resume, job.beginning.undecided))
     scored = op.map("model", op.flat_map_batch("batch", gathered, batch), score)
     decisions = op.flat_map("decision", scored, decide)
     if pipeline.record:

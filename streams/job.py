@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from features.expressions import Expression, compile_expression
 from features.spec import Derived, Fields
+from features.state import spans
 from features.stored import StoredFeatures
 from features.streaming import Cutter
 from models.engine import Engine, OnnxEngine
@@ -29,10 +30,11 @@ from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
 from streams.record import Entry, LogRows
-from streams.routing import page_name
+from streams.routing import WORKERS_MULTIPLE, page_name
 from streams.settings import JobSettings
 from streams.shards import Shards
-from streams.source import Gate, KafkaSource, MemorySource
+from streams.source import Beginning, Gate, KafkaSource, MemorySource
+from streams.start import Rebuilding, Start
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class Champion:
 
 @dataclass(eq=False)
 class Job:
-    """One worker's job. `source`, `sink` and `champion` stand in for Kafka and the registry where they are given."""
+    """One worker's job. `source`, `sink` and `champion` stand in for Kafka and the registry where they are given.
+
+    start: where it begins if it has no state. say: told in words how far a rebuild is.
+    """
 
     pipeline: Pipeline
     settings: JobSettings
@@ -60,6 +65,8 @@ class Job:
     until_end: bool = False
     workers: int = 1
     worker: int = 0
+    start: Start = field(default_factory=Start)
+    say: Callable[[str], None] = lambda words: None
 
     @cached_property
     def meters(self) -> Meters:
@@ -73,20 +80,32 @@ class Job:
     @cached_property
     def events(self) -> KafkaSource | MemorySource:
         if self.source is not None:
-            self.source.gate = self.gate
+            self.source.gate, self.source.beginning = self.gate, self.beginning
             return self.source
         settings, topic = self.settings, self.pipeline.events
         return KafkaSource(
             topic.topic,
             settings.brokers,
             settings.kafka,
-            group=f"headrace-{self.pipeline.name}",
+            group=self.pipeline.group,
             rows=settings.poll_rows,
             clock_ns=self.clock_ns,
             stop=self.stop,
             until_end=self.until_end,
             spent=lambda seconds: self.meters.spent("event", seconds),
             gate=self.gate,
+            beginning=self.beginning,
+        )
+
+    @cached_property
+    def beginning(self) -> Beginning:
+        """Where the source begins. In event order it hears from the gather step what waits, which has to be on its worker."""
+        return Beginning(
+            self.start.read,
+            self.start.decide,
+            left=Rebuilding(self.pipeline.name, self.start, self.meters.rebuild_left.set, self.say).left,
+            publishes=self.settings.recovery and (self.order == "arrival" or WORKERS_MULTIPLE % self.workers == 0),
+            failed=self.meters.commits_failed.inc,
         )
 
     @cached_property
@@ -133,7 +152,7 @@ class Job:
         if self.order == "event":
             held = Held(self.events.partitions, len(self.pipeline.groups), self.pipeline.events.held_rows)
         most = self.pipeline.most_entities * -(-self.pipeline.shards // self.workers)
-        return Shards(self.pipeline.groups, self.pipeline.shards, held, most)
+        return Shards(self.pipeline.groups, self.pipeline.shards, held, most, self.start.begins)
 
     @cached_property
     def output(self) -> Sink:
@@ -232,6 +251,7 @@ class Job:
                 champion.version,
             ),
             entities=tuple(group.entity for group in pipeline.groups),
+            spans=spans(pipeline.groups),
             derived=derived,
             stored=stored,
             engine=champion.engine,

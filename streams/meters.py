@@ -81,6 +81,10 @@ class Meters:
         self.drift_late = drift_late.labels(pipeline)
         early = Counter("headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry)
         self.early = early.labels(pipeline)
+        left = Gauge("headrace_rebuild_left", "Messages to read again before deciding goes on", ["pipeline"], registry=registry)
+        self.rebuild_left = left.labels(pipeline)
+        failed = Counter("headrace_commits_failed", "Commits of safe positions refused", ["pipeline"], registry=registry)
+        self.commits_failed = failed.labels(pipeline)
 
     def stored(self, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
         """Shows what stored features count, by view, and how often their store failed."""

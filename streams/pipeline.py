@@ -169,6 +169,11 @@ class Pipeline:
         return groups(self.features)
 
     @property
+    def group(self) -> str:
+        """The consumer group that its safe positions are committed to."""
+        return f"headrace-{self.name}"
+
+    @property
     def encoded(self) -> tuple[str, ...]:
         """The columns of an event that the sinks' encoders read."""
         return tuple(dict.fromkeys(name for sink in self.sinks if sink.encode for name in sink.encode.columns))

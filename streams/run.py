@@ -1,6 +1,7 @@
 """Runs a pipeline's dataflow: one worker of a cluster, with recovery, until it is asked to leave."""
 
 import gc
+import json
 import os
 import sys
 import threading
@@ -19,6 +20,7 @@ from streams.job import Job
 from streams.pipeline import Pipeline
 from streams.rehearsal import rehearse
 from streams.settings import JobSettings
+from streams.start import MADE, Start, check, needs, store_of
 
 RECOVERY_PARTITIONS = 1
 
@@ -40,6 +42,9 @@ def run(
     `stop` lets the sources end, an epoch pass and everything be delivered. on_ready is called when every part is open. `parts`
     replaces the job's parts (streams/job.py). Raises what a step raised, as itself.
     """
+    if settings.recovery:
+        check(pipeline, settings)
+        parts = {"start": Start.load(store_of(pipeline, settings))} | parts
     job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), worker=worker, **parts)
     if stop is not None:
         job.stop = stop
@@ -95,13 +100,18 @@ def innermost(error: BaseException) -> BaseException:
 
 
 def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, wait: float = 30.0) -> Path:
-    """The recovery store of a pipeline; worker 0 makes it, the others wait for it. Raises TimeoutError after `wait` seconds."""
-    folder = settings.home / "recovery" / pipeline.name
-    made = folder / "made"
+    """The recovery store of a pipeline; worker 0 makes it, the others wait for it.
+
+    Raises TimeoutError after `wait` seconds.
+    """
+    folder = store_of(pipeline, settings)
+    made = folder / MADE
     if worker == 0 and not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         init_db_dir(folder, RECOVERY_PARTITIONS)
-        made.touch()
+        part = folder / f"{MADE}.part"
+        part.write_text(json.dumps(needs(pipeline, settings)))
+        part.rename(made)
     deadline = time.monotonic() + wait
     while not made.exists():
         if time.monotonic() > deadline:

@@ -12,7 +12,7 @@ from features.state import State
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
-VERSION = 3
+VERSION = 4
 PAGES = 32
 
 
@@ -44,11 +44,17 @@ class Ledger:
 class Shards:
     """What one worker holds of every group, all its shards together. In event order it is fed by way of `held`."""
 
-    def __init__(self, groups: Sequence[Group], shards: int, held: Held | None, most: int = 0) -> None:
-        """most: entities that are held of a group; 0: as many as there are."""
+    def __init__(
+        self, groups: Sequence[Group], shards: int, held: Held | None, most: int = 0, begins: int | None = None
+    ) -> None:
+        """most: entities that are held of a group; 0: as many as there are. begins: from when on (µs) the state holds
+        everything, once what is to be read again is read; None: from the first event."""
         self.states = [State(group, most) for group in groups]
         self.held = held
         self._shards = shards
+        self._known = begins is not None
+        self.begins = NEVER if begins is None else begins
+        self._heard: set[str] = set()
         self._seen: dict[str, tuple[bool, int]] = {}
         self._ledgers: dict[int, Ledger] = {}
         self._resumed: dict[int, list[dict[str, Any]]] = {}
@@ -67,6 +73,7 @@ class Shards:
             "page": page,
             "pages": PAGES,
             "number": number,
+            "begins": self.begins,
             "groups": [state.dump(shard, self._shards, page, PAGES, number) for state in self.states],
             "changes": ledger.next(page, changes),
             "held": self.held.dump(shard, self._shards) if self.held is not None else None,
@@ -90,6 +97,8 @@ class Shards:
         resumed, self._resumed = self._resumed, {}
         for shard, snapshots in resumed.items():
             self._ledgers[shard] = ledger = Ledger()
+            self.begins = max(self.begins, *(one["begins"] for one in snapshots))
+            self._known = self._known or self.begins > NEVER
             for one in snapshots:
                 ledger.resume(one["page"], one["number"], one["changes"])
             for j, state in enumerate(self.states):
@@ -98,6 +107,14 @@ class Shards:
             last = max(snapshots, key=lambda one: one["number"])
             if self.held is not None and last["held"] is not None:
                 self.held.load(last["held"])
+
+    def hear(self, partition: str, first: int) -> None:
+        """Of a batch with events of a partition, the time of the first: the state begins with the earliest of the partitions'
+        first events, if it is not known when it began."""
+        if partition not in self._heard:
+            self._heard.add(partition)
+            if not self._known:
+                self.begins = min(first, self.begins) if self.begins > NEVER else first
 
     def clock(self, partition: str, seen_until: int, at_end: bool) -> int:
         """The time that the stream has passed as far as this worker knows, that of the slowest partition with a backlog, now

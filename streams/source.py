@@ -8,7 +8,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
@@ -29,12 +29,13 @@ class SourceError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """One poll of one partition: a raw batch (perhaps without rows), whether it reached the end of the log, and whether it is
-    the partition's first of an epoch."""
+    """One poll of one partition: a raw batch (perhaps without rows), whether it reached the end of the log, whether it is the
+    partition's first of an epoch, and, where some of it only feeds the state, the first offset that is decided on."""
 
     batch: pa.RecordBatch
     at_end: bool
     begins_epoch: bool = False
+    decide_from: int = 0
 
 
 class Gate:
@@ -67,12 +68,44 @@ class Gate:
         self._on_their_way = max(0, self._on_their_way - batches)
 
 
+@dataclass
+class Beginning:
+    """Where a source begins and what it tells of its progress: see streams/start.py.
+
+    read, decide: the first offset of a partition that is read, where there is no state, and that is decided on. undecided: the
+    first offset of a partition that is read and waits to be decided, if any does, at the end of the last epoch. left: told the
+    partition and how many messages before `decide` are still to be read. publishes: whether safe positions are committed to the
+    consumer group. failed: told that such a commit was refused.
+    """
+
+    read: Mapping[int, int] = field(default_factory=dict)
+    decide: Mapping[int, int] = field(default_factory=dict)
+    undecided: dict[int, int] = field(default_factory=dict)
+    left: Callable[[int, int], None] = lambda partition, left: None
+    publishes: bool = False
+    failed: Callable[[], None] = lambda: None
+
+
 class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     """Polls with `poll` from `position` on; leaves at the end of the log where `until_end`, or on `stop`: emits nothing more,
-    lets an epoch pass, so that all that was emitted is delivered and snapshotted, and ends."""
+    lets an epoch pass, so that all that was emitted is delivered and snapshotted, and ends.
 
-    def __init__(self, name: str, position: int, stop: threading.Event, until_end: bool, gate: Gate) -> None:
+    The position of a snapshot is safe when Bytewax asks for the next batch: that epoch is durable then. It is published once a
+    second at most, and at the end.
+    """
+
+    def __init__(
+        self, name: str, position: int, stop: threading.Event, until_end: bool, gate: Gate, beginning: Beginning
+    ) -> None:
         self._name = name
+        self._number = shard_number(name)
+        self._beginning = beginning
+        self._decide_from = beginning.decide.get(self._number, 0)
+        self._snapshotted: int | None = None
+        self._safe = self._published = 0
+        self._publish_at = 0.0
+        if position < self._decide_from:
+            beginning.left(self._number, self._decide_from - position)
         self._gate = gate
         gate.partitions += 1
         self._round = 0
@@ -89,11 +122,29 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     def poll(self) -> Polled | None:
         """What came since the last poll; None if nothing did."""
 
+    @abstractmethod
+    def publish(self, position: int, wait: bool) -> None:
+        """Tells others the safe position, which must not hold the stream unless it is to `wait`. Raises nothing."""
+
+    def _durable(self, leaving: bool = False) -> None:
+        """The epoch of the last snapshot is durable."""
+        if self._snapshotted is not None:
+            self._safe = min(self._snapshotted, self._beginning.undecided.get(self._number, self._snapshotted))
+            self._snapshotted = None
+        if self._safe > self._published and self._beginning.publishes:
+            now = time.monotonic()
+            if leaving or now >= self._publish_at:
+                self._publish_at = now + PUBLISH_SECONDS
+                self._published = self._safe
+                self.publish(self._safe, leaving)
+
     def next_batch(self) -> list[tuple[str, Polled]]:
+        self._durable()
         if self._stop.is_set() or (self._until_end and self._was_at_end):
             if self._leave_after is None:
                 self._leave_after = self._snapshots + 1
             if self._until_end or self._snapshots >= self._leave_after:
+                self._durable(leaving=True)
                 raise StopIteration
             return []
         opened = self._gate.opens(self._round)
@@ -107,6 +158,10 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             return []
         self._was_at_end = polled.at_end
         if polled.batch.num_rows:
+            if self._position < self._decide_from:
+                polled = replace(polled, decide_from=self._decide_from)
+                last = polled.batch.column("_offset")[-1].as_py()
+                self._beginning.left(self._number, 0 if polled.at_end else max(0, self._decide_from - last - 1))
             self._position = polled.batch.column("_offset")[-1].as_py() + 1
         if self._begins_epoch:
             self._begins_epoch = False
@@ -122,9 +177,11 @@ class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     def snapshot(self) -> int:
         self._snapshots += 1
         self._begins_epoch = True
+        self._snapshotted = self._position
         return self._position
 
 
+PUBLISH_SECONDS = 1.0
 LOOK_AGAIN = timedelta(microseconds=100)
 POLL_BYTES = 4 * 1024 * 1024
 IDLE, LONGEST_IDLE = timedelta(microseconds=300), timedelta(milliseconds=1)
@@ -143,14 +200,17 @@ class _KafkaPartition(_Partition):
         until_end: bool,
         spent: Callable[[float], None],
         gate: Gate,
+        beginning: Beginning,
     ) -> None:
-        super().__init__(name, 0 if resume is None else resume, stop, until_end, gate)
+        if resume is None:
+            resume = beginning.read.get(shard_number(name))
+        super().__init__(name, 0 if resume is None else resume, stop, until_end, gate, beginning)
         self._spent = spent
         self._topic = topic
-        self._partition = shard_number(name)
+        self._partition = self._number
         self._rows = self._next_rows = rows
         self._clock_ns = clock_ns
-        self._consumer = Consumer(dict(config))
+        self._consumer = Consumer({**config, "on_commit": self._answered})
         start = OFFSET_BEGINNING if resume is None else resume
         self._consumer.assign([TopicPartition(topic, self._partition, start)])
 
@@ -175,22 +235,36 @@ class _KafkaPartition(_Partition):
                     raise SourceError(f"{self._topic}/{self._partition}: {error.str()}")
             at_end = messages[-1].error() is not None
             messages = [message for message in messages if message.error() is None]
-        n = len(messages)
-        batch = pa.RecordBatch.from_arrays(
-            [
-                _binary([message.key() for message in messages]),
-                _binary([message.value() for message in messages]),
-                pa.array(np.full(n, self._partition, np.int32)),
-                pa.array(_offsets(messages)),
-                pa.array(np.fromiter([message.timestamp()[1] for message in messages], np.int64, n)),
-                pa.array(np.full(n, self._clock_ns(), np.int64)),
-            ],
-            schema=RAW,
-        )
-        return Polled(batch, at_end)
+        return Polled(raw_batch(messages, self._partition, self._clock_ns()), at_end)
+
+    def publish(self, position: int, wait: bool) -> None:
+        try:
+            self._consumer.commit(offsets=[TopicPartition(self._topic, self._partition, position)], asynchronous=not wait)
+        except KafkaException:
+            self._beginning.failed()
+
+    def _answered(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        if error is not None or any(place.error is not None for place in places):
+            self._beginning.failed()
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def raw_batch(messages: list[Message], partition: int, clock_ns: int) -> pa.RecordBatch:
+    """Messages of one partition as a raw batch, polled at `clock_ns`."""
+    n = len(messages)
+    return pa.RecordBatch.from_arrays(
+        [
+            _binary([message.key() for message in messages]),
+            _binary([message.value() for message in messages]),
+            pa.array(np.full(n, partition, np.int32)),
+            pa.array(_offsets(messages)),
+            pa.array(np.fromiter([message.timestamp()[1] for message in messages], np.int64, n)),
+            pa.array(np.full(n, clock_ns, np.int64)),
+        ],
+        schema=RAW,
+    )
 
 
 def rows_of(size: int, most: int, partitions: int) -> int:
@@ -221,7 +295,7 @@ RAW = PROVENANCE.insert(1, pa.field("_value", pa.binary()))
 
 
 class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
-    """A Kafka topic, by `assign`: every worker reads the partitions that Bytewax deals to it; the group is only a name.
+    """A Kafka topic, by `assign`: every worker reads the partitions that Bytewax deals to it; the group only says what is safe.
 
     Nothing is asked of the broker before `partitions` is, which raises SourceError if it does not answer or has no such topic.
     """
@@ -240,13 +314,15 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
         timeout: float = 10.0,
         spent: Callable[[float], None] = lambda seconds: None,
         gate: Gate | None = None,
+        beginning: Beginning | None = None,
     ) -> None:
         """rows: most messages of a poll, fewer where they are large (`rows_of`). until_end: end where the log ends. spent: told
         the seconds of polls that bring any.
 
-        gate: what polls wait for; nothing, if none is given.
+        gate: what polls wait for; nothing, if none is given. beginning: where it begins, the topic's beginning if not given.
         """
         self._spent = spent
+        self.beginning = beginning or Beginning()
         self.gate = gate or Gate(0)
         self._topic = topic
         self._brokers = brokers
@@ -292,6 +368,7 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
             self._until_end,
             self._spent,
             self.gate,
+            self.beginning,
         )
 
 
@@ -310,19 +387,36 @@ def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeou
 
 class _MemoryPartition(_Partition):
     def __init__(
-        self, name: str, log: pa.RecordBatch, resume: int | None, rows: int, stop: threading.Event, until_end: bool, gate: Gate
+        self,
+        name: str,
+        log: pa.RecordBatch,
+        resume: int | None,
+        rows: int,
+        stop: threading.Event,
+        until_end: bool,
+        gate: Gate,
+        beginning: Beginning,
+        committed: dict[int, int],
     ) -> None:
-        super().__init__(name, resume or 0, stop, until_end, gate)
+        start = beginning.read.get(shard_number(name), 0)
+        super().__init__(name, start if resume is None else resume, stop, until_end, gate, beginning)
         self._log = log
         self._rows = rows
+        self._committed = committed
 
     def poll(self) -> Polled | None:
         batch = self._log.slice(self._position, self._rows)
         return Polled(batch, self._position + batch.num_rows >= self._log.num_rows)
 
+    def publish(self, position: int, wait: bool) -> None:
+        self._committed[self._number] = position
+
 
 class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
-    """The same from lists of (key, value), one for each partition; ends when all is read, or on `stop`."""
+    """The same from lists of (key, value), one for each partition; ends when all is read, or on `stop`.
+
+    committed: the safe positions that it has published. It is a log that can be looked into (streams/log.py), too.
+    """
 
     def __init__(
         self,
@@ -337,6 +431,8 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
         self._stop = stop or threading.Event()
         self._until_end = until_end
         self.gate = Gate(0)
+        self.beginning = Beginning()
+        self.committed: dict[int, int] = {}
         self.partitions = len(partitions)
         self._logs = [
             pa.RecordBatch.from_arrays(
@@ -358,5 +454,22 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
 
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _MemoryPartition:
         return _MemoryPartition(
-            for_part, self._logs[shard_number(for_part)], resume_state, self._rows, self._stop, self._until_end, self.gate
+            for_part,
+            self._logs[shard_number(for_part)],
+            resume_state,
+            self._rows,
+            self._stop,
+            self._until_end,
+            self.gate,
+            self.beginning,
+            self.committed,
         )
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        return 0, self._logs[partition].num_rows
+
+    def read(self, partition: int, offset: int) -> pa.RecordBatch:
+        return self._logs[partition].slice(offset, self._rows)
+
+    def since(self, partition: int, time_ms: int) -> int:
+        return int(np.searchsorted(self._logs[partition].column("_appended_at").to_numpy(), time_ms))

@@ -55,9 +55,9 @@ def fill(brokers: str, events: str, keys: Sequence[bytes], values: Sequence[byte
 
 
 @contextmanager
-def job(pipeline: str, settings: JobSettings) -> Iterator[subprocess.Popen[bytes]]:
+def job(pipeline: str, settings: JobSettings, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """`headrace run` in a process group of its own; killed at the end if it is still there."""
-    command = [sys.executable, "-m", "ops", "run", pipeline]
+    command = [sys.executable, "-m", "ops", "run", pipeline, *options]
     process = subprocess.Popen(command, env=os.environ | as_environment(settings), start_new_session=True)
     try:
         yield process

@@ -63,7 +63,8 @@ def decided(
             pipeline = pipeline_file(home, events, name)
             order = "event" if partitions == 3 else "arrival"
             topic = Topic(embedded_broker.address, name)
-            with job(pipeline, settings(home, embedded_broker, registry, workers=workers, order=order)) as process:
+            run = settings(home, embedded_broker, registry, workers=workers, order=order)
+            with job(pipeline, run, "--from", "earliest") as process:
                 topic.read_until(scheduled(week), process)
                 stop(process)
             topic.close()
