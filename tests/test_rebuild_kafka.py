@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from payments import Arithmetic, decisions, settings, stream
+from payments import decisions, settings, stream
 from prometheus_client import CollectorRegistry
 from test_rebuild import bare, champion_of, quick, spread, whole_of
 
@@ -22,7 +22,7 @@ from sinks.memory import MemorySink
 from streams.pipeline import Decisions, Pipeline
 from streams.positions import committed, kept
 from streams.run import run
-from streams.start import RecoveryError, Start, made_for, store_of
+from streams.start import RecoveryError, Start, store_of
 
 PARTITIONS = 3
 
@@ -88,7 +88,7 @@ def test_a_lost_disk_is_rebuilt_with_other_workers_and_shards(
     with pytest.raises(RecoveryError, match="--rebuild"):
         prepare(after, values, called="payments")
     shutil.rmtree(store)
-    with pytest.raises(RecoveryError, match="has run before.*--rebuild"):
+    with pytest.raises(RecoveryError, match=r"has run before.*--rebuild"):
         prepare(after, values, called="payments")
     told: list[str] = []
     prepare(after, values, called="payments", rebuild=True, slack="1s", say=told.append)
