@@ -8,9 +8,15 @@ from typing import Any
 from bench.peers import known
 from bench.systems import System
 
+RECORD = """
+from streams.pipeline import Record
+
+job = replace(job, record=Record(megabytes={megabytes}))
+"""
+
 
 def common(parser: argparse.ArgumentParser) -> None:
-    """Adds workload, broker, peers, turns, workers, partitions, home and json."""
+    """Adds workload, broker, peers, turns, workers, partitions, record, home and json."""
     parser.add_argument("--workload", default="flights")
     parser.add_argument("--broker", default="apache", help="apache, embedded or HOST:PORT")
     parser.add_argument(
@@ -33,6 +39,13 @@ def common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partitions", type=int, default=1)
     parser.add_argument("--linger", type=float, default=None, help="of the systems' producers, ms")
     parser.add_argument("--epoch", type=float, default=0.25, help="headrace's, seconds")
+    parser.add_argument(
+        "--record",
+        type=float,
+        default=None,
+        metavar="MB",
+        help="headrace once more with a record of its decisions, as headrace-record; its logs are sealed when they have MB",
+    )
     parser.add_argument("--home", type=Path, default=Path(".headrace"), help="models, and what is prepared once")
     parser.add_argument("--json", type=Path, default=None)
 
@@ -42,6 +55,8 @@ def systems(options: argparse.Namespace) -> list[System]:
     ours: dict[str, Any] = {"epoch_seconds": options.epoch, "recovery": "true"}
     made = [] if options.without_headrace else [System("headrace", settings=ours)]
     made += [System(f"headrace-{workers}", settings={**ours, "workers": workers}) for workers in options.workers[1:]]
+    if options.record:
+        made.append(System("headrace-record", settings=ours, more=RECORD.format(megabytes=options.record)))
     for named in options.peer:
         name, _, command = named.partition("=")
         made.append(System(name, command) if command else of_ours(name, options.workload))
@@ -71,4 +86,5 @@ def settings(options: argparse.Namespace, kind: str, linger: float | str, made: 
         "workers": options.workers[0],
         "partitions": options.partitions,
         "turns": options.turns,
+        "record_megabytes": options.record,
     }

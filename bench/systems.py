@@ -33,12 +33,14 @@ class SystemDiedError(RuntimeError):
 class System:
     """A system under test. command: a template with {brokers} {input} {output} {model} {width} {linger} {home} {repo}
     {workers} {python}; empty: headrace itself. settings: headrace's own
-    (streams/settings.py), and what is printed beside the figures. passes_on: it is a relay: its answers are the messages."""
+    (streams/settings.py), and what is printed beside the figures. passes_on: it is a relay: its answers are the messages.
+    more: what headrace's pipeline file has at its end."""
 
     name: str
     command: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     passes_on: bool = False
+    more: str = ""
 
 
 @dataclass
@@ -111,7 +113,8 @@ def headrace(
     home, job = Path(values["home"]), workload.job()
     workers = int(system.settings.get("workers", values["workers"]))
     file = home / "job.py"
-    file.write_text(job.pipeline.replace("{input}", values["input"]).replace("{output}", values["output"]))
+    text = job.pipeline + system.more
+    file.write_text(text.replace("{input}", values["input"]).replace("{output}", values["output"]))
     port = free_ports(workers)
     settings = {
         "HEADRACE_BROKERS": values["brokers"],

@@ -15,7 +15,7 @@ from typing import IO, Generic, TypeVar
 
 import pyarrow as pa
 
-from sinks.segments import HALF, LOG, SEALED, RecordError, Segment, in_order, seal, sync_folder, write_frame
+from sinks.segments import HALF, LOG, SEALED, Frames, RecordError, Segment, in_order, seal, sync_folder
 
 Item = TypeVar("Item")
 Shape = Callable[[pa.Table], pa.Table]
@@ -55,15 +55,15 @@ class Journal(Generic[Item]):
         self._number = max((Segment.of(path).number for end in (SEALED, LOG) for path in in_order(chain, end)), default=0)
         self._segment = Segment(0, "")
         self._file: IO[bytes] | None = None
+        self._frames = Frames()
         self._written = 0
-        self._unsynced = False
         self._sealer = ThreadPoolExecutor(1, "seal", initializer=_step_back)
         self._sealing: deque[Future[Path | None]] = deque()
         self._changed = threading.Condition()
         self._items: list[Item] = []
         self._waiting = self._rows = 0
         self._asked = self._done = 0
-        self._closing = False
+        self._added = self._closing = False
         self._failed: BaseException | None = None
         self.rows = 0
         for half in chain.glob(f"*{HALF}"):
@@ -81,6 +81,7 @@ class Journal(Generic[Item]):
                 self._changed.wait()
             self._raise()
             self._items.append(item)
+            self._added = True
             self._waiting += rows
             self._rows += rows
             if self._waiting >= FRAME_ROWS:
@@ -109,8 +110,8 @@ class Journal(Generic[Item]):
         self._lock.close()
 
     def _hurry(self) -> int:
-        if self._waiting or self._unsynced or self._asked > self._done:
-            self._asked += 1
+        if self._added:
+            self._asked, self._added = self._asked + 1, False
             self._changed.notify_all()
         return self._asked
 
@@ -139,15 +140,13 @@ class Journal(Generic[Item]):
             items, self._items = self._items, []
             rows, self._waiting = self._waiting, 0
             asked, closing = self._asked, self._closing
-            self._unsynced |= bool(items)
         if items:
             self._write(items)
         if asked > self._done and self._file is not None:
             self._file.flush()
             self._sync(self._file.fileno())
         with self._changed:
-            if asked > self._done:
-                self._unsynced, self._done = False, asked
+            self._done = asked
             self._rows -= rows
             self.rows += rows
             self._changed.notify_all()
@@ -172,7 +171,7 @@ class Journal(Generic[Item]):
             self._file = (self._chain / f"{self._segment.stem}{LOG}").open("xb")
             sync_folder(self._chain)
             self._written = 0
-        self._written += write_frame(self._file, batch)
+        self._written += self._frames.write(self._file, batch)
 
     def _roll(self) -> None:
         """Lets the log be sealed, on another thread."""

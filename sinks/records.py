@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -81,14 +80,15 @@ class Told:
 def shaped(rows: pa.Table) -> pa.Table:
     """The columns of a file from those of a log, [n] each.
 
-    Texts are plain, lists of texts are lists, what is missing is null. Of each view of stored features `source__VIEW` is one of
-    SOURCES, `time__VIEW` when the row is from that the worker held, and `age__VIEW` how old that was, in seconds.
+    Texts are plain or dictionaries, lists of texts are lists, what is missing is null. Of each view of stored features
+    `source__VIEW` is one of SOURCES, `time__VIEW` when the row is from that the worker held, and `age__VIEW` how old that was,
+    in seconds.
     """
     told = Told.of(rows.schema)
     n = rows.num_rows
     position = [rows[name].combine_chunks() for name in ("partition", "offset")]
     texts = [column.cast(pa.string()) for column in position]
-    bits = rows["bits"].to_numpy()
+    bits = pa.array(rows["bits"].to_numpy()).dictionary_encode()
     columns: dict[str, Any] = {
         "decision_id": pc.binary_join_element_wise(told.prefix, texts[0], "/", texts[1], ""),
         "event_id": rows["event_id"],
@@ -100,8 +100,8 @@ def shaped(rows: pa.Table) -> pa.Table:
         "model_version": rows["model_version"],
         "model_digest": repeated(told.model_digest, n),
         "score": known(rows["score"]),
-        "decision": plain(rows["decision"]),
-        "reasons": plain(rows["reasons"]),
+        "decision": rows["decision"].unify_dictionaries().combine_chunks(),
+        "reasons": looked_up(rows["reasons"]),
         "flags": listed(bits, told.flags),
     }
     for view in told.views:
@@ -119,41 +119,45 @@ def shaped(rows: pa.Table) -> pa.Table:
 
 def repeated(text: str, n: int) -> pa.Array:
     """The same text n times."""
-    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int8)), [text]).dictionary_decode()
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(n, np.int32)), [text])
 
 
 def known(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of floats with null in place of NaN; other types as they are."""
     if not pa.types.is_floating(column.type):
         return column
-    chunks = [pa.array(chunk.to_numpy(zero_copy_only=False), from_pandas=True) for chunk in column.chunks]
+    chunks = []
+    for chunk in column.chunks:
+        values = chunk.to_numpy(zero_copy_only=False)
+        missing = np.isnan(values)
+        chunks.append(pa.array(values, mask=missing) if missing.any() else chunk)
     return pa.chunked_array(chunks, column.type)
 
 
-def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def looked_up(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of codes as what they stand for."""
     kind = column.type.value_type
     return pa.chunked_array([chunk.dictionary.take(chunk.indices) for chunk in column.chunks], kind)
 
 
-def listed(bits: npt.NDArray[np.int64], names: Sequence[str]) -> pa.Array:
+def listed(bits: pa.DictionaryArray, names: Sequence[str]) -> pa.Array:
     """The names of the bits that are set, a list for each row."""
-    found, places = np.unique(bits, return_inverse=True)
-    lists = [[name for k, name in enumerate(names) if one >> k & 1] for one in found.tolist()]
-    return pa.array(lists, pa.list_(pa.string())).take(pa.array(places))
+    lists = [[name for k, name in enumerate(names) if one >> k & 1] for one in bits.dictionary.to_pylist()]
+    return pa.array(lists, pa.list_(pa.string())).take(bits.indices)
 
 
-def sources(bits: npt.NDArray[np.int64], view: str, names: Sequence[str]) -> pa.Array:
+def sources(bits: pa.DictionaryArray, view: str, names: Sequence[str]) -> pa.Array:
     """Where a view's values came from, a text of SOURCES for each row."""
-    code = np.zeros(len(bits), np.int64)
+    found = bits.dictionary.to_numpy()
+    code = np.zeros(len(found), np.int32)
     for place, flag in enumerate(FLAGS):
         if f"{flag}:{view}" in names:
-            code |= (bits >> names.index(f"{flag}:{view}") & 1) << place
+            code |= (found >> names.index(f"{flag}:{view}") & 1).astype(np.int32) << place
     texts = [
         SOURCES[4 if stale else 5 if missing and unread else 6 if missing else future + 2 * unread]
         for missing, stale, future, unread in ((k & 1, k >> 1 & 1, k >> 2 & 1, k >> 3 & 1) for k in range(16))
     ]
-    return pa.DictionaryArray.from_arrays(pa.array(code.astype(np.int8)), texts).dictionary_decode()
+    return pa.DictionaryArray.from_arrays(pa.array(code[bits.indices.to_numpy()]), texts)
 
 
 @dataclass(frozen=True)

@@ -9,21 +9,23 @@ import hashlib
 import json
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 FORMAT = 1
 KEY = b"headrace.record"
 LOG, SEALED, HALF = ".log", ".parquet", ".half"
-HEADER = struct.Struct("<QI")
+HEADER = struct.Struct("<QQ")
 ROWS_IN_A_GROUP = 122_880
 OWN = ("decision_id", "event_id")
+STORED = "__"
+RANGES = ("decision_id", "event_id", "event_time", "decided_at", "partition", "offset", "score")
 
 
 class RecordError(RuntimeError):
@@ -67,15 +69,34 @@ def chains(folder: Path) -> list[Path]:
     return found
 
 
-def write_frame(file: IO[bytes], batch: pa.RecordBatch) -> int:
-    """Appends a batch as one frame; returns its bytes."""
-    buffer = pa.BufferOutputStream()
-    with pa.ipc.new_stream(buffer, batch.schema) as writer:
+class Frames:
+    """Writes batches to a file as frames, from one piece of memory that is used again and again."""
+
+    def __init__(self) -> None:
+        self._room = pa.allocate_buffer(1 << 20)
+
+    def write(self, file: IO[bytes], batch: pa.RecordBatch) -> int:
+        """Appends a batch as one frame; returns its bytes."""
+        counted = pa.MockOutputStream()
+        _stream(counted, batch)
+        size = counted.size()
+        if size > self._room.size:
+            self._room = pa.allocate_buffer(2 * size)
+        _stream(pa.FixedSizeBufferWriter(self._room), batch)
+        data = memoryview(self._room)[:size]
+        file.write(HEADER.pack(size, checksum(data)))
+        file.write(data)
+        return HEADER.size + size
+
+
+def _stream(target: Any, batch: pa.RecordBatch) -> None:
+    with pa.ipc.new_stream(target, batch.schema) as writer:
         writer.write_batch(batch)
-    data = memoryview(buffer.getvalue())
-    file.write(HEADER.pack(len(data), zlib.crc32(data)))
-    file.write(data)
-    return HEADER.size + len(data)
+
+
+def checksum(data: memoryview) -> int:
+    """The sum of the words of data, whose length is a multiple of 8: a frame that a crash left half on disk has another."""
+    return int(np.frombuffer(data, np.uint64).sum(dtype=np.uint64))
 
 
 def read_frames(path: Path) -> Iterator[tuple[pa.RecordBatch, int]]:
@@ -85,12 +106,12 @@ def read_frames(path: Path) -> Iterator[tuple[pa.RecordBatch, int]]:
         return
     with pa.memory_map(str(path)) as file:
         while end + HEADER.size <= size:
-            length, checksum = HEADER.unpack(file.read(HEADER.size))
+            length, expected = HEADER.unpack(file.read(HEADER.size))
             end += HEADER.size + length
-            if length == 0 or end > size:
+            if length == 0 or length % 8 or end > size:
                 return
             data = file.read_buffer(length)
-            if zlib.crc32(data) != checksum:
+            if checksum(memoryview(data)) != expected:
                 return
             yield pa.ipc.open_stream(data).read_next_batch(), end
 
@@ -146,12 +167,16 @@ def _written(log: Path, shape: Callable[[pa.Table], pa.Table], target: Path) -> 
     for table in _in_groups(log):
         rows = shape(table)
         if writer is None:
+            schema = rows.schema.remove_metadata()
             told = json.loads(table.schema.metadata[KEY]) | place
-            schema = rows.schema.with_metadata({KEY: json.dumps(told).encode()})
-            writer = pq.ParquetWriter(target, schema, compression="zstd", compression_level=1, use_dictionary=_coded(schema))
-        writer.write_table(rows.cast(writer.schema))
+            writer = pq.ParquetWriter(
+                target, schema, compression="zstd", compression_level=1, use_dictionary=_coded(schema),
+                write_statistics=[name for name in RANGES if name in schema.names], store_schema=False,
+            )  # fmt: skip
+        writer.write_table(rows.cast(schema))
     if writer is None:
         return False
+    writer.add_key_value_metadata({KEY: json.dumps(told).encode()})
     writer.close()
     with target.open("rb+") as file:
         os.fsync(file.fileno())
@@ -173,9 +198,15 @@ def _in_groups(log: Path) -> Iterator[pa.Table]:
 
 
 def _coded(schema: pa.Schema) -> list[str]:
-    """The columns of which few values are different: texts (but for each row's own), and lists of them."""
-    texts = [field.name for field in schema if pa.types.is_string(field.type) and field.name not in OWN]
-    return texts + [f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)]
+    """The columns of which few values are different: texts (but for each row's own) and lists of them, and stored features."""
+    own = [field.name for field in schema if field.name not in OWN and _repeats(field)]
+    return own + [f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)]
+
+
+def _repeats(field: pa.Field) -> bool:
+    kind = field.type
+    of_text = pa.types.is_string(kind) or pa.types.is_dictionary(kind)
+    return of_text or pa.types.is_timestamp(kind) or (pa.types.is_floating(kind) and STORED in field.name[1:])
 
 
 def sync_folder(folder: Path) -> None:

@@ -109,8 +109,12 @@ def build(job: Job) -> Dataflow:
                 meters.drift(row["feature"], row["statistic"], row["value"], row["alarmed"])
         return item[0], encode_drift(item[1], pipeline.drift.topic if pipeline.drift else "")
 
+    def begin_flush() -> None:
+        if pipeline.record:
+            job.journal.begin_flush()
+
     def sink() -> Output:
-        return Output(lambda: job.events.partitions, lambda: job.output, meters)
+        return Output(lambda: job.events.partitions, lambda: job.output, meters, begin_flush)
 
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)

@@ -10,9 +10,10 @@ from streams.routing import shard_name, shard_number
 
 
 class _Partition(StatefulSinkPartition[Messages, None]):
-    def __init__(self, sink: Sink, meters: Meters) -> None:
+    def __init__(self, sink: Sink, meters: Meters, before_flush: Callable[[], None]) -> None:
         self._sink = sink
         self._meters = meters
+        self._before_flush = before_flush
 
     def write_batch(self, values: list[Messages]) -> None:
         with self._meters.stage("sink", sum(len(messages.values) for messages in values)):
@@ -22,16 +23,27 @@ class _Partition(StatefulSinkPartition[Messages, None]):
     def snapshot(self) -> None:
         """The epoch becomes durable after this returns, and with it the source's position: all must be delivered by then."""
         with self._meters.stage("sink"):
+            self._before_flush()
             self._sink.flush()
 
 
 class Output(FixedPartitionedSink[Messages, None]):
-    """Writes each item's messages to the worker's one sink, whatever the number of steps that do so."""
+    """Writes each item's messages to the worker's one sink, whatever the number of steps that do so.
 
-    def __init__(self, partitions: Callable[[], int], sink: Callable[[], Sink], meters: Meters) -> None:
+    before_flush: begins what can be done while the sink waits for its deliveries.
+    """
+
+    def __init__(
+        self,
+        partitions: Callable[[], int],
+        sink: Callable[[], Sink],
+        meters: Meters,
+        before_flush: Callable[[], None] = lambda: None,
+    ) -> None:
         self._partitions = partitions
         self._sink = sink
         self._meters = meters
+        self._before_flush = before_flush
 
     def list_parts(self) -> list[str]:
         return [shard_name(number) for number in range(self._partitions())]
@@ -40,4 +52,4 @@ class Output(FixedPartitionedSink[Messages, None]):
         return shard_number(item_key)
 
     def build_part(self, step_id: str, for_part: str, resume_state: None) -> _Partition:
-        return _Partition(self._sink(), self._meters)
+        return _Partition(self._sink(), self._meters, self._before_flush)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinks.journal import FRAME_ROWS, Journal, adopt
-from sinks.segments import KEY, Checked, RecordError, check, described, in_order, read_frames, seal, write_frame
+from sinks.segments import KEY, Checked, Frames, RecordError, check, described, in_order, read_frames, seal
 
 DAY = 1_700_000_000.0 // 86_400 * 86_400
 SCHEMA = pa.schema([("n", pa.int64()), ("words", pa.string())], {KEY: json.dumps({"pipeline": "p"}).encode()})
@@ -85,7 +85,7 @@ def test_what_was_flushed_survives_a_kill_at_any_byte(tmp_path: Path) -> None:
     ends = [0]
     with log.open("wb") as file:
         for k in range(3):
-            ends.append(ends[-1] + write_frame(file, make([range(10 * k, 10 * k + 10)])))
+            ends.append(ends[-1] + Frames().write(file, make([range(10 * k, 10 * k + 10)])))
     whole = log.read_bytes()
     for length in [*range(0, len(whole), 7), *ends, *(end - 1 for end in ends[1:])]:
         log.write_bytes(whole[:length])
@@ -101,7 +101,7 @@ def test_a_killed_jobs_log_is_sealed_by_the_next_one(tmp_path: Path) -> None:
     chain = tmp_path / "worker-0"
     files = filled(chain, 2)
     with (chain / "00000003-2023-11-14.log").open("wb") as file:
-        write_frame(file, make([range(200, 300)]))
+        Frames().write(file, make([range(200, 300)]))
         file.write(b"half a frame")
     (chain / "00000003-2023-11-14.half").write_bytes(b"half a file")
     journal = opened(chain)
@@ -117,7 +117,7 @@ def test_a_killed_jobs_log_is_sealed_by_the_next_one(tmp_path: Path) -> None:
 def test_killed_between_sealing_and_removing_the_log_nothing_is_there_twice(tmp_path: Path) -> None:
     log = tmp_path / "00000001-2023-11-14.log"
     with log.open("wb") as file:
-        write_frame(file, make([range(5)]))
+        Frames().write(file, make([range(5)]))
     kept = log.read_bytes()
     sealed = seal(log, same)
     log.write_bytes(kept)
@@ -268,7 +268,7 @@ def test_what_former_workers_left_is_sealed_by_one_of_those_that_are(tmp_path: P
         chain = tmp_path / f"worker-{worker}"
         chain.mkdir()
         with (chain / "00000001-2023-11-14.log").open("wb") as file:
-            write_frame(file, make([range(worker)]))
+            Frames().write(file, make([range(worker)]))
     adopt(tmp_path, 0, 2, same)
     assert [len(in_order(tmp_path / f"worker-{k}", ".log")) for k in range(5)] == [1, 1, 0, 1, 0]
     adopt(tmp_path, 1, 2, same)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 from payments import CHAMPION, NAMES, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
@@ -140,7 +141,7 @@ def test_one_decision_is_explained(tmp_path: Path) -> None:
 
 def test_sources_and_flags_are_told_by_bits() -> None:
     names = ("no_entity:x", "missing:v", "stale:v", "future:v", "unread:v", "refused", "fallback")
-    bits = np.array([0, 0b10, 0b100, 0b1000, 0b10000, 0b10010, 0b11000, 0b10100, 0b1000011])
+    bits = pa.array([0, 0b10, 0b100, 0b1000, 0b10000, 0b10010, 0b11000, 0b10100, 0b1000011]).dictionary_encode()
     told = ["store", "none", "instead:stale", "store:future", "store:unread", "instead:unread", "store:future:unread"]
     assert sources(bits, "v", names).to_pylist() == [*told, "instead:stale", "none"]
     assert listed(bits, names).to_pylist()[-1] == ["no_entity:x", "missing:v", "fallback"]
