@@ -17,7 +17,7 @@ class Skew:
     extra (there is none); other_row: stored values of another row than a training frame has, and right for it; substituted:
     given by the pipeline in place of a stale or unread row, and not compared.
 
-    smape: the mean of 2·|served − again| / (|served| + |again|) where both are there, 0 to 2; null for what is no number.
+    smape: the mean of 2·|served − again| / (|served| + |again|) where both are finite, 0 to 2; null for what is no number.
     largest: the largest |served − again| there. first: of the decisions that do not match, the id (empty: there is none), and
     what was served and computed again.
     """
@@ -67,8 +67,9 @@ def compare(
     if served.dtype.is_numeric():
         a, b = numbers(served), numbers(again)
         equal = close(a, b, tolerance)
-        if both.any():
-            apart, size = np.abs(a[both] - b[both]), np.abs(a[both]) + np.abs(b[both])
+        finite = both & np.isfinite(a) & np.isfinite(b)
+        if finite.any():
+            apart, size = np.abs(a[finite] - b[finite]), np.abs(a[finite]) + np.abs(b[finite])
             smape = float(np.mean(np.divide(2 * apart, size, out=np.zeros_like(apart), where=size > 0)))
             largest = float(apart.max())
     else:
