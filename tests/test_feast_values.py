@@ -12,7 +12,7 @@ from features.views import load_feast
 from kernels.feast_values import cpu, naive
 
 load_feast()
-from feast.protos.feast.types.Value_pb2 import Value  # noqa: E402 - after load_feast, as CONTRIBUTING says
+from feast.protos.feast.types.Value_pb2 import FloatList, Value  # noqa: E402 - after load_feast, as CONTRIBUTING says
 from google.protobuf.timestamp_pb2 import Timestamp  # noqa: E402
 
 int32, int64 = st.integers(-(2**31), 2**31 - 1), st.integers(-(2**63), 2**63 - 1)
@@ -78,27 +78,58 @@ def test_what_is_no_such_answer_is_said(text: bytes) -> None:
     assert (at, row, state) == (0, 0, cpu.WRONG)
 
 
-@given(st.lists(st.dictionaries(st.sampled_from(["a", "ab", "c", "other"]), values), max_size=5))
+words = st.builds(lambda v: Value(string_val=v), st.text(max_size=40)) | st.builds(
+    lambda v: Value(float_list_val=FloatList(val=v)), st.lists(st.floats(width=32), max_size=9)
+)
+cells = st.dictionaries(st.sampled_from(["a", "ab", "c", "5"]), values, min_size=1)
+rows_of_sqlite = st.lists(
+    st.tuples(cells, st.none() | words, st.sampled_from([b"7", b"-3", b"2024-01-10 00:00:00"])), max_size=5
+)
+
+
+def read_cells(texts: list[bytes], names: list[bytes], order: Any) -> tuple[int, Any, Any]:
+    found = np.full((len(names), len(texts)), np.nan, np.float32)
+    ends, stamps = np.cumsum([len(text) for text in texts], dtype=np.int64), np.empty(len(texts), np.int64)
+    name_ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+    data, spelt = (np.frombuffer(b"".join(parts), np.uint8) for parts in (texts, names))
+    return cpu.cells(data, ends, spelt, name_ends, order, found, stamps), found, stamps
+
+
+@given(rows_of_sqlite)
 def test_texts_of_sqlite_are_read_as_the_naive_twin(rows: Any) -> None:
-    texts = ["".join(f"{name}\x1f{cell.SerializeToString().hex().upper()}\x1e" for name, cell in row.items()) for row in rows]
-    names = [b"ab", b"c", b"a"]
-    found = np.full((3, len(rows)), np.nan, np.float32)
-    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    """Between them are features that nobody asked for, whose values are no numbers and hold any byte."""
+    texts, names = [], [b"ab", b"c", b"a", b"5"]
+    for row, other, when in rows:
+        held = {"other": other, **row} if other else row
+        joined = b"\x1e".join(name.encode() + b"\x1f" + cell.SerializeToString() for name, cell in held.items())
+        texts.append(joined + b"\x1d" + when)
     order = np.arange(len(rows))[::-1].astype(np.int64)
-    wrong = cpu.hexed(
-        np.frombuffer("".join(texts).encode(), np.uint8), ends, np.frombuffer(b"".join(names), np.uint8),
-        np.cumsum([len(name) for name in names], dtype=np.int64), order, found,
-    )  # fmt: skip
+    wrong, found, stamps = read_cells(texts, names, order)
     assert wrong == -1
-    for i, row in enumerate(rows):
+    ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    for i, (row, _, when) in enumerate(rows):
         expected = [
             naive.number(row[name.decode()].SerializeToString()) if name.decode() in row else math.nan for name in names
         ]
         with np.errstate(over="ignore"):
             np.testing.assert_array_equal(found[:, order[i]], np.array(expected).astype(np.float32))
+        assert b"".join(texts)[stamps[i] : ends[i]] == when
 
 
-def test_a_text_that_is_no_number_is_said() -> None:
-    found, ends = np.zeros((1, 1), np.float32), np.array([7], np.int64)
-    text = np.frombuffer(b"a\x1f0A01\x1e", np.uint8)
-    assert cpu.hexed(text, ends, np.frombuffer(b"a", np.uint8), np.array([1]), np.array([0]), found) == 0
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a\x1f\x0a\x01x\x1d7",
+        b"a\x1f5\x00\x1d7",
+        b"a",
+        b"",
+        b"b\x1f\x0a\x7fx\x1d7",
+        b"a\x1f5\x00\x00\x00\x00",
+        b"b\x1f\x0f\x1d7",
+    ],
+)
+def test_a_text_that_is_none_is_said(text: bytes) -> None:
+    good = b"a\x1f5\x00\x00\x80?\x1d7"
+    wrong, found, _ = read_cells([good, text, good], [b"a"], np.arange(3))
+    assert wrong == 1
+    assert found[0, 0] == 1

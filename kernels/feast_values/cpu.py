@@ -13,8 +13,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 NONE = -(2**63)
 READ, MORE, WRONG = range(3)
-CR, LF, MINUS, ZERO, DOLLAR, STAR, UNDERSCORE, LETTER = 13, 10, 45, 48, 36, 42, 95, 65
-NAME_ENDS, VALUE_ENDS = 31, 30
+CR, LF, MINUS, ZERO, DOLLAR, STAR, UNDERSCORE = 13, 10, 45, 48, 36, 42, 95
+NAME_ENDS, CELL_ENDS, CELLS_END = 31, 30, 29
 
 
 @njit(cache=True, nogil=True)
@@ -151,52 +151,75 @@ def replies(data: U8, at: int, end: int, row: int, values: F32, times: I64) -> t
 
 
 @njit(cache=True, nogil=True)
-def _nibble(byte: int) -> int:
-    return byte - ZERO if byte < LETTER else byte - LETTER + 10
+def _message_end(data: U8, at: int, end: int) -> int:
+    """Where a message ends that something follows which no message can begin with; -1 where it is none."""
+    while at < end and data[at] != CELL_ENDS and data[at] != CELLS_END:
+        tag, at = _varint(data, at, end)
+        if at < 0:
+            return -1
+        kind = tag & 7
+        if kind == 0:
+            _, at = _varint(data, at, end)
+        elif kind == 1:
+            at += 8
+        elif kind == 2:
+            size, at = _varint(data, at, end)
+            at = at + size if 0 <= size <= end - at and at >= 0 else -1
+        elif kind == 5:
+            at += 4
+        else:
+            return -1
+        if at < 0:
+            return -1
+    return at if at < end else -1
 
 
 @njit(cache=True, nogil=True)
-def hexed(data: U8, ends: I64, names: U8, name_ends: I64, rows: I64, values: F32) -> int:
-    """Reads cells of SQLite's rows: texts [m], one after the other in data, text i up to ends int64 [m], into row rows[i].
+def _place(name: U8, names: U8, name_ends: I64) -> int:
+    """Which of the names it is, -1 if none."""
+    first = 0
+    for k in range(len(name_ends)):
+        if name_ends[k] - first == len(name):
+            same = True
+            for j in range(len(name)):
+                if names[first + j] != name[j]:
+                    same = False
+                    break
+            if same:
+                return k
+        first = name_ends[k]
+    return -1
 
-    A text is name, byte 31, value in hexadecimal digits, byte 30, any number of times; f names, one after the other in names,
-    each up to name_ends int64 [f]; other names are passed over. Fills values float32 [f, k] where there is a cell. Returns the
-    first text that is not so, -1 if all are.
+
+@njit(cache=True, nogil=True)
+def cells(data: U8, ends: I64, names: U8, name_ends: I64, rows: I64, values: F32, stamps: I64) -> int:
+    """Reads the cells of m entities of SQLite, one text after the other in data, text i up to ends int64 [m], into row rows[i].
+
+    A text is name, byte 31, value, any number of times with byte 30 between them, then byte 29 and their time. f names, one
+    after the other in names, each up to name_ends int64 [f]; other names are passed over. Fills values float32 [f, k] where
+    there is a cell, and stamps int64 [m] with where the times begin. Returns the first text that is not so, -1 if all are.
     """
     bits, halves = np.empty(1, np.uint64), np.empty(1, np.uint32)
-    message = np.empty(64, np.uint8)
     at = 0
     for i in range(len(ends)):
         end = ends[i]
-        while at < end:
+        while True:
             stop = at
             while stop < end and data[stop] != NAME_ENDS:
                 stop += 1
-            feature, first = -1, 0
-            for k in range(len(name_ends)):
-                if name_ends[k] - first == stop - at:
-                    same = True
-                    for j in range(stop - at):
-                        if names[first + j] != data[at + j]:
-                            same = False
-                            break
-                    if same:
-                        feature = k
-                        break
-                first = name_ends[k]
+            feature = _place(data[at:stop], names, name_ends)
             at = stop + 1
-            stop = at
-            while stop < end and data[stop] != VALUE_ENDS:
-                stop += 1
+            stop = _message_end(data, at, end)
+            if stop < 0:
+                return i
             if feature >= 0:
-                size = (stop - at) // 2
-                if stop == end or size > len(message):
-                    return i
-                for j in range(size):
-                    message[j] = _nibble(data[at + 2 * j]) * 16 + _nibble(data[at + 2 * j + 1])
-                value, good = _number(message, 0, size, bits, halves)
+                value, good = _number(data, at, stop, bits, halves)
                 if not good:
                     return i
                 values[feature, rows[i]] = value
             at = stop + 1
+            if data[stop] == CELLS_END:
+                break
+        stamps[i] = at
+        at = end
     return -1
