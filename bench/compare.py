@@ -73,7 +73,8 @@ def compare(a: Result, b: Result, worse: float = 1.1) -> list[Line]:
         for metric, before in metrics.items():
             after = other.get(system, {}).get(metric)
             if after is not None:
-                lines.append(_line(system, metric, before, after, worse))
+                judged = a["kind"] == "features" or metric.partition("@")[0].removeprefix("broker_") in JUDGED
+                lines.append(_line(system, metric, before, after, worse, judged))
     return lines
 
 
@@ -92,13 +93,13 @@ def gone(a: Result, b: Result) -> list[str]:
     return found
 
 
-def _line(system: str, metric: str, a: Spread, b: Spread, worse: float) -> Line:
+def _line(system: str, metric: str, a: Spread, b: Spread, worse: float, judged: bool) -> Line:
     overlap = a["min"] <= b["max"] and b["min"] <= a["max"]
     change = b["median"] / a["median"] if a["median"] else None
     name = metric.partition("@")[0].removeprefix("broker_")
     better = (b["median"] > a["median"]) == (name in HIGHER_IS_BETTER)
     factor = None if not change else max(change, 1 / change)
-    bad = not overlap and not better and name in JUDGED and (factor is None or factor > worse)
+    bad = not overlap and not better and judged and (factor is None or factor > worse)
     if overlap:
         verdict = "no difference seen"
     else:
@@ -118,6 +119,12 @@ def _line(system: str, metric: str, a: Spread, b: Spread, worse: float) -> Line:
 
 
 def _spreads(result: Result) -> Mapping[str, Mapping[str, Spread]]:
+    if result["kind"] == "features":
+        parts: dict[str, dict[str, Spread]] = {}
+        for figure in result.get("figures", []):
+            held: Spread = {"median": figure["median"], "min": figure["min"], "max": figure["max"], "n": figure["n"]}
+            parts.setdefault(figure["part"], {})[figure["what"]] = held
+        return parts
     if result["kind"] != "floor":
         return summarise(result.get("runs", []))["systems"]
     alone = {f"floor {part['part']}": spread([part["us_per_event"]]) for part in result.get("parts", [])}

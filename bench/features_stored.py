@@ -1,13 +1,10 @@
 """The stored features' parts of `bench.features`: rows held, rows not held, the matrix made of them, a store that goes.
 
-python -m bench.features_stored [--part warm cold assemble outage] [--turns 5] [--json FILE]
-
 One Feast view of 10 float32 features, written by Feast itself to SQLite and to a real redis-server started here. Beside ours
-stands Feast's SDK, `get_online_features(...).to_dict()`, in turns. Needs nothing but the machine; the writing takes a minute.
+stand the naive twins, and in turns with them Feast's SDK, `get_online_features(...).to_dict()`. Writing takes half a minute.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 
 from bench.feature_stand import FEATURES, NOW_US, SQLITE, Stand, stand
-from bench.figures import Figure, WrongError, figure, shown, timed
+from bench.figures import Figure, WrongError, figure, timed
 from bench.redis_server import RedisServer, redis_server
-from bench.show import say, write
+from features.entity_keys import entity_keys
+from features.online import feast_reader
 from features.stored import StoredFeatures
+from features.views import views
 from kernels.stored_rows import naive
 from models.spec import Input, ModelSpec, assemble
 
@@ -95,7 +95,7 @@ def _cold(name: str, made: Stand, turns: int) -> list[Figure]:
     order = np.random.default_rng(2).permutation(COLD_ENTITIES)
     figures = []
     for rows in (1, COLD_ROWS):
-        ours, theirs = [], []
+        ours, theirs, twins = [], [], []
         stored = made.opened(patience=60)
         try:
             for turn in range(turns + 1):
@@ -110,6 +110,7 @@ def _cold(name: str, made: Stand, turns: int) -> list[Figure]:
                 for which, columns, found in zip(chosen, read, said, strict=True):
                     made.check(columns, which)
                     made.check_sdk(found, which)
+                twins.append(_by_twin(made, chosen) / count / rows * 1e6)
                 ours.append(seconds / count / rows * 1e6)
                 theirs.append(seconds_sdk / count / rows * 1e6)
         finally:
@@ -118,10 +119,22 @@ def _cold(name: str, made: Stand, turns: int) -> list[Figure]:
         goal = COLD_GOAL if rows == COLD_ROWS else None
         figures += [
             figure("cold", f"{name}, {rows:,} new entities", "µs a row", ours[1:]),
+            figure("cold", f"{name}, {rows:,} new entities: the naive twin, by Feast's online_read", "µs a row", twins[1:]),
             figure("cold", f"{name}, {rows:,} new entities: Feast's SDK", "µs a row", theirs[1:]),
             figure("cold", f"{name}, {rows:,} new entities: share of the SDK's time", "", share, goal),
         ]
     return figures
+
+
+def _by_twin(made: Stand, chosen: Sequence[npt.NDArray[Any]]) -> float:
+    """Seconds that reading the cards takes cell by cell."""
+    (view,) = views(made.store, made.repo, "bench")
+    keys = [entity_keys(view)([made.cards.take(pa.array(which))]) for which in chosen]
+    read = feast_reader(made.store)
+    seconds, found = timed(lambda: [read(view, some) for some in keys])
+    for which, fetched in zip(chosen, found, strict=True):
+        made.check({f"profile__f{k}": fetched.values[k] for k in range(FEATURES)}, which)
+    return seconds
 
 
 def assembling(options: argparse.Namespace) -> list[Figure]:
@@ -141,10 +154,21 @@ def assembling(options: argparse.Namespace) -> list[Figure]:
     def twin() -> list[list[float]]:
         return [[float(columns[name][i]) for name in names] for i in range(200)]
 
-    times = _turns(lambda: [assemble(batch, spec, computed=columns) for _ in range(200)], options.turns, 200 * cells, 1e9)
+    def ours() -> None:
+        for _ in range(200):
+            assemble(batch, spec, computed=columns)
+
+    def by_pandas() -> None:
+        for _ in range(20):
+            pd.DataFrame(columns).to_numpy(np.float32)
+
+    if not np.array_equal(pd.DataFrame(columns).to_numpy(np.float32), expected):
+        raise WrongError("pandas makes another matrix")
+    times = _turns(ours, options.turns, 200 * cells, 1e9)
     return [
         figure("assemble", f"{rows:,} rows of {len(names)} numbers", "ns a cell", times, CELL_GOAL_NS),
         figure("assemble", "beside: the naive twin", "ns a cell", _turns(twin, options.turns, 200 * len(names), 1e9)),
+        figure("assemble", "beside: pandas", "ns a cell", _turns(by_pandas, options.turns, 20 * cells, 1e9)),
     ]
 
 
@@ -233,37 +257,3 @@ def _each(stored: StoredFeatures, batches: Sequence[pa.RecordBatch], times: npt.
 def _turns(call: Callable[[], object], turns: int, count: int, scale: float) -> list[float]:
     """What one of `count` takes in each turn, in seconds times `scale`; a first turn is not counted."""
     return [timed(call)[0] / count * scale for _ in range(turns + 1)][1:]
-
-
-PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
-    "warm": warm,
-    "cold": cold,
-    "assemble": assembling,
-    "outage": outage,
-}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.features_stored", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS), help="  [default: all]")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=None)
-    options = parser.parse_args(arguments)
-    figures: list[Figure] = []
-    for part in options.part:
-        say(part)
-        try:
-            figures += PARTS[part](options)
-        except WrongError as error:
-            print(f"bench.features_stored: {part}: {error}: no figures", file=sys.stderr)
-            return 1
-    print("\n".join(map(shown, figures)))
-    write({"kind": "features", "figures": figures}, options.json)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,7 +10,7 @@ from bench.groups import Group, command, said, together
 from bench.results import OURS, STAGES, Run, Spread, spread
 
 Drawn = tuple[str, str, str]
-TITLES = {"latency": "Latency", "throughput": "Throughput", "floor": "Floor"}
+TITLES = {"latency": "Latency", "throughput": "Throughput", "floor": "Floor", "features": "Features"}
 COUNTS = ("sent", "expected", "answers", "lost", "doubled", "wrong")
 STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 CELLS = "Each cell: the median over the valid runs, below it their range."
@@ -22,6 +22,7 @@ NOTES = {
     "throughput": "A topic filled beforehand is drained; the rate is taken from the broker's append times after warm-up."
     f" {CELLS} {RATIOS}: above 1 headrace is faster. Where a range holds 1, no difference was seen.",
     "floor": "What each part takes alone, on one core. Efficiency is the sum of the parts over what the whole takes.",
+    "features": "Each part alone, its results checked first. Below each median its range over the turns; the less the better.",
 }
 
 
@@ -52,7 +53,7 @@ def _section(group: Group, drawn: Sequence[Drawn]) -> str:
         f' aria-label="{escape(says)}">{svg}</div></figure>\n'
         for title, says, svg in drawn
     )
-    table = {"latency": _latency, "throughput": _throughput, "floor": _floor}[group.kind](group)
+    table = {"latency": _latency, "throughput": _throughput, "floor": _floor, "features": _features}[group.kind](group)
     return (
         f'<section id="{escape(group.name)}">\n<h2>{_heading(group)}</h2>\n<p class="note">{escape(NOTES[group.kind])}</p>\n'
         f"{figures}{table}{_stages(group)}{_invalid(group)}{_conditions(group)}{_runs(group)}</section>\n"
@@ -105,6 +106,17 @@ def _floor(group: Group) -> str:
         rows.append(_row("actual", _number(result.get("actual_us"), ".3f")))
         rows.append(_row("efficiency", _number(result.get("efficiency"), ".2f")))
     return _table(["part", "µs per event"], rows)
+
+
+def _features(group: Group) -> str:
+    rows = []
+    for result in group.results:
+        for figure in result.get("figures", []):
+            held: Spread = {"median": figure["median"], "min": figure["min"], "max": figure["max"], "n": figure["n"]}
+            goal = figure.get("goal")
+            told = "" if goal is None else f"{goal:g}"
+            rows.append(_row(figure["part"], escape(figure["what"]), _spread(held), escape(figure["unit"]), told))
+    return _table(["part", "what", "figure", "unit", "goal"], rows)
 
 
 def _stages(group: Group) -> str:

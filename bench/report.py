@@ -36,6 +36,8 @@ class Chart:
 
 def drawings(group: Group) -> list[Chart]:
     """The charts that a group has figures for; ValueError where a run's histogram cannot be read."""
+    if group.kind == "features":
+        return []
     if group.kind == "floor":
         return [_floor(group, number) for number in range(len(group.results))]
     found = []

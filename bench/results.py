@@ -21,7 +21,7 @@ PARTS = ("consume", "decode", "features", "model", "encode", "produce")
 LATENCY = ("p50", "p90", "p99", "p999", "max", "mean")
 FIGURES = ("latency_ms", "broker_latency_ms", "histogram", "throughput", "stages")
 
-Kind = Literal["latency", "throughput", "floor"]
+Kind = Literal["latency", "throughput", "floor", "features"]
 open_dict = with_config(ConfigDict(extra="allow", strict=False, allow_inf_nan=False))
 
 
@@ -123,6 +123,20 @@ class Part(TypedDict):
 
 
 @open_dict
+class Measured(TypedDict):
+    """A figure of a part of `bench.features`: median and range over n turns, always the less the better."""
+
+    part: str
+    what: str
+    unit: str
+    median: float
+    min: float
+    max: float
+    n: int
+    goal: NotRequired[float | None]
+
+
+@open_dict
 class Workload(TypedDict):
     """What was sent."""
 
@@ -160,6 +174,7 @@ class Result(TypedDict):
     sum_us: NotRequired[float]
     actual_us: NotRequired[float | None]
     efficiency: NotRequired[float | None]
+    figures: NotRequired[list[Measured]]
 
 
 _RESULT: TypeAdapter[Result] = TypeAdapter(Result)
@@ -193,6 +208,10 @@ def check(held: object, name: str = "result") -> Result:
     if result["kind"] == "floor":
         if not result.get("parts"):
             raise ResultError(f"{name}: parts: expected the floor's parts, got nothing")
+        return result
+    if result["kind"] == "features":
+        if not result.get("figures"):
+            raise ResultError(f"{name}: figures: expected the figures of at least one part, got nothing")
         return result
     wanted = "latency_ms" if result["kind"] == "latency" else "throughput"
     seen: set[tuple[str, int, float | None]] = set()

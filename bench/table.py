@@ -2,9 +2,9 @@
 
 python -m bench.table RESULT.json... [--readme README.md] [--check] [--json FILE]
 
-One table for each kind of measurement (latency, throughput, floor), with machine, commit and settings above it. A row is what
-was measured, its median and range, and the command. A system is named only with what is in the files; where a ratio's range
-holds 1 the row says that no difference was seen. --check writes nothing and exits with 1 if the README would change.
+One table for each kind of measurement (latency, throughput, floor, features), with machine, commit and settings above it. A row
+is what was measured, its median and range, and the command. A system is named only with what is in the files; where a ratio's
+range holds 1 the row says that no difference was seen. --check writes nothing and exits with 1 if the README would change.
 """
 
 import argparse
@@ -16,10 +16,11 @@ from statistics import median
 
 from bench.charts import times
 from bench.groups import LOAD, Group, command, groups, said
-from bench.results import OURS, Kind, Result, ResultError, Run, Spread, read
+from bench.results import OURS, Kind, Measured, Result, ResultError, Run, Spread, read
+from bench.show import number
 
 BEGIN, END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
-TITLES: dict[Kind, str] = {"latency": "Latency", "throughput": "Throughput", "floor": "Floor"}
+TITLES: dict[Kind, str] = {"latency": "Latency", "throughput": "Throughput", "floor": "Floor", "features": "Features"}
 Row = tuple[str, str, str]
 
 
@@ -32,6 +33,9 @@ def rows(group: Group) -> Iterator[Row]:
     if group.kind == "floor":
         for result in group.results:
             yield f"{group.title}: efficiency", _floor(result), f"`{command(result)}`"
+    for result in group.results:
+        for each in result.get("figures", []):
+            yield f"{each['part']}: {each['what']}", _measured(each), f"`{command(result)}`"
     for rate, runs in group.runs.items():
         summary = group.summaries[rate]
         from_file = next(result for result in group.results if any(run.get("rate") == rate for run in result.get("runs", [])))
@@ -78,6 +82,13 @@ def _floor(result: Result) -> str:
     return f"{efficiency:.2f}: the parts alone take {total:.2f} µs an event, the whole {actual:.2f} µs"
 
 
+def _measured(figure: Measured) -> str:
+    reach = f" ({number(figure['min'])} to {number(figure['max'])})" if figure["n"] > 1 else " (once)"
+    goal = figure.get("goal")
+    wanted = "" if goal is None else f"; at most {number(goal)} is the goal"
+    return f"{number(figure['median'])}{figure['unit'] and ' ' + figure['unit']}{reach}{wanted}"
+
+
 def _reach(held: Spread, unit: str) -> str:
     form = ".2f" if held["median"] < 10 else ".1f" if held["median"] < 100 else ",.0f"
     reach = f" ({held['min']:{form}} to {held['max']:{form}})" if held["n"] > 1 else " (one run)"
@@ -104,6 +115,7 @@ def _conditions(of_kind: Sequence[Group]) -> str:
         (one["commit"][:10] or "unknown") + (" with uncommitted changes" if one["dirty"] else "") for one in results
     )
     turns = [len({run["turn"] for run in runs}) for group in of_kind for runs in group.runs.values()]
+    turns += [each["n"] for result in results for each in result.get("figures", []) if each["n"] > 1]
     pairs = ""
     if turns:
         pairs = f"; median and range of {min(turns)}" + (f" to {max(turns)}" if max(turns) > min(turns) else "") + " turns"

@@ -98,6 +98,24 @@ def floor() -> dict[str, Any]:
     return {**whole, "sum_us": sum(parts.values()), "actual_us": 6.0, "efficiency": sum(parts.values()) / 6.0}
 
 
+def features(slower: float = 1.0) -> dict[str, Any]:
+    """A features file: a figure with a goal, one beside it, and one that was taken once."""
+    ours = {
+        "part": "cold",
+        "what": "SQLite",
+        "unit": "µs a row",
+        "median": 14.0,
+        "min": 12.5,
+        "max": 15.0,
+        "n": 5,
+        "goal": 20.0,
+    }
+    ours |= {name: ours[name] * slower for name in ("median", "min", "max")}  # type: ignore[operator]
+    beside = {"part": "cold", "what": "Feast's SDK", "unit": "µs a row", "median": 150.0, "min": 140.0, "max": 1600.0, "n": 5}
+    share = {"part": "cold", "what": "share", "unit": "", "median": 0.1, "min": 0.1, "max": 0.1, "n": 1}
+    return {**_file("features", (), []), "workload": {"name": "features"}, "figures": [ours, beside, share]}
+
+
 def spoiled(run: dict[str, Any], why: str, **counts: int) -> dict[str, Any]:
     """The same run as one that lost or doubled: no figures, and why."""
     bare = {"latency_ms": None, "broker_latency_ms": None, "histogram": None, "throughput": None, "stages": None}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import floor, latency, spoiled, throughput
+from made_results import features, floor, latency, spoiled, throughput
 
 from bench.compare import main
 
@@ -24,7 +24,7 @@ def files(tmp_path: Path) -> Callable[[dict[str, Any], dict[str, Any]], list[str
 Files = Callable[[dict[str, Any], dict[str, Any]], list[str]]
 
 
-@pytest.mark.parametrize("made", [latency, throughput, floor])
+@pytest.mark.parametrize("made", [latency, throughput, floor, features])
 def test_a_file_against_itself_shows_no_difference(made: Callable[[], dict[str, Any]], files: Files, capsys: Any) -> None:
     assert main(files(made(), made())) == 0
     shown = capsys.readouterr().out
@@ -41,6 +41,12 @@ def test_a_third_slower_with_ranges_apart_is_worse(made: Callable[..., dict[str,
     assert judged <= {("headrace", line["metric"]) for line in found["lines"]}
     assert ("headrace", "p50" if made is latency else "messages_per_s") in judged
     assert found["worse"] is True
+
+
+def test_a_feature_that_costs_more_is_worse(files: Files, capsys: Any) -> None:
+    assert main(files(features(), features(slower=1.33))) == 1
+    assert "worse by 1.33x" in capsys.readouterr().out
+    assert main(files(features(slower=1.33), features())) == 0
 
 
 def test_faster_is_not_worse_and_slower_within_the_factor_is_said_but_passes(files: Files, capsys: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hdrh.histogram import HdrHistogram
-from made_results import floor, latency, spoiled, throughput
+from made_results import features, floor, latency, spoiled, throughput
 
 from bench.charts import DARK, LIGHT, ON_PAGE, curve
 from bench.groups import command, groups, together
@@ -57,7 +57,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Page, str, list[P
     out = tmp_path_factory.mktemp("report")
     many = latency(("headrace", "relay", "quix"), (1000, 10_000))
     many["runs"][1] = spoiled(many["runs"][1], "lost 3 of 40,000 <b>", lost=3)
-    paths = write([check(held) for held in (many, throughput(), floor())], out)
+    paths = write([check(held) for held in (many, throughput(), floor(), features())], out)
     text = paths[0].read_text(encoding="utf-8")
     page = Page()
     page.feed(text)

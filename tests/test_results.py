@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import floor, latency, latency_run, spoiled, throughput
+from made_results import features, floor, latency, latency_run, spoiled, throughput
 
 from bench.results import ResultError, check, read, spread, summarise
 
 
-@pytest.mark.parametrize("made", [latency, throughput, floor])
+@pytest.mark.parametrize("made", [latency, throughput, floor, features])
 def test_a_whole_file_is_read_as_it_was_written(made: Callable[[], dict[str, Any]], tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(json.dumps(made()))
@@ -28,7 +28,7 @@ def _without(name: str) -> Callable[[dict[str, Any]], object]:
         (lambda held: held.update(format=2), "format: expected 1, got 2"),
         (_without("format"), "format: expected 1, got none"),
         (_without("commit"), "commit: expected a value, got nothing"),
-        (lambda held: held.update(kind="speed"), "kind: expected 'latency', 'throughput' or 'floor', got 'speed'"),
+        (lambda held: held.update(kind="speed"), "kind: expected 'latency', 'throughput', 'floor' or 'features', got 'speed'"),
         (lambda held: held["runs"][1]["latency_ms"].update(p99="fast"), "runs[1].latency_ms.p99: expected"),
         (
             lambda held: held["runs"][1]["latency_ms"].update(p99=float("nan")),

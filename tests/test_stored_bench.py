@@ -1,4 +1,4 @@
-"""`bench.features_stored` measures what it says: its parts run, small, and check their results."""
+"""The stored parts of `bench.features` measure what they say: they run, small, and check their results."""
 
 import argparse
 
@@ -32,7 +32,7 @@ def test_cold_reads_beside_feast(small: argparse.Namespace) -> None:
     except NoRedisError as error:
         pytest.skip(f"NO REDIS TESTED: {error}")
     figures = features_stored.cold(small)
-    assert len(figures) == 2 * 2 * 3
+    assert len(figures) == 2 * 2 * 4
     assert sum("goal" in each for each in figures) == 2
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_results import floor, latency, spoiled, throughput
+from made_results import features, floor, latency, spoiled, throughput
 
 from bench.results import check, read
 from bench.table import BEGIN, END, main, markdown
@@ -59,6 +59,17 @@ def test_rows_have_median_range_ratio_and_command() -> None:
     assert any(line.startswith("| flights, 10,000 messages/s: relay | p50 ") for line in lines)
     assert "acks all, idempotence on, linger_ms 1" in table
     assert "median and range of 3 turns" in table
+
+
+def test_features_have_a_row_a_figure_with_its_goal() -> None:
+    lines = markdown([check(features()), check(floor())]).splitlines()
+    assert lines[-7].startswith("**Features.** On Xeon with 2 cores, commit 0123456789; median and range of 5 turns.")
+    assert lines[-3:] == [
+        "| cold: SQLite | 14 µs a row (12.5 to 15); at most 20 is the goal |"
+        " `python -m bench.features --workload flights --json features.json` |",
+        "| cold: Feast's SDK | 150 µs a row (140 to 1,600) | the same |",
+        "| cold: share | 0.1 (once) | the same |",
+    ]
 
 
 def test_a_ratio_whose_range_holds_1_is_no_difference() -> None:
