@@ -1,7 +1,8 @@
 """A small language for conditions and derived columns, evaluated on whole columns.
 
 It is Python's own syntax, cut down: `and or not` (three-valued, as in SQL), comparisons (chained ones too), `in ("a", "b")`,
-`is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS and TIMES. Every node is tried on an empty batch when it
+`is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS and TIMES: `kilometres(lat, lon, lat, lon)` is the distance
+of two places in degrees, null where one of them is none on Earth. Every node is tried on an empty batch when it
 is compiled, so that a wrong name or type is found, with its place, when the pipeline is made.
 """
 
@@ -21,13 +22,20 @@ import pyarrow.compute as pc
 from features.memo import Memo
 from kernels.local_time.cpu import parts
 
-Evaluate = Callable[[pa.RecordBatch | Memo], Any]
-
-
 class HasColumns(Protocol):
     """A record batch, or what gives some columns as numpy arrays."""
 
     def column(self, name: str) -> Any: ...
+
+
+class HasRows(HasColumns, Protocol):
+    """A record batch, or what gives the columns of one."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+
+Evaluate = Callable[[Any], Any]
 
 
 Quick = Callable[[HasColumns], "npt.NDArray[np.bool_] | None"]
@@ -36,6 +44,7 @@ BOOL, DOUBLE = pa.bool_(), pa.float64()
 MICROSECONDS = pa.timestamp("us", "UTC")
 MINUTE, HOUR, DAY = 60_000_000, 3_600_000_000, 86_400_000_000
 NOTHING = pa.scalar(None, BOOL)
+EARTH_DIAMETER_KM = 12_742.0
 QUICK_TYPES = (DOUBLE, pa.float32(), pa.int64())
 
 COMPARE: dict[type[ast.cmpop], tuple[str, Callable[[Any, Any], Any]]] = {
@@ -66,6 +75,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., Any]]] = {
     "min": (2, lambda a, b: pc.min_element_wise(a, b, skip_nulls=False)),
     "max": (2, lambda a, b: pc.max_element_wise(a, b, skip_nulls=False)),
     "coalesce": (2, pc.coalesce),
+    "kilometres": (4, lambda *places: _kilometres(*places)),
 }
 TIMES: dict[str, tuple[int, int, int]] = {"hour": (HOUR, 0, 24), "minute_of_day": (MINUTE, 0, 1440), "weekday": (DAY, 3, 7)}
 """Functions of a time and a time zone: unit, shift, modulo as in kernels/local_time; weekday counts from Monday, 0."""
@@ -81,7 +91,7 @@ class Expression:
     _evaluate: Evaluate
     quick: Quick | None = None
 
-    def __call__(self, batch: pa.RecordBatch | Memo) -> pa.Array:
+    def __call__(self, batch: HasRows) -> pa.Array:
         result = self._evaluate(batch)
         return result if isinstance(result, pa.Array) else pa.repeat(result, batch.num_rows)
 
@@ -198,6 +208,8 @@ class _Compiler:
         if len(parts) == 1:
             only = parts[0].evaluate
             return self.tried(node, name, lambda batch: function(only(batch)), parts)
+        if len(parts) > 2:
+            return self.tried(node, name, lambda batch: function(*(part.evaluate(batch) for part in parts)), parts)
         first, second = (part.evaluate for part in parts)
         return self.tried(node, name, lambda batch: function(first(batch), second(batch)), parts)
 
@@ -371,6 +383,23 @@ def _number(kind: pa.DataType) -> bool:
 
 def _double(value: Any) -> Any:
     return value if value.type == DOUBLE else value.cast(DOUBLE)
+
+
+def _kilometres(*places: Any) -> Any:
+    lat, lon, other_lat, other_lon = (_degrees(each) for each in places)
+    degrees = np.radians(lat), np.radians(other_lat)
+    with np.errstate(invalid="ignore"):
+        half = np.sin((degrees[1] - degrees[0]) / 2) ** 2
+        half = half + np.cos(degrees[0]) * np.cos(degrees[1]) * np.sin(np.radians(other_lon - lon) / 2) ** 2
+        far = EARTH_DIAMETER_KM * np.arcsin(np.sqrt(np.minimum(half, 1.0)))
+        far = np.where((np.abs(lat) <= 90) & (np.abs(other_lat) <= 90), far, np.nan)
+    return pa.array(far, from_pandas=True) if far.ndim else pa.scalar(None if np.isnan(far) else float(far), DOUBLE)
+
+
+def _degrees(value: Any) -> npt.NDArray[np.float64]:
+    if isinstance(value, pa.Scalar):
+        return np.array(np.nan if value.as_py() is None else value.as_py(), np.float64)
+    return np.asarray(_double(value).to_numpy(zero_copy_only=False))
 
 
 def _known(value: Any) -> Any:

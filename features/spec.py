@@ -52,7 +52,8 @@ class Fields:
 
 @dataclass(frozen=True)
 class Derived:
-    """A number made from the event's columns by an expression (features/expressions.py)."""
+    """A number made by an expression (features/expressions.py) from the event's columns, the stored ("view__feature") and
+    streaming features, and the Derived before it."""
 
     name: str
     expression: str

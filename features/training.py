@@ -6,9 +6,10 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from features.derived import compile_derived, evaluate
 from features.expressions import compile_expression, mask
 from features.memo import Memo
-from features.spec import Derived, Feature, Fields, Label, Stored, seconds
+from features.spec import Feature, Fields, Label, Stored, seconds
 from features.state import State
 from features.streaming import Cutter, event_order, groups
 
@@ -36,23 +37,22 @@ def training_frame(
     seen = Memo(batch)
     reads = mask(compile_expression(decide_on, batch.schema), seen)
     decided = batch.filter(pa.array(reads))
-    columns: dict[str, pa.Array] = {}
+    numbers: dict[str, np.ndarray] = {}
     for group in groups(features):
         cut = Cutter(group, batch.schema, time)(seen, reads)
         made = np.full((len(group.names), decided.num_rows), np.nan)
         made[:, cut.row[cut.reads]] = State(group).update(cut)
-        columns |= {name: pa.array(values, from_pandas=True) for name, values in zip(group.names, made, strict=True)}
+        numbers |= dict(zip(group.names, made, strict=True))
+    columns = {name: pa.array(values, from_pandas=True) for name, values in numbers.items()}
+    stored = _stored(features, historical, decided)
+    numbers |= {name: column.to_numpy(zero_copy_only=False) for name, column in stored.items()}
+    columns |= evaluate(compile_derived(features, decided.schema, list(stored)), decided, numbers)
     frame: dict[str, pa.Array] = {}
     for feature in features:
         if isinstance(feature, Fields):
             frame |= {name: decided[name] for name in feature.names}
-        elif isinstance(feature, Derived):
-            frame[feature.name] = compile_expression(feature.expression, decided.schema)(decided)
         elif isinstance(feature, Stored):
-            if historical is None:
-                raise ValueError(f"feature service {feature.service}: no Feast repo to read its history from")
-            stored = historical(pa.Table.from_batches([decided]))
-            frame |= {name: stored[name].combine_chunks() for name in stored.schema.names}
+            frame |= stored
         else:
             frame |= {name: columns[name] for name in feature.names}
     frame["event_id"] = decided[id]
@@ -60,6 +60,17 @@ def training_frame(
     if label is not None:
         frame["label"] = labels(batch, decided, label, time)
     return pa.table(frame)
+
+
+def _stored(features: Sequence[Feature], historical: Historical | None, decided: pa.RecordBatch) -> dict[str, pa.Array]:
+    """The stored features of the decided rows, if the pipeline has any."""
+    service = next((feature.service for feature in features if isinstance(feature, Stored)), None)
+    if service is None:
+        return {}
+    if historical is None:
+        raise ValueError(f"feature service {service}: no Feast repo to read its history from")
+    table = historical(pa.Table.from_batches([decided]))
+    return {name: table[name].combine_chunks() for name in table.schema.names}
 
 
 def labels(events: pa.RecordBatch, decided: pa.RecordBatch, label: Label, time: str) -> pa.Array:

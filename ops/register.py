@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.expressions import compile_expression
+from features.derived import compile_derived
 from features.spec import Derived, Fields, Stored
 from features.views import open_store, views
 from models.engine import ModelRefused
@@ -97,11 +97,12 @@ def register(
 def features_of(pipeline: Pipeline, settings: JobSettings) -> list[Typed]:
     """The pipeline's features in its order, each with the kind of input that it makes: number, category, vector or time."""
     columns, found = pipeline.columns, list[Typed]()
+    derived = dict(compile_derived(pipeline.features, columns, None))
     for feature in pipeline.features:
         if isinstance(feature, Fields):
             found += [(name, _kind(columns.field(name).type)) for name in feature.names]
         elif isinstance(feature, Derived):
-            found.append((feature.name, _kind(compile_expression(feature.expression, columns).type)))
+            found.append((feature.name, _kind(derived[feature.name].type)))
         elif isinstance(feature, Stored):
             repo = pipeline.repo(settings)
             found += [(name, "number") for view in views(open_store(repo), repo, feature.service) for name in view.names]

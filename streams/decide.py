@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from features.derived import evaluate, numbers_of
 from features.expressions import Expression
 from features.memo import microseconds
 from features.stored import REFUSED, StoredFeatures
@@ -112,8 +113,7 @@ class Deciding:
         if work.begins > NEVER and len(times) and int(times.min()) - work.begins < self._longest:
             for k, (_, span) in enumerate(self.spans, self._warming_at):
                 flags = flags | (times - work.begins < span).astype(np.int64) << k
-        for name, expression in self.derived:
-            computed[name] = expression(batch).to_numpy(zero_copy_only=False)
+        computed |= {name: numbers_of(column) for name, column in evaluate(self.derived, batch, computed).items()}
         return replace(work, computed=computed, flags=flags, stored_times=stored_times)
 
     def score(self, work: Work) -> Work:

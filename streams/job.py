@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from prometheus_client import CollectorRegistry
 
+from features.derived import compile_derived
 from features.expressions import Expression, compile_expression
-from features.spec import Derived, Fields
+from features.spec import Fields
 from features.state import spans
 from features.stored import StoredFeatures
 from features.streaming import Cutter
@@ -227,11 +228,7 @@ class Job:
     def deciding(self) -> Deciding:
         pipeline, champion, stored = self.pipeline, self.champion_in_use, self.stored
         schema = pipeline.columns
-        derived = tuple(
-            (feature.name, compile_expression(feature.expression, schema))
-            for feature in pipeline.features
-            if isinstance(feature, Derived)
-        )
+        derived = compile_derived(pipeline.features, schema, stored.names if stored else ())
         names = pipeline.feature_names(stored.names if stored else ())
         fields = {name for feature in pipeline.features if isinstance(feature, Fields) for name in feature.names}
         computed = [(name, pa.float64()) for name in names if name not in fields]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
+from features.derived import compile_derived
 from features.expressions import compile_expression
-from features.spec import Derived, Feature, Fields, Label, Stored, seconds
+from features.spec import Feature, Fields, Label, Stored, seconds
 from features.streaming import Cutter, Group, groups
 from models.policy import Bands
 from sinks.encoders import Encode
@@ -130,8 +131,7 @@ class Pipeline:
                 for name in feature.names:
                     if name not in columns.names:
                         raise ValueError(f"pipeline {self.name}: feature {name}: no such field in {self.events.schema.name}")
-            elif isinstance(feature, Derived):
-                compile_expression(feature.expression, columns)
+        compile_derived(self.features, columns, None)
         for group in self.groups:
             Cutter(group, columns, self.events.time, self.events.ties)
         if self.label:
