@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from learn import train
-from samples import Size, history, write_profiles
+from samples import Size, history, profiles
 
 from features.schema import Integer, Kind, Number, Schema, Text, Time
 from features.spec import Derived, Fields, Label, Last, Stored, Window
@@ -38,7 +38,7 @@ Payment = Schema(
 
 IN_SHOP = "kind == 'payment' and channel == 'shop'"
 AT_HOME = f"{IN_SHOP} and kilometres(lat, lon, home_lat, home_lon) < 100"
-PAYMENT = "kind == 'payment'"
+PAYMENT, REPORT = "kind == 'payment'", "kind == 'report'"
 FAR_ORDER = "kind == 'payment' and channel == 'online' and kilometres(lat, lon, home_lat, home_lon) > 100"
 FROM_HOME = "kilometres(lat, lon, home_lat, home_lon)"
 card, merchant = partial(Window, "card", where=PAYMENT), partial(Window, "merchant", where=PAYMENT)
@@ -80,3 +80,23 @@ FEATURES = [
     Derived("far_times", "far_mean_1d_by_merchant / amount_mean_1d_by_merchant"),
     Derived("times_merchant", "amount / amount_mean_1d_by_merchant"),
 ]
+
+
+def payments(size: Size) -> Pipeline:
+    """The pipeline, with made-up events of a size."""
+    return Pipeline(
+        name="payments",
+        events=Topic("payment-events", schema=Payment, time="at", key="card", id="payment_id"),
+        decide_on=PAYMENT,  # reports of fraud get no decision: they are what is learned from
+        features=FEATURES,
+        model=Model("payments", train=train, history=partial(history, size), until=f"{size.trained_on}"),
+        policy=Bands(block=0.4, review=0.1, otherwise="allow"),
+        label=Label(join="payment_id", value=REPORT, where=REPORT, within="31d", absent=False),
+        drift=Drift("payment-drift", window="1d", rate=0.02),
+        sinks=[Decisions("payment-decisions")],
+        feast_repo=Path(__file__).parent / "feature_repo",
+        sources=profiles(size),
+    )
+
+
+pipeline = payments(Size())

@@ -1,6 +1,8 @@
 """The events of the example: payments of made-up worlds, what was reported of them later, and what is known of their cards."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ class Size:
 
     cards: int = 70_000
     days: int = 28
-    held_out_cards: int = 100_000
+    held_out_cards: int = 80_000
     held_out_days: int = 8
     seed: int = 1
     held_out_seed: int = 2
@@ -36,18 +38,26 @@ class Size:
 
 def history(size: Size) -> pa.Table:
     """Payments and reports up to when the model is made, and the held-out payments after it; nobody has reported those yet."""
-    past, truth = world_payments(make_world(size.seed, size.cards), size.days, 0)
-    reports = reported(past, truth, size.seed)
-    later = (size.trained_on - START).astype(np.int64)
-    held_out, _ = world_payments(make_world(size.held_out_seed, size.held_out_cards), size.held_out_days, later)
-    return pa.concat_tables([in_order(past, reports), held_out]).unify_dictionaries()
+    past, kinds = world_payments(make_world(size.seed, size.cards), size.days, 0)
+    return pa.concat_tables([in_order(past, reported(past, kinds, size.seed)), held_out(size)]).unify_dictionaries()
+
+
+def held_out(size: Size) -> pa.Table:
+    """The payments that are decided, in order of time."""
+    return _held_out(size)[0]
 
 
 def truth(size: Size) -> tuple[Array, Array]:
-    """What the held-out payments really are: ids int64 [n], and kinds int8 [n], 0 for honest, else the place in KINDS plus one."""
-    later = (size.trained_on - START).astype(np.int64)
-    table, kinds = world_payments(make_world(size.held_out_seed, size.held_out_cards), size.held_out_days, later)
+    """What the held-out payments really are: ids int64 [n], rising, and kinds int8 [n]: 0 for honest, else the place in KINDS
+    plus one."""
+    table, kinds = _held_out(size)
     return table["payment_id"].to_numpy(), kinds
+
+
+@cache
+def _held_out(size: Size) -> tuple[pa.Table, Array]:
+    later = int((size.trained_on - START).astype(np.int64))
+    return world_payments(make_world(size.held_out_seed, size.held_out_cards), size.held_out_days, later)
 
 
 def world_payments(world: World, days: int, later: int) -> tuple[pa.Table, Array]:
@@ -106,12 +116,16 @@ def reported(table: pa.Table, kinds: Array, seed: int) -> pa.Table:
     return pa.table(nulls | filled, table.schema)
 
 
-def write_profiles(folder: Path, size: Size) -> dict[str, int]:
-    """Writes cards.parquet, which feature_repo/definitions.py reads: what the bank knows of each card."""
-    parts = [(make_world(size.seed, size.cards), START), (make_world(size.held_out_seed, size.held_out_cards), size.trained_on)]
-    profiles = pl.concat(_profiles(world, when) for world, when in parts)
-    profiles.write_parquet(folder / "cards.parquet")
-    return {"cards": profiles.height}
+def profiles(size: Size) -> Callable[[Path], dict[str, int]]:
+    """What writes cards.parquet, which feature_repo/definitions.py reads: what the bank knows of each card of both worlds."""
+
+    def write(folder: Path) -> dict[str, int]:
+        later = (make_world(size.held_out_seed, size.held_out_cards), size.trained_on)
+        both = pl.concat(_profiles(world, when) for world, when in [(make_world(size.seed, size.cards), START), later])
+        both.write_parquet(folder / "cards.parquet")
+        return {"cards": both.height}
+
+    return write
 
 
 def _profiles(world: World, when: np.datetime64) -> pl.DataFrame:
