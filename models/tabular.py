@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -10,18 +11,28 @@ import pyarrow.compute as pc
 from models.metrics import auc, log_loss
 from models.spec import Input, ModelSpec, assemble
 
+if TYPE_CHECKING:
+    from models.network import Fit
+
 NOT_FEATURES = ("event_id", "event_time", "label")
 HELD_OUT = 0.1
 TOLERANCE = 1e-5
 
 
 def train_on(
-    frame: pa.Table, folder: Path, *, name: str, seed: int, progress: Callable[[str, float], None]
+    frame: pa.Table,
+    folder: Path,
+    *,
+    name: str,
+    seed: int,
+    progress: Callable[[str, float], None],
+    fit: "Fit | None" = None,
 ) -> dict[str, float]:
     """Trains on a frame and writes model.onnx and model.json to `folder`; returns the metrics on the last tenth in time.
 
     frame: a column per feature (strings and dictionaries are categories, the rest numbers; null is missing), `label` bool and
-    `event_time`. name: the model's. progress: what is being done and the share of it that is done. Metrics: `auc` and
+    `event_time`. name: the model's. progress: what is being done and the share of it that is done. fit: how the network is
+    fitted, if not as `models.network.Fit` has it. Metrics: `auc` and
     `log_loss` of rows held out of training, their share of true labels `held_out_positive`, and the counts `rows` and
     `held_out_rows`. One seed gives the same files. Raises ValueError for a frame that cannot be learned from.
     """
@@ -36,7 +47,7 @@ def train_on(
     cut = int(len(matrix) * (1 - HELD_OUT))
     sizes = {k: len(each.vocabulary) + 1 for k, each in enumerate(inputs) if each.kind == "category"}
     network = train_network(
-        matrix[:cut], labels[:cut], sizes, seed=seed, progress=lambda share: progress("training", share)
+        matrix[:cut], labels[:cut], sizes, seed=seed, progress=lambda share: progress("training", share), fit=fit
     )  # fmt: skip
 
     progress("exporting", 0.0)

@@ -189,7 +189,8 @@ def _auc(
         return None
     true = labels(events, decided, pipeline.label, pipeline.events.time)
     truth = pl.DataFrame({"event_id": pl.Series(decided[pipeline.events.id]), "label": pl.Series(true)})
-    scores = pl.DataFrame({name: [decision[name] for decision in decisions] for name in ("event_id", "score")})
+    scores = pl.DataFrame({name: [decision[name] for decision in decisions] for name in ("event_id", "score")}, strict=False)
+    scores = scores.cast({"score": pl.Float64})
     judged = truth.join(scores, on="event_id").drop_nulls()
     found = auc(judged["label"].to_numpy(), judged["score"].to_numpy()) if judged.height else float("nan")
     return None if np.isnan(found) else found
