@@ -1,9 +1,9 @@
 """A small language for conditions and derived columns, evaluated on whole columns.
 
 It is Python's own syntax, cut down: `and or not` (three-valued, as in SQL), comparisons (chained ones too), `in ("a", "b")`,
-`is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS and TIMES: `kilometres(lat, lon, lat, lon)` is the distance
-of two places in degrees, null where one of them is none on Earth. Every node is tried on an empty batch when it
-is compiled, so that a wrong name or type is found, with its place, when the pipeline is made.
+`is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS and TIMES. `kilometres(lat, lon, lat, lon)` is the
+distance of two places in degrees, null where there is no such latitude. Every node is tried on an empty batch when it is compiled, so
+that a wrong name or type is found, with its place, when the pipeline is made.
 """
 
 import ast
@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from features.memo import Memo
 from kernels.local_time.cpu import parts
+
 
 class HasColumns(Protocol):
     """A record batch, or what gives some columns as numpy arrays."""

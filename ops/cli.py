@@ -351,6 +351,9 @@ def topics(
 
 @app.command()
 def demo(
+    name: Annotated[
+        str, typer.Argument(metavar="[flights|payments]", help="the demo, or an example of docs/examples")
+    ] = "flights",
     all_year: Annotated[bool, typer.Option("--all", help="the whole year, not October to December")] = False,
     partitions: Annotated[int, typer.Option(min=1, max=64, help="of the topic of events")] = 1,
     workers: Annotated[int, typer.Option(min=1, max=16, help="processes")] = 1,
@@ -362,13 +365,20 @@ def demo(
     home: Home = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the results to this file, too")] = None,
 ) -> None:
-    """Decide a year of real flights: trains the model if there is none, replays, decides, measures, sums up."""
+    """Decide a year of real flights, or made-up card payments: trains the model if there is none, replays, decides, sums up."""
     from ops.demo import DemoOptions
     from ops.demo import demo as run_demo
+    from ops.examples import names, run_example
 
     if json_file is not None:
         expect_file("--json", json_file)
     settings = settings_of(home=home, workers=workers, order=order)
+    if name in names():
+        if all_year or partitions != 1 or workers != 1 or speed or brokers:
+            raise WrongUseError(f"demo {name}: expected no flags but --home, --order and --json")
+        return run_example(name, settings, json_file)
+    if name != "flights":
+        raise WrongUseError(f"no demo {name}: expected flights or {' or '.join(names())}")
     run_demo(settings, DemoOptions(all_year, partitions, speed, brokers, json_file))
 
 

@@ -61,7 +61,8 @@ def frame_of(features: list[Any], table: pa.Table, historical: Any = None) -> di
 
 def test_a_training_frame_has_the_speed_from_the_last_place() -> None:
     frame = frame_of([*STREAMING, *KMH], events([VIENNA, BERLIN, BERLIN, SYDNEY]))
-    assert frame["km"][0] is None and frame["kmh"][0] is None
+    assert frame["km"][0] is None
+    assert frame["kmh"][0] is None
     assert frame["km"][1:] == pytest.approx([flown(VIENNA, BERLIN), 0, flown(BERLIN, SYDNEY)], rel=1e-6, abs=1e-6)
     assert frame["kmh"][3] == pytest.approx(flown(BERLIN, SYDNEY) / 2, rel=1e-6)
     assert frame["again"] == [False, True, True, True]
@@ -74,7 +75,9 @@ def test_what_serves_and_what_trains_agree() -> None:
     names = [name for feature in STREAMING for name in feature.names]
     numbers = {name: np.array([np.nan if x is None else x for x in frame[name]]) for name in names}
     served = evaluate(compile_derived(features, COLUMNS, ()), table.to_batches()[0], numbers)
-    assert {name: column.to_pylist() for name, column in served.items()} == {name: frame[name] for name in ("km", "kmh", "again")}
+    assert {name: column.to_pylist() for name, column in served.items()} == {
+        name: frame[name] for name in ("km", "kmh", "again")
+    }
 
 
 def test_stored_features_are_read_and_a_derived_one_reads_another() -> None:

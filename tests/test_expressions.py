@@ -120,7 +120,10 @@ def test_batches_with_other_columns_around_and_no_rows_do() -> None:
         ("n >", "'n >': invalid syntax at character 4"),
         ("n > 1 and nam == 'u'", r"no column nam \(did you mean name\?\) at character 11"),
         ("zzz", r"no column zzz \(expected one of kind, at, x, small, n, p, q, name\) at character 1"),
-        ("sqrt(n)", r"no function sqrt \(expected one of log1p, abs, min, max, coalesce, kilometres, hour, minute_of_day, weekday\)"),
+        (
+            "sqrt(n)",
+            r"no function sqrt \(expected one of log1p, abs, min, max, coalesce, kilometres, hour, minute_of_day, weekday\)",
+        ),
         ("min(n)", "min takes 2 values, got 1 at character 1"),
         ("x > 1 and name > 2", "> does not take string and int64 at character 11"),
         ("kind == 3", "== does not take dictionary<values=string, indices=int8, ordered=0> and int64 at character 1"),

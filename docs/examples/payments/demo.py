@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from frauds import KINDS
 from judge import HEADING, Found, best, best_rule, found
 from pipeline import payments
 from samples import DAY, Size, held_out, truth
@@ -32,8 +32,8 @@ REFUSED = "block"
 NO_FEATURES = ("event_id", "event_time")
 
 
-def main(settings: JobSettings, json_file: Path | None, progress: Progress, size: Size | None = None) -> dict[str, Any]:
-    """Runs it and prints what was found; returns the same as numbers, and writes it to json_file if there is one."""
+def main(settings: JobSettings, json_file: Path | None, progress: Progress, size: Size | None = None) -> str:
+    """Runs it; returns what was found, for people, and writes it to json_file as numbers, if there is one."""
     size = size or Size()
     full = payments(size)
     plain = without_streaming(full)
@@ -43,11 +43,10 @@ def main(settings: JobSettings, json_file: Path | None, progress: Progress, size
     tried = trial(full, settings, seed=0, progress=progress)
     progress("judging the decisions", 0.0)
     results = judged(full, plain, settings, size, tried)
-    print(told(tried, results, size, time.monotonic() - began))
     made = {"events": tried.events, "seconds": tried.seconds, "found": [asdict(each) for each in results]}
     if json_file:
         json_file.write_text(json.dumps(made, indent=2) + "\n")
-    return made
+    return told(tried, results, size, time.monotonic() - began)
 
 
 def without_streaming(pipeline: Pipeline) -> Pipeline:
@@ -59,7 +58,7 @@ def without_streaming(pipeline: Pipeline) -> Pipeline:
             streaming.add(feature.name)
         elif not isinstance(feature, Window | Last):
             kept.append(feature)
-    name = f"{pipeline.name}-without-streaming"
+    name = f"{pipeline.name}-plain"
     return replace(pipeline, name=name, features=kept, model=replace(pipeline.model, name=name))
 
 
@@ -108,14 +107,14 @@ def scored(pipeline: Pipeline, settings: JobSettings, rows: pa.Table) -> npt.NDA
 def told(tried: Trial, results: list[Found], size: Size, seconds: float) -> str:
     """The results for people."""
     decided, hindsight, plain, rule, *of_kinds = results
+    rate = tried.events / tried.seconds
     lines = [
         "",
-        f"payments: {tried.events:,} payments of {size.held_out_cards:,} cards that the model never saw, on {size.held_out_days} "
-        f"days a month later,",
-        f"through an embedded broker in {tried.seconds:.1f} s ({tried.events / tried.seconds:,.0f} a second), "
-        f"{seconds:.0f} s with everything around it",
+        f"payments: {tried.events:,} payments of {size.held_out_cards:,} cards that the model never saw,",
+        f"on {size.held_out_days} days a month later, through an embedded broker in {tried.seconds:.1f} s, {rate:,.0f} a second;",
+        f"{seconds:.0f} s with judging",
         "",
-        "of what is refused, the share that is fraud; of each kind of fraud, the share that is refused, on all days but the first:",
+        "of what is refused, the share that is fraud; of each kind of fraud, the share that is refused; without the first day:",
         "",
         HEADING,
         decided.line(),
@@ -125,12 +124,6 @@ def told(tried: Trial, results: list[Found], size: Size, seconds: float) -> str:
         "  the best rule for each kind alone:",
         *(each.line() for each in of_kinds),
         "",
-        "  fraud payments: " + ", ".join(f"{n:,} {name}" for name, n in zip(_kinds(), decided.cases, strict=True)),
+        "  fraud payments: " + ", ".join(f"{n:,} {name}" for name, n in zip(KINDS, decided.cases, strict=True)),
     ]
     return "\n".join(lines)
-
-
-def _kinds() -> tuple[str, ...]:
-    from frauds import KINDS
-
-    return KINDS

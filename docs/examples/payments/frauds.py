@@ -1,8 +1,7 @@
 """Three kinds of fraud, and what looks like it and is honest."""
 
 import numpy as np
-
-from world import CITIES, DAY, DIGITAL, HOUR, MINUTE, Array, Payments, World, kilometres, payments, usual_amounts
+from world import CITIES, DAY, DIGITAL, HOUR, USUAL, Array, Payments, World, kilometres, payments, usual_amounts
 
 KINDS = ("testing", "two places", "bad merchant")
 FRAUD_SHARE = 0.002
@@ -35,7 +34,7 @@ def lookalikes(world: World, days: int) -> list[Payments]:
 
 def testing(world: World, rng: np.random.Generator, cases: int, days: int) -> Payments:
     """Stolen numbers are tried out: 20 to 60 small payments, 3 to 30 s apart, at one to five sellers of digital goods."""
-    case, of = _cases(rng, cases, OF_TEST)
+    case = _cases(rng, cases, OF_TEST)
     seconds = rng.exponential(rng.uniform(4, 25, cases)[case]) + 1
     at = _one_after_another(rng.integers(0, days * DAY - HOUR, cases), case, seconds)
     sellers = rng.integers(1, 6, cases)[case]
@@ -54,8 +53,8 @@ def two_places(world: World, rng: np.random.Generator, cases: int, base: Payment
     good = np.flatnonzero((far > 600) & (city != world.home[card]))[:cases]
     seen, card, city, far = seen[good], card[good], city[good], far[good]
     soon = far / np.minimum(20_000, 1_000 * np.exp(rng.exponential(0.8, len(good)))) * HOUR
-    case, of = _cases(rng, len(good), OF_PLACES)
-    apart = np.where(of == 0, soon[case] / 1e6, rng.exponential(15 * 60, len(case)) + 30)
+    case = _cases(rng, len(good), OF_PLACES)
+    apart = np.where(np.diff(case, prepend=-1) > 0, soon[case] / 1e6, rng.exponential(15 * 60, len(case)) + 30)
     at = _one_after_another(base["at"][seen], case, apart)
     merchant = world.pick_merchants(rng, city[case])
     amount = usual_amounts(world, rng, card[case], merchant) * rng.lognormal(0.5, 0.4, len(case))
@@ -65,7 +64,7 @@ def two_places(world: World, rng: np.random.Generator, cases: int, base: Payment
 def bad_merchants(world: World, rng: np.random.Generator, cases: int, days: int) -> Payments:
     """A shop that was honest until then charges stolen cards from anywhere, online, 40 to 100 times in 2 to 12 hours, a card up
     to three times, and more than its customers use to pay. They go on paying there meanwhile."""
-    case, of = _cases(rng, cases, OF_MERCHANT)
+    case = _cases(rng, cases, OF_MERCHANT)
     shops = rng.choice(world.first[CITIES], cases, replace=False)
     lasts = rng.uniform(2 * HOUR, 12 * HOUR, cases)
     at = rng.uniform(0, days * DAY - lasts)[case] + rng.random(len(case)) * lasts[case]
@@ -78,7 +77,7 @@ def bad_merchants(world: World, rng: np.random.Generator, cases: int, days: int)
 
 def subscriptions(world: World, rng: np.random.Generator, cases: int, days: int) -> Payments:
     """What a card is subscribed to is charged in one night: 4 to 30 small amounts within minutes, each by another seller."""
-    case, of = _cases(rng, cases, (4, 31))
+    case = _cases(rng, cases, (4, 31))
     at = _one_after_another(
         rng.integers(0, days, cases) * DAY + rng.integers(0, 6 * HOUR, cases), case, rng.exponential(15, len(case)) + 1
     )
@@ -88,7 +87,7 @@ def subscriptions(world: World, rng: np.random.Generator, cases: int, days: int)
 
 def sprees(world: World, rng: np.random.Generator, cases: int, days: int) -> Payments:
     """A child plays: 6 to 30 small payments to one or two sellers within half an hour."""
-    case, of = _cases(rng, cases, (6, 31))
+    case = _cases(rng, cases, (6, 31))
     at = _one_after_another(rng.integers(0, days * DAY - HOUR, cases), case, rng.exponential(55, len(case)) + 8)
     merchant = _digital(world, rng, cases * 2).reshape(cases, 2)[case, (rng.random(len(case)) < 0.2).astype(int)]
     amount = rng.choice([0.99, 1.99, 2.99, 4.99, 9.99], len(case), p=[0.3, 0.3, 0.15, 0.15, 0.1])
@@ -97,7 +96,7 @@ def sprees(world: World, rng: np.random.Generator, cases: int, days: int) -> Pay
 
 def new_merchants(world: World, rng: np.random.Generator, cases: int, days: int) -> Payments:
     """A merchant that nobody knew is all the rage for a day: some in town, some by orders from everywhere."""
-    case, of = _cases(rng, cases, (60, 300))
+    case = _cases(rng, cases, (60, 300))
     shops = rng.choice(world.first[CITIES], cases, replace=False)
     at = rng.uniform(0, (days - 1) * DAY, cases)[case] + rng.beta(1.5, 3, len(case)) * DAY
     by_order = (rng.random(cases) < 0.5)[case]
@@ -109,7 +108,7 @@ def new_merchants(world: World, rng: np.random.Generator, cases: int, days: int)
 
 def sales(world: World, rng: np.random.Generator, cases: int, days: int) -> Payments:
     """Tickets for something are sold: one price, many cards, within two hours, online."""
-    case, of = _cases(rng, cases, (60, 300))
+    case = _cases(rng, cases, (60, 300))
     sellers = rng.integers(world.first[CITIES], world.merchants, cases)
     at = rng.uniform(0, days * DAY - 2 * HOUR, cases)[case] + rng.beta(1, 3, len(case)) * 2 * HOUR
     amount = rng.lognormal(4.0, 0.4, cases)[case] * rng.integers(1, 5, len(case))
@@ -118,8 +117,6 @@ def sales(world: World, rng: np.random.Generator, cases: int, days: int) -> Paym
 
 def usual_level(world: World, merchant: Array) -> Array:
     """About what is paid to these merchants."""
-    from world import USUAL
-
     return np.median(world.usual) * USUAL[world.category[merchant]] * world.price[merchant]
 
 
@@ -127,11 +124,9 @@ def _count(payments: float, of: tuple[int, int]) -> int:
     return max(2, round(payments / np.mean([of[0], of[1] - 1])))
 
 
-def _cases(rng: np.random.Generator, cases: int, of: tuple[int, int]) -> tuple[Array, Array]:
-    """For payments [n]: which case, and which of its payments."""
-    sizes = rng.integers(*of, cases)
-    case = np.repeat(np.arange(cases), sizes)
-    return case, np.arange(len(case)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+def _cases(rng: np.random.Generator, cases: int, of: tuple[int, int]) -> Array:
+    """Of payments [n], which case each is of: in turn, of as many payments each as `of` says, its end left out."""
+    return np.repeat(np.arange(cases), rng.integers(*of, cases))
 
 
 def _one_after_another(start: Array, case: Array, seconds: Array) -> Array:

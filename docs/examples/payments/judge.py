@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-
 from frauds import KINDS
 
 Scores = npt.NDArray[np.float64]

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pyarrow as pa
-
-from frauds import KINDS, frauds, lookalikes
+from frauds import frauds, lookalikes
 from world import CATEGORIES, DAY, Array, Payments, World, honest, make_world
 
 START = np.datetime64("2024-03-01", "us")

@@ -1,4 +1,4 @@
-"""What the bank knows of a card: a plain Feast repo, on which all of Feast works: `feast -c feature_repo feature-views list`."""
+"""What the bank knows of a card: a plain Feast repo (`feast -c feature_repo feature-views list`)."""
 
 from datetime import timedelta
 
