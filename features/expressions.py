@@ -2,8 +2,8 @@
 
 It is Python's own syntax, cut down: `and or not` (three-valued, as in SQL), comparisons (chained ones too), `in ("a", "b")`,
 `is None`, `+ - * /`, numbers, strings, and the functions of FUNCTIONS and TIMES. `kilometres(lat, lon, lat, lon)` is the
-distance of two places in degrees, null where there is no such latitude. Every node is tried on an empty batch when it is compiled, so
-that a wrong name or type is found, with its place, when the pipeline is made.
+distance of two places in degrees, null where there is no such latitude. Every node is tried on an empty batch when it is
+compiled, so that a wrong name or type is found, with its place, when the pipeline is made.
 """
 
 import ast

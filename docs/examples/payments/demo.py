@@ -111,8 +111,8 @@ def told(tried: Trial, results: list[Found], size: Size, seconds: float) -> str:
     lines = [
         "",
         f"payments: {tried.events:,} payments of {size.held_out_cards:,} cards that the model never saw,",
-        f"on {size.held_out_days} days a month later, through an embedded broker in {tried.seconds:.1f} s, {rate:,.0f} a second;",
-        f"{seconds:.0f} s with judging",
+        f"on {size.held_out_days} days a month later, by an embedded broker in {tried.seconds:.1f} s: {rate:,.0f} a second",
+        f"({seconds:.0f} s with judging)",
         "",
         "of what is refused, the share that is fraud; of each kind of fraud, the share that is refused; without the first day:",
         "",
