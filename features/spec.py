@@ -174,6 +174,30 @@ Streaming = Window | Last
 
 
 @dataclass(frozen=True)
+class Push:
+    """Streaming features of one entity, written to Feast through a push source of the Feast repo, so that others see them.
+
+    Every so often, each entity's value as its latest decided event saw it, with that event's time; at most most_entities wait
+    to be written. Raises ValueError, naming what is wrong, when it is made.
+    """
+
+    source: str
+    features: tuple[str, ...]
+    every: str = "10s"
+    most_entities: int = 100_000
+
+    def __post_init__(self) -> None:
+        here = f"push to {self.source!r}"
+        if not self.source or isinstance(self.features, str) or not self.features:
+            raise ValueError(f"{here}: expected the name of a push source and a list of streaming features")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError(f"{here}: expected each feature once, got {', '.join(self.features)}")
+        if self.most_entities < 1:
+            raise ValueError(f"{here}: expected most_entities of at least 1, got {self.most_entities}")
+        seconds(self.every)
+
+
+@dataclass(frozen=True)
 class Label:
     """What came true: `value` of the event that `where` picks with the same `join` as the decided one, within a time.
 

@@ -109,6 +109,12 @@ def build(job: Job) -> Dataflow:
                 meters.drift(row["feature"], row["statistic"], row["value"], row["alarmed"])
         return item[0], encode_drift(item[1], pipeline.drift.topic if pipeline.drift else "")
 
+    def push(work: Work) -> list[tuple[str, Messages]]:
+        with meters.stage("sink"):
+            for take in job.takers:
+                take(work)
+        return []
+
     def begin_flush() -> None:
         if pipeline.record:
             job.journal.begin_flush()
@@ -131,6 +137,8 @@ def build(job: Job) -> Dataflow:
         op.output("record", decided.falses, RecordOutput(lambda: job.events.partitions, lambda: job.journal, meters))
     else:
         op.output("sink", op.merge("outputs", decisions, decoded.falses), sink())
+    if pipeline.push:
+        op.flat_map("push", scored, push)
     if pipeline.drift:
         counted = op.stateful_batch("drift", op.flat_map("watch", scored, watch), counter)
         judged = op.stateful_batch("judge", op.map("counted", counted, _to_judge), judge)

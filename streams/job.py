@@ -14,7 +14,9 @@ from prometheus_client import CollectorRegistry
 
 from features.derived import compile_derived
 from features.expressions import Expression, compile_expression
-from features.spec import Fields
+from features.push_source import push_writer
+from features.pushing import Pushing
+from features.spec import Fields, seconds
 from features.state import spans
 from features.stored import StoredFeatures
 from features.streaming import Cutter
@@ -25,11 +27,12 @@ from sinks.journal import Journal, adopt
 from sinks.kafka import KafkaSink
 from sinks.messages import Sink
 from sinks.records import shaped
-from streams.decide import Deciding, Names
+from streams.decide import Deciding, Names, Work
 from streams.decode import PROVENANCE, Decoder
 from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
+from streams.push import taker
 from streams.record import Entry, LogRows
 from streams.routing import WORKERS_MULTIPLE, page_name
 from streams.settings import JobSettings
@@ -203,6 +206,24 @@ class Job:
         self.meters.stored(stored.counts, lambda: stored.failures)
         return stored
 
+    @cached_property
+    def pushing(self) -> dict[str, Pushing]:
+        """What writes streaming features to Feast, by push source."""
+        made: dict[str, Pushing] = {}
+        for push in self.pipeline.push:
+            kind = self.pipeline.columns.field(self.pipeline.pushed(push).entity).type
+            write = push_writer(self.pipeline.repo(self.settings), push.source, push.features, kind)
+            made[push.source] = Pushing(push.source, write, seconds(push.every), push.most_entities)
+        if made:
+            self.meters.pushing(made)
+        return made
+
+    @cached_property
+    def takers(self) -> list[Callable[[Work], None]]:
+        """What hands a decided batch's features to those who push them."""
+        pipeline = self.pipeline
+        return [taker(push, pipeline.pushed(push), self.deciding, self.pushing[push.source]) for push in pipeline.push]
+
     @property
     def reference(self) -> Reference:
         """What drift is measured from. Raises ValueError for a model without one."""
@@ -264,6 +285,7 @@ class Job:
         _ = [page_name(shard, 0) for shard in range(self.pipeline.shards)]
         if self.pipeline.record:
             _ = self.journal
+        _ = self.takers
         if self.stored is not None:
             self.stored.warm()
 
@@ -274,6 +296,8 @@ class Job:
             self.drift_thread.shutdown(wait=False, cancel_futures=True)
         if "journal" in opened:
             self.journal.close()
+        for pushing in opened.get("pushing", {}).values():
+            pushing.close()
         if isinstance(stored := opened.get("stored"), StoredFeatures):
             stored.close()
         if "output" in opened and self.sink is None:

@@ -1,10 +1,12 @@
 """What a job counts, in the registry it is given. The stages are the seven words."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from features.pushing import Pushing
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
 
@@ -51,6 +53,25 @@ class StoredCollector:
         return [rows, *counters.values(), failures]
 
 
+class PushCollector:
+    """What is pushed to Feast, looked up when somebody asks for the metrics."""
+
+    def __init__(self, pipeline: str, pushing: Mapping[str, Pushing]) -> None:
+        self._pipeline, self._pushing = pipeline, pushing
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["pipeline", "source"]
+        waiting = GaugeMetricFamily("headrace_push_waiting", "Values that wait to be pushed to Feast", labels=labels)
+        written = CounterMetricFamily("headrace_pushed", "Values pushed to Feast", labels=labels)
+        failures = CounterMetricFamily("headrace_push_failures", "Writes that Feast's store failed", labels=labels)
+        given_up = CounterMetricFamily("headrace_push_given_up", "Values that made room for others, not pushed", labels=labels)
+        for source, each in self._pushing.items():
+            found = (waiting, each.waiting), (written, each.pushed), (failures, each.failed), (given_up, each.given_up)
+            for family, value in found:
+                family.add_metric([self._pipeline, source], value)
+        return [waiting, written, failures, given_up]
+
+
 class Meters:
     """The metrics of one pipeline on one worker."""
 
@@ -89,6 +110,10 @@ class Meters:
     def stored(self, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
         """Shows what stored features count, by view, and how often their store failed."""
         self._registry.register(StoredCollector(self._pipeline, counts, failures))
+
+    def pushing(self, pushing: Mapping[str, Pushing]) -> None:
+        """Shows what is pushed to Feast, by push source."""
+        self._registry.register(PushCollector(self._pipeline, pushing))
 
     def stage(self, name: str, rows: int = 0) -> "Stage":
         """Times the block as work of a stage on `rows` rows."""

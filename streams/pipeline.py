@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from features.derived import compile_derived
 from features.expressions import compile_expression
-from features.spec import Feature, Fields, Label, Stored, seconds
+from features.spec import Feature, Fields, Label, Push, Stored, seconds
 from features.streaming import Cutter, Group, groups
 from models.policy import Bands
 from sinks.encoders import Encode
@@ -102,10 +102,11 @@ class Pipeline:
     """A pipeline. Raises ValueError, naming what is wrong, when it is made.
 
     decide_on: the events that are scored; all if not given. policy: from scores to decisions; not needed where every sink has
-    an encoder of its own. feast_repo: the folder of the Feast repo of the stored features, unless the settings name another.
-    sources: writes the Parquet files that this repo's views read into its folder `data`, and returns how many rows each has;
-    not given for a repo that is fed, applied and materialised by others. most_entities: of which a shard holds the streaming
-    features, for each kind of entity; beyond it the ones longest without an event leave (0: no bound).
+    an encoder of its own. push: streaming features that are written to Feast. feast_repo: the folder of the Feast repo of the
+    stored features, unless the settings name another. sources: writes the Parquet files that this repo's views read into its
+    folder `data`, and returns how many rows each has; not given for a repo that is fed, applied and materialised by others.
+    most_entities: of which a shard holds the streaming features, for each kind of entity; beyond it the ones longest without an
+    event leave (0: no bound).
     """
 
     name: str
@@ -118,6 +119,7 @@ class Pipeline:
     label: Label | None = None
     drift: Drift | None = None
     record: Record | None = None
+    push: Sequence[Push] = ()
     feast_repo: Path | None = None
     sources: Callable[[Path], Mapping[str, int]] | None = None
     shards: int = 8
@@ -134,6 +136,10 @@ class Pipeline:
         compile_derived(self.features, columns, None)
         for group in self.groups:
             Cutter(group, columns, self.events.time, self.events.ties)
+        for push in self.push:
+            self.pushed(push)
+            if [each.source for each in self.push].count(push.source) > 1:
+                raise ValueError(f"pipeline {self.name}: expected one push to {push.source}, got several")
         if self.label:
             compile_expression(self.label.value, columns)
             compile_expression(self.label.where, columns)
@@ -172,6 +178,19 @@ class Pipeline:
     def group(self) -> str:
         """The consumer group that its safe positions are committed to."""
         return f"headrace-{self.name}"
+
+    def pushed(self, push: Push) -> Group:
+        """The group of the entity whose features are pushed. Raises ValueError where they are not streaming features of one."""
+        here = f"pipeline {self.name}: push to {push.source}"
+        known = [name for group in self.groups for name in group.names]
+        unknown = [name for name in push.features if name not in known]
+        if unknown:
+            raise ValueError(f"{here}: expected streaming features among {', '.join(known)}, got {', '.join(unknown)}")
+        found = [group for group in self.groups if any(name in push.features for name in group.names)]
+        if len(found) > 1:
+            entities = ", ".join(group.entity for group in found)
+            raise ValueError(f"{here}: expected features of one entity, got some of {entities}: push each by its own")
+        return found[0]
 
     @property
     def encoded(self) -> tuple[str, ...]:
