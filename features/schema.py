@@ -1,8 +1,9 @@
 """The types that event schemas are made of. The schemas themselves live in the pipelines' files.
 
-A schema is flat: one JSON object per event, each field of one type. A field may belong to some kinds of event only
-(`on`), and may be absent or null there (`optional`). Decoded, an event is a row of a record batch whose columns are
-`Schema.arrow()`; a field that does not belong to the row's kind is null.
+A schema is flat: one row per event, each field of one type. A field may belong to some kinds of event only (`on`), and
+may be absent or null there (`optional`). `path` says where in the message it is, if not under its own name: "merchant.id".
+Decoded, an event is a row of a record batch whose columns are `Schema.arrow()`; a field that does not belong to the row's
+kind is null.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ class Text:
     on: tuple[str, ...] = ()
     optional: bool = False
     max_bytes: int = 1024
+    path: str = ""
 
     arrow = pa.string()
 
@@ -31,6 +33,7 @@ class Number:
     high: float = 1e15
     on: tuple[str, ...] = ()
     optional: bool = False
+    path: str = ""
 
     arrow = pa.float64()
 
@@ -43,6 +46,7 @@ class Integer:
     high: int = 2**53
     on: tuple[str, ...] = ()
     optional: bool = False
+    path: str = ""
 
     arrow = pa.int64()
 
@@ -61,6 +65,7 @@ class Vector:
     high: float = 3.4028235e38
     on: tuple[str, ...] = ()
     optional: bool = False
+    path: str = ""
 
     def __post_init__(self) -> None:
         if self.width < 1:
@@ -82,6 +87,7 @@ class Time:
     before: str = "2262-01-01"
     on: tuple[str, ...] = ()
     optional: bool = False
+    path: str = ""
 
     arrow = pa.timestamp("us", tz="UTC")
 
@@ -96,6 +102,7 @@ class Kind:
     """The field that says what kind of event this is: one of `values`. Arrow: dictionary of int8 codes, in this order."""
 
     values: tuple[str, ...]
+    path: str = ""
 
     on = ()
     optional = False

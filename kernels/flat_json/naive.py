@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -53,79 +53,95 @@ def parse(message: bytes | None, fields: Sequence[Field], max_bytes: int) -> lis
         if found is None:
             start = min(error.pos, len(text))
             return Fault(
-                "not_json", "JSON", _show(text[start : start + SHOWN]) if text[start:] else "the end", f"character {start}"
+                "not_json", "JSON", show(text[start : start + SHOWN]) if text[start:] else "the end", f"character {start}"
             )
     if not isinstance(found, dict):
-        return Fault("not_object", "object", _show(found), "$")
-    return _row(found, fields)
+        return Fault("not_object", "object", show(found), "$")
+    return row_of(found, fields)
 
 
-def _row(found: dict[str, Any], fields: Sequence[Field]) -> list[Value] | Fault:
+def row_of(
+    found: dict[str, Any], fields: Sequence[Field], read: Callable[[Any, Field], Value] | None = None
+) -> list[Value] | Fault:
+    """The fields' values in an object of objects, or the first fault. read: what makes a field's value of what was found;
+    raises RefusedError; that of JSON, if none is given."""
+    read = read or value_of
     kind = next((field for field in fields if field.type == "kind"), None)
     code = 0
     row: list[Value] = []
     try:
         if kind:
             at = kind
-            code = _place(found, kind)
+            code = _place(_taken(found, kind, read), kind)
         for at in fields:
             if at is kind:
                 row.append(code)
             else:
-                row.append(_value(found, at) if not at.on or code in at.on else None)
+                row.append(_taken(found, at, read) if not at.on or code in at.on else None)
     except RefusedError as refused:
         fault, expected, got, *item = refused.args
-        return Fault(fault, expected, got, f"$.{at.name}" + "".join(f"[{place}]" for place in item))
+        return Fault(fault, expected, got, f"$.{'.'.join(at.steps)}" + "".join(f"[{place}]" for place in item))
     return row
 
 
-def _value(found: dict[str, Any], field: Field) -> Value:
-    value = found.get(field.name)
-    if value is None:
-        if field.optional:
-            return None
-        missing = field.name not in found
-        expected = EXPECTED.get(field.type) or _numbers(field.width)
-        raise RefusedError("missing_field" if missing else "null_value", expected, "nothing" if missing else "null")
+def _taken(found: Any, field: Field, read: Callable[[Any, Field], Value]) -> Value:
+    missing = False
+    for name in field.steps:
+        if found is None:
+            break
+        if not isinstance(found, dict):
+            raise RefusedError("wrong_type", f"an object with a field {name}", show(found))
+        missing = name not in found
+        found = found.get(name)
+    if found is not None:
+        return read(found, field)
+    if field.optional:
+        return None
+    expected = EXPECTED.get(field.type) or _numbers(field.width)
+    raise RefusedError("missing_field" if missing else "null_value", expected, "nothing" if missing else "null")
+
+
+def value_of(value: Any, field: Field) -> Value:
+    """A field's value of what JSON has there. Raises RefusedError."""
     if field.type == "number":
-        return _number(value, field)
+        return number_of(value, field)
     if field.type == "integer":
         return _integer(value, field)
     if field.type == "vector":
         return _vector(value, field)
     if not isinstance(value, str):
-        raise RefusedError("wrong_type", EXPECTED[field.type], _show(value))
+        raise RefusedError("wrong_type", EXPECTED[field.type], show(value))
     if field.type == "time":
         return _time(value, field)
     if field.type == "kind":
         return value
     size = len(value.encode())
     if size > field.high:
-        raise RefusedError("out_of_range", f"at most {field.high} bytes", f"{size} bytes: {_show(value, SHOWN - 20)}")
+        raise RefusedError("out_of_range", f"at most {field.high} bytes", f"{size} bytes: {show(value, SHOWN - 20)}")
     return value
 
 
-def _place(found: dict[str, Any], kind: Field) -> int:
-    value = _value(found, kind)
+def _place(value: Value, kind: Field) -> int:
     assert isinstance(value, str)
     if value not in kind.values:
-        raise RefusedError("unknown_kind", _cut(f"one of {', '.join(kind.values)}"), _show(value))
+        raise RefusedError("unknown_kind", _cut(f"one of {', '.join(kind.values)}"), show(value))
     return kind.values.index(value)
 
 
-def _number(value: object, field: Field) -> float:
+def number_of(value: object, field: Field) -> float:
+    """A number as float64. Raises RefusedError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise RefusedError("wrong_type", "float", _show(value))
+        raise RefusedError("wrong_type", "float", show(value))
     number = float(value)
     if not field.low <= number <= field.high or math.isinf(number):
-        raise RefusedError("out_of_range", f"float in [{field.low}, {field.high}]", _show(value))
+        raise RefusedError("out_of_range", f"float in [{field.low}, {field.high}]", show(value))
     return number
 
 
 def _vector(value: object, field: Field) -> list[float]:
     if not isinstance(value, str if field.as_text else list):
         text = " as text, between commas" if field.as_text else ""
-        raise RefusedError("wrong_type", _numbers(field.width) + text, _show(value))
+        raise RefusedError("wrong_type", _numbers(field.width) + text, show(value))
     items: list[Any] = float_list.parts(value) if isinstance(value, str) else value
     if len(items) != field.width:
         raise RefusedError("wrong_type", _numbers(field.width), _numbers(len(items)))
@@ -133,11 +149,11 @@ def _vector(value: object, field: Field) -> list[float]:
     for place, item in enumerate(items):
         number = float_list.number(item) if field.as_text else item
         if number is None or isinstance(number, bool) or not isinstance(number, int | float):
-            raise RefusedError("wrong_type", "float", _show(item), place)
+            raise RefusedError("wrong_type", "float", show(item), place)
         numbers.append(float(number))
     values = float_list.rounded(numbers, field.low, field.high)
     if isinstance(values, int):
-        raise RefusedError("out_of_range", f"float in [{field.low}, {field.high}]", _show(items[values]), values)
+        raise RefusedError("out_of_range", f"float in [{field.low}, {field.high}]", show(items[values]), values)
     return values
 
 
@@ -148,11 +164,11 @@ def _numbers(count: int) -> str:
 def _integer(value: object, field: Field) -> int:
     huge = isinstance(value, float) and abs(value) >= 2**63  # orjson reads whole numbers beyond 64 bits as floats
     if isinstance(value, bool) or not (huge or isinstance(value, int)):
-        raise RefusedError("wrong_type", "integer", _show(value))
+        raise RefusedError("wrong_type", "integer", show(value))
     assert isinstance(value, int | float)
     low, high = max(field.low, -(2**63)), min(field.high, 2**63 - 1)
     if huge or not low <= value <= high:
-        raise RefusedError("out_of_range", f"integer in [{field.low}, {field.high}]", _show(value))
+        raise RefusedError("out_of_range", f"integer in [{field.low}, {field.high}]", show(value))
     return int(value)
 
 
@@ -163,10 +179,15 @@ def _time(value: str, field: Field) -> int:
     except ValueError:
         when = None
     if match is None or when is None:
-        raise RefusedError("wrong_type", "time as YYYY-MM-DDTHH:MM:SS[.ffffff]Z", _show(value))
+        raise RefusedError("wrong_type", "time as YYYY-MM-DDTHH:MM:SS[.ffffff]Z", show(value))
     micros = (when - EPOCH) // timedelta(microseconds=1) + int(f"{match[3] or '':0<6.6}")
+    return within(micros, field, show(value))
+
+
+def within(micros: int, field: Field, got: str) -> int:
+    """The time, which is shown as `got`. Raises RefusedError if it is not in the field's bounds."""
     if not field.low <= micros < field.high:
-        raise RefusedError("time_out_of_range", f"time in [{_iso(field.low)}, {_iso(field.high)})", _show(value))
+        raise RefusedError("time_out_of_range", f"time in [{_iso(field.low)}, {_iso(field.high)})", got)
     return micros
 
 
@@ -198,13 +219,16 @@ def _with_huge_numbers(text: str) -> Any:
     return found if huge else None
 
 
-def _show(value: object, most: int = SHOWN) -> str:
+def show(value: object, most: int = SHOWN) -> str:
+    """What was found, in at most so many characters."""
     if isinstance(value, dict):
         return f"an object of {len(value)} fields"
     if isinstance(value, list):
         return f"an array of {len(value)} items"
-    if isinstance(value, float) and math.isinf(value):
-        return "a number beyond float64"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "a number beyond float64"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
     return _cut(orjson.dumps(value[:most] if isinstance(value, str) else value).decode(), most)
 
 
