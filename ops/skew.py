@@ -214,7 +214,7 @@ def from_topic(pipeline: Pipeline, settings: JobSettings) -> pa.Table:
         topic.topic, settings.brokers, settings.kafka, group=f"headrace-{pipeline.name}-skew", rows=50_000,
         clock_ns=time.time_ns, stop=threading.Event(), until_end=True,
     )  # fmt: skip
-    decode = topic.decode(f"{pipeline.name}/skew")
+    decode = topic.decode(f"{pipeline.name}/skew", settings)
     rows = [pa.Table.from_batches([], pa.schema([*pipeline.columns, *PROVENANCE]))]
     for number in range(source.partitions):
         partition = source.build_part("skew", shard_name(number), None)

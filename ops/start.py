@@ -64,7 +64,7 @@ def prepare(
         say(f"{name}: first start, from the beginning of {topic.topic}")
         return
     log = KafkaLog(topic.topic, settings.brokers, settings.kafka, group=pipeline.group)
-    timeline = timeline_of(pipeline, log)
+    timeline = timeline_of(pipeline, log, settings)
     try:
         decide = found if begin is None else {number: place(timeline, number, begin) for number in range(partitions)}
         groups = pipeline.groups if rebuild else ()
@@ -90,10 +90,10 @@ def positions(
     return found, f"the consumer group {pipeline.group}"
 
 
-def timeline_of(pipeline: Pipeline, log: KafkaLog) -> Timeline:
+def timeline_of(pipeline: Pipeline, log: KafkaLog, settings: JobSettings) -> Timeline:
     """The times of a pipeline's events in a log."""
     topic = pipeline.events
-    return Timeline(log, topic.decode(f"{pipeline.name}/start"), topic.time, topic.time not in topic.schema.fields)
+    return Timeline(log, topic.decode(f"{pipeline.name}/start", settings), topic.time, topic.time not in topic.schema.fields)
 
 
 def place(timeline: Timeline, partition: int, begin: str) -> int:

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from pydantic import SecretStr
+
 from ops.broker import free_port
 from ops.errors import PREFIX
 from streams.settings import JobSettings
@@ -135,8 +137,9 @@ def end(processes: Sequence[subprocess.Popen[Any]], grace: float) -> None:
 
 
 def as_environment(settings: JobSettings) -> dict[str, str]:
-    """The settings as variables that a child process reads them from."""
-    values = settings.model_dump(mode="json")
+    """The settings as variables that a child process reads them from, what is secret too."""
+    secrets = {name: value.get_secret_value() for name, value in settings if isinstance(value, SecretStr)}
+    values = settings.model_dump(mode="json") | secrets
     return {
         f"HEADRACE_{name.upper()}": json.dumps(v) if isinstance(v, dict | bool) else str(v)
         for name, v in values.items()

@@ -3,13 +3,14 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow as pa
 
 from features.schema import Field as SchemaField
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from kernels.flat_json import Field
-from kernels.flat_json.columns import Reader
+from kernels.flat_json.columns import Columns, Reader
 from kernels.flat_json.naive import Fault
 
 PROVENANCE = pa.schema(
@@ -55,7 +56,7 @@ Decoder = Callable[[pa.RecordBatch], Decoded]
 def json_decoder(
     schema: Schema, *, max_bytes: int = 1_000_000, step: str = "decode", topic: str = "", whole: bool = False
 ) -> Decoder:
-    """A decoder of JSON objects by a flat schema. It raises for no bytes whatever; a bad message costs only itself.
+    """A decoder of JSON objects. It raises for no bytes whatever; a bad message costs only itself.
 
     whole: the rows keep the messages themselves, as `_value`. step and topic are named in reasons:
     `flights/decode: expected float, got "n/a" at $.dep_delay (flight-events/3@1742)`.
@@ -63,7 +64,18 @@ def json_decoder(
     unknown_kind, missing_field, null_value, wrong_type (also text that is no time), out_of_range (also a text too long),
     time_out_of_range. Fields unknown or not of the row's kind are ignored; of equal names the last one counts.
     """
-    reader = Reader(json_fields(schema), max_bytes)
+    return decoder_of(Reader(kernel_fields(schema), max_bytes), schema, step=step, topic=topic, whole=whole)
+
+
+class Reads(Protocol):
+    """What makes columns of messages, whatever their format."""
+
+    def read(self, messages: pa.Array) -> Columns:
+        """messages: binary [n], nulls and slices allowed."""
+
+
+def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: bool) -> Decoder:
+    """The decoder of a reader's format; the reader gives the schema's columns."""
     kept = [*PROVENANCE, pa.field("_value", pa.binary())] if whole else [*PROVENANCE]
     columns = pa.schema([*schema.arrow(), *kept])
     none_dead = pa.RecordBatch.from_pylist([], schema=DEAD)
@@ -90,27 +102,27 @@ def with_append_time(decoder: Decoder) -> Decoder:
     return decode
 
 
-def json_fields(schema: Schema) -> list[Field]:
-    """The schema as the JSON kernel takes it."""
+def kernel_fields(schema: Schema) -> list[Field]:
+    """The schema as the kernels take it."""
     places = {kind: place for place, kind in enumerate(schema.kinds)}
-    return [_json_field(name, field, tuple(places[kind] for kind in field.on)) for name, field in schema.fields.items()]
+    return [_kernel_field(name, field, tuple(places[kind] for kind in field.on)) for name, field in schema.fields.items()]
 
 
-def _json_field(name: str, field: SchemaField, on: tuple[int, ...]) -> Field:
+def _kernel_field(name: str, field: SchemaField, on: tuple[int, ...]) -> Field:
     match field:
         case Text():
-            return Field(name, "text", 0, field.max_bytes, on, field.optional)
+            return Field(name, "text", 0, field.max_bytes, on, field.optional, path=field.path)
         case Number():
-            return Field(name, "number", field.low, field.high, on, field.optional)
+            return Field(name, "number", field.low, field.high, on, field.optional, path=field.path)
         case Integer():
-            return Field(name, "integer", field.low, field.high, on, field.optional)
+            return Field(name, "integer", field.low, field.high, on, field.optional, path=field.path)
         case Vector():
             low, high, width, text = field.low, field.high, field.width, field.text
-            return Field(name, "vector", low, high, on, field.optional, width=width, as_text=text)
+            return Field(name, "vector", low, high, on, field.optional, width=width, as_text=text, path=field.path)
         case Time():
-            return Field(name, "time", *field.bounds_us, on, field.optional)
+            return Field(name, "time", *field.bounds_us, on, field.optional, path=field.path)
         case Kind():
-            return Field(name, "kind", values=field.values)
+            return Field(name, "kind", values=field.values, path=field.path)
 
 
 def _dead(batch: pa.RecordBatch, faults: dict[int, Fault], step: str, topic: str) -> pa.RecordBatch:

@@ -114,7 +114,9 @@ class Job:
 
     @cached_property
     def decoder(self) -> Decoder:
-        return self.pipeline.events.decode(f"{self.pipeline.name}/decode", whole="_value" in self.pipeline.encoded)
+        return self.pipeline.events.decode(
+            f"{self.pipeline.name}/decode", self.settings, whole="_value" in self.pipeline.encoded
+        )
 
     @cached_property
     def order(self) -> str:

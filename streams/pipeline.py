@@ -162,7 +162,7 @@ class Pipeline:
             if name not in self.columns.names and name != "_value":
                 raise ValueError(f"{where}: its encoder reads {name}: no such field in {self.events.schema.name}")
         if "_value" in sink.encode.columns and self.events.decoder is not None:
-            raise ValueError(f"{where}: its encoder reads _value, which only the decoder of JSON keeps")
+            raise ValueError(f"{where}: its encoder reads _value, which a decoder of one's own does not keep")
 
     @property
     def columns(self) -> pa.Schema:

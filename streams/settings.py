@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 
@@ -14,6 +14,8 @@ class JobSettings(BaseSettings):
 
     brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
     kafka: dict[str, str] = Field({}, description="further librdkafka settings for every client")
+    schema_registry: SecretStr = Field(SecretStr(""), description="http://HOST:PORT of the schema registry, for Avro")
+    schema_registry_login: SecretStr = Field(SecretStr(""), description="USER:PASSWORD for it")
     home: Path = Field(Path(".headrace"), description="what the job keeps: recovery store, model registry, data")
     registry: str = Field("", description="MLflow tracking URI; empty: SQLite in home")
     feast_repo: Path | None = Field(None, description="the Feast repo, before the one that the pipeline names")

@@ -6,7 +6,10 @@ from typing import Literal
 import pyarrow as pa
 
 from features.schema import Integer, Kind, Schema, Text, Time
+from streams.avro import Avro, avro_decoder
 from streams.decode import APPENDED, Decoder, json_decoder, with_append_time
+from streams.schema_registry import SchemaRegistry
+from streams.settings import JobSettings
 
 Order = Literal["arrival", "event"]
 
@@ -20,8 +23,8 @@ class Topic:
     null, the first of these that is not). id: the field with the event's own id. order:
     "arrival" (each shard sees each partition in its own order) or "event" (a shard sees rows by time, then by `ties`,
     as soon as every partition with a backlog has passed that time; at most `held_rows` of a group wait in a shard).
-    max_bytes: the largest message that is decoded. decoder: from raw batches to rows and dead letters; JSON by the
-    schema if not given.
+    max_bytes: the largest message that is decoded. format: Avro(...), or JSON if not given. decoder: from raw batches to rows
+    and dead letters, for a format of one's own.
 
     Raises ValueError for fields that the schema does not have.
     """
@@ -36,6 +39,7 @@ class Topic:
     order: Order = "arrival"
     held_rows: int = 1_000_000
     max_bytes: int = 1_000_000
+    format: Avro | None = None
     decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +75,20 @@ class Topic:
         """Where messages go that cannot be decoded."""
         return f"{self.topic}.dead"
 
-    def decode(self, step: str, whole: bool = False) -> Decoder:
-        """The topic's decoder, whose errors name `step`. whole: the rows keep the messages themselves, as `_value`."""
-        decoder = self.decoder or json_decoder(self.schema, max_bytes=self.max_bytes, step=step, topic=self.topic, whole=whole)
+    def decode(self, step: str, settings: JobSettings, whole: bool = False) -> Decoder:
+        """The topic's decoder, whose errors name `step`. settings: where the schema registry is, if the format needs one.
+        whole: the rows keep the messages themselves, as `_value`. Raises ValueError if there is no registry's address."""
+        decoder = self.decoder or self._by_format(step, settings, whole)
         return with_append_time(decoder) if self.time == APPENDED else decoder
+
+    def _by_format(self, step: str, settings: JobSettings, whole: bool) -> Decoder:
+        if self.format is None:
+            return json_decoder(self.schema, max_bytes=self.max_bytes, step=step, topic=self.topic, whole=whole)
+        address = self.format.registry or settings.schema_registry.get_secret_value()
+        if not address:
+            raise ValueError(
+                f"topic {self.topic}: expected the address of a schema registry for Avro, got none: "
+                "set HEADRACE_SCHEMA_REGISTRY"
+            )
+        find = SchemaRegistry(address, settings.schema_registry_login.get_secret_value()).find
+        return avro_decoder(self.schema, find, max_bytes=self.max_bytes, step=step, topic=self.topic, whole=whole)

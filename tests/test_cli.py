@@ -206,7 +206,15 @@ def test_a_wrong_file_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: P
 
 
 def test_settings_survive_the_way_through_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = JobSettings(brokers="a:1,b:2", kafka={"linger.ms": "3"}, home=tmp_path, workers=3, recovery=False, order="event")
+    settings = JobSettings(
+        brokers="a:1,b:2",
+        kafka={"linger.ms": "3"},
+        home=tmp_path,
+        workers=3,
+        recovery=False,
+        order="event",
+        schema_registry_login="me:secret",
+    )
     for key, value in as_environment(settings).items():
         monkeypatch.setenv(key, value)
     assert JobSettings() == settings

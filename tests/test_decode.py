@@ -20,7 +20,7 @@ from features.schema import Integer, Kind, Number, Schema, Text, Time
 from kernels.flat_json.columns import Reader
 from kernels.flat_json.cpu import MOST_DIGITS, nearest
 from kernels.flat_json.naive import Fault, parse
-from streams.decode import PROVENANCE, Decoded, json_decoder, json_fields
+from streams.decode import PROVENANCE, Decoded, json_decoder, kernel_fields
 
 Flight = Schema(
     "Flight",
@@ -38,7 +38,7 @@ Flight = Schema(
         "wide": Number(low=-1e308, high=1e308, on=("größer",), optional=True),
     },
 )
-FIELDS = json_fields(Flight)
+FIELDS = kernel_fields(Flight)
 GOOD = b'{"kind":"departed","at":"2013-01-01T10:15:00Z","flight_id":7,"origin":"EWR","tailnum":"N14228","dep_delay":2.5}'
 decode = json_decoder(Flight, step="flights/decode", topic="flight-events")
 
@@ -371,7 +371,7 @@ def test_decimals_are_uncertain_only_at_ties() -> None:
 
 def test_a_schema_of_more_than_64_fields_and_one_without_kind() -> None:
     wide = Schema("Wide", 1, {f"x{k}": Number(optional=k % 2 == 1) for k in range(150)})
-    reader = Reader(json_fields(wide), 1_000_000)
+    reader = Reader(kernel_fields(wide), 1_000_000)
     messages = [{f"x{k}": k + n / 3 for k in range(150) if k % 2 == 0 or n % 3} for n in range(9)]
     read = reader.read(pa.array([orjson.dumps(message) for message in messages], pa.binary()))
     assert not read.faults

@@ -146,7 +146,7 @@ def test_windows_over_the_time_of_arrival(tmp_path: Path) -> None:
 def test_the_append_time_is_a_column_of_its_own() -> None:
     topic = Topic("points", schema=Point, id="id")
     assert topic.columns.field("_time").type == Time.arrow
-    decode = topic.decode("points/decode", whole=True)
+    decode = topic.decode("points/decode", settings(Path()), whole=True)
     raw = pa.record_batch(
         {
             "_key": pa.array([b"k", None], pa.binary()),
@@ -179,7 +179,7 @@ def test_what_cannot_be_is_said_when_the_pipeline_is_made_or_opened(tmp_path: Pa
     with pytest.raises(ValueError, match="sink out: its encoder reads nr: no such field in Point"):
         pipeline(Point, "id", "x", [Decisions("out", encode=Scores("nr"))])
     own = {"decoder": lambda batch: Decoded(batch, batch)}
-    with pytest.raises(ValueError, match="its encoder reads _value, which only the decoder of JSON keeps"):
+    with pytest.raises(ValueError, match="its encoder reads _value, which a decoder of one's own does not keep"):
         pipeline(Point, "id", "x", [Decisions("out", encode=Echo("p"))], topic=own)
     with pytest.raises(ValueError, match="time: no field when in schema Point"):
         pipeline(Point, "id", "x", [Decisions("out", encode=Scores())], topic={"time": "when"})

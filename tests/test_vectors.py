@@ -15,7 +15,7 @@ from features.schema import Integer, Kind, Number, Schema, Text, Vector
 from kernels.flat_json.naive import Fault, parse
 from kernels.float_list.cpu import lists
 from kernels.float_list.naive import number, parts, rounded
-from streams.decode import Decoded, json_decoder, json_fields
+from streams.decode import Decoded, json_decoder, kernel_fields
 
 HIGHEST = 3.4028235e38
 RANGE = f"expected float in [{-HIGHEST}, {HIGHEST}]"
@@ -31,7 +31,7 @@ Point = Schema(
         "y": Number(optional=True),
     },
 )
-FIELDS = json_fields(Point)
+FIELDS = kernel_fields(Point)
 GOOD = b'{"kind":"point","id":7,"x":[0.25,-1.5e1,3],"text":"0.1,0.2,","y":2.5}'
 decode = json_decoder(Point, step="points/decode", topic="points")
 

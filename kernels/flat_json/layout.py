@@ -69,8 +69,8 @@ class Rows:
     """Room for the values of n messages, zero and invalid at first; m is n, rounded up to whole bytes of bits.
 
     wholes int64 [*, m] (integers; times in microseconds), floats float64 [*, m], codes int8 [m] (kinds), starts and lengths
-    int32 [*, n] (texts, and what a kernel says of vectors), valid bool [F, m], wide float32 [n, widths of all vectors], of which
-    `matrices` are the fields' columns. rare bool [n]: what the kernel left.
+    int32 [*, n] (texts, and what a kernel says of vectors), valid bool [F, m], matrices: float32 [n, width] of each vector
+    field. rare bool [n]: what the kernel left.
     """
 
     def __init__(self, layout: Layout, n: int) -> None:
