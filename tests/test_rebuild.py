@@ -58,7 +58,7 @@ def going(home: Path, pipeline: Pipeline, logs: Sequence[Log], sink: MemorySink,
 def rebuilt(home: Path, pipeline: Pipeline, logs: Sequence[Log], decide: dict[int, int], slack: int = 0) -> Start:
     """A store without state that begins where the rebuild begins."""
     source: Any = MemorySource(logs, rows=40)
-    start = resume(timeline_of(pipeline, source, settings(tmp_path)), pipeline.groups, len(logs), decide, slack * SECOND)
+    start = resume(timeline_of(pipeline, source, settings(home)), pipeline.groups, len(logs), decide, slack * SECOND)
     begin_at(store_of(pipeline, settings(home)), start)
     return start
 
