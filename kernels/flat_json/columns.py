@@ -24,20 +24,26 @@ class Columns:
 class Reader:
     """Reads messages by a list of fields.
 
-    What it keeps between calls is which field came after which; it is a hint, so that threads may share a reader.
+    Objects in objects are left to the definition altogether. What it keeps between calls is which field came after which; it is a hint, so that threads may share a reader.
     """
 
     def __init__(self, fields: Sequence[Field], max_bytes: int) -> None:
         self.fields, self.max_bytes = tuple(fields), max_bytes
         self._layout = layout = Layout(fields)
         self._memo = np.full((len(layout.kind_at), len(self.fields) + 1), -1, np.int32)
-        self._names = words([field.name for field in fields])
+        steps = [field.steps for field in fields]
+        self._nested = any(len(path) > 1 for path in steps) or len(set(steps)) < len(steps)
+        self._names = words([path[0] for path in steps])
 
     def read(self, messages: pa.Array) -> Columns:
         """messages: binary [n], nulls and slices allowed."""
         layout = self._layout
         data, offsets, present = buffers(messages)
         rows = layout.rows(len(messages))
+        if self._nested:
+            rows.rare[:] = True
+            faults = rows.complete(lambda i: parse(messages[i].as_py(), self.fields, self.max_bytes))
+            return Columns(rows.arrays(data), faults)
         scan(
             data, offsets, present, self.max_bytes, *self._names, *layout.arguments, self._memo,
             rows.wholes, rows.floats, rows.codes, rows.starts, rows.lengths, rows.valid, rows.rare,
