@@ -24,7 +24,8 @@ class Columns:
 class Reader:
     """Reads messages by a list of fields.
 
-    Objects in objects are left to the definition altogether. What it keeps between calls is which field came after which; it is a hint, so that threads may share a reader.
+    Objects in objects are left to the definition altogether. What it keeps between calls is which field came after which; it is
+    a hint, so that threads may share a reader.
     """
 
     def __init__(self, fields: Sequence[Field], max_bytes: int) -> None:
