@@ -79,6 +79,12 @@ class Asking:
                 self._is_well(False, f"no answer in {patience:g} s")
             return answered and self.well
 
+    def is_down(self, problem: str) -> None:
+        """The store has failed somebody else: nobody waits for it until it has answered."""
+        self.failed += 1
+        with self._change:
+            self._is_well(False, problem)
+
     def refresh(self) -> None:
         """Sees to it that rows are read again before they are too old, from now on."""
         self._start("stored-refresh", self._refresh)

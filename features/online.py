@@ -20,6 +20,7 @@ from features.views import StoredFeaturesError, View
 from kernels.feast_values.cpu import NONE
 
 READ_KEYS = 4096
+DOWN = ("ConnectionError", "TimeoutError")
 
 
 def open_reader(store: Any, service: str) -> Read:
@@ -49,12 +50,18 @@ def feast_reader(store: Any) -> Read:
     return read
 
 
-def try_once(read: Read, view: View, key: bytes, repo: Path) -> None:
-    """Reads one row. Raises StoredFeaturesError, with what to do, where that cannot be done."""
+def try_once(read: Read, view: View, key: bytes, repo: Path) -> str:
+    """Reads one row; returns why not where the store is only slow or down, nothing where it is well.
+
+    Raises StoredFeaturesError, with what to do, for whatever else a store raises.
+    """
     try:
         read(view, [key])
     except Exception as error:
+        if any(kind.__name__ in DOWN for kind in type(error).__mro__) or "database is locked" in str(error):
+            return f"{type(error).__name__}: {error}"
         raise StoredFeaturesError(
             f"the online store of the Feast repo {repo} cannot read {view.name} ({error}): "
             f"run feast -c {repo} apply, then feast -c {repo} materialize START END"
         ) from error
+    return ""

@@ -26,9 +26,15 @@ def redis_reader(store: Any) -> Read | None:
     config = store.config.online_store
     if getattr(config, "type", "") != "redis" or config.redis_type.value == "redis_cluster":
         return None
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
     online = store.provider.online_store
     project = store.config.project.encode()
     heads: dict[str, tuple[bytes, bytes]] = {}
+    once = {"socket_connect_timeout": ANSWER_SECONDS, "retry": Retry(NoBackoff(), 0)}  # who asks tries again, and sooner
+    # Compiled now, though the store may be down.
+    replies(np.empty(0, np.uint8), 0, 0, 0, np.empty((1, 0), np.float32), np.empty(0, np.int64))
 
     def command(view: View) -> tuple[bytes, bytes]:
         """What comes before and after the key in the command for an entity of the view."""
@@ -46,6 +52,7 @@ def redis_reader(store: Any) -> Read | None:
         values = np.full((len(view.features), len(keys)), np.nan, np.float32)
         times = np.full(len(keys), NONE, np.int64)
         pool = online._get_client(config).connection_pool
+        pool.connection_kwargs.update(once)
         connection = pool.get_connection()
         try:
             for start in range(0, len(keys), COMMANDS):

@@ -34,6 +34,8 @@ def sqlite_reader(store: Any) -> Read | None:
     config = store.config
     path = SqliteOnlineStore._get_db_path(config)
     opened: list[sqlite3.Connection] = []
+    nothing, none = np.frombuffer(b"", np.uint8), np.empty(0, np.int64)
+    cells(nothing, none, nothing, none, none, np.empty((0, 0), np.float32), none)  # compiled now, though the store may be down
 
     def connection() -> sqlite3.Connection:
         if not opened:

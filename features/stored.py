@@ -65,7 +65,7 @@ class StoredFeatures:
     refuses: may there be such?
 
     Raises StoredFeaturesError, with what to do, if the repo, its registry, the service or a table of the online store is
-    missing.
+    missing. A store that is slow or down is none of these: until it answers, what it has is not known, and flagged.
     """
 
     def __init__(
@@ -95,9 +95,10 @@ class StoredFeatures:
         self._columns = tuple(dict.fromkeys(column for view in used for column in view.columns))
         self._keys = [entity_keys(view) for view in used]
         self._read = open_reader(store, stored.service)
+        down = ""
         for view, keys in zip(used, self._keys, strict=True):
             nobody = keys([pa.array([""] if kind.name == "STRING" else [0]) for kind in view.key_types])
-            try_once(self._read, view, nobody[0], repo)
+            down = down or try_once(self._read, view, nobody[0], repo)
         parts = [[self._columns.index(column) for column in view.columns] for view in used]
         good = [min(refresh_seconds, view.ttl_us / 1e6) if view.ttl_us else refresh_seconds for view in used]
         instead = substitutes(stored, used, medians)
@@ -106,6 +107,8 @@ class StoredFeatures:
         self._rows = Rows(used, parts, instead.refuses, [int(seconds * 1e6) for seconds in good], max_entities)
         again = open_reader(open_store(repo), stored.service)
         self._asking = Asking(self._rows, used, self._read, again, clock, patience)
+        if down:
+            self._asking.is_down(down)
         self.names: tuple[str, ...] = tuple(name for view in used for name in view.names)
         self.entities: frozenset[str] = frozenset(self._columns)
         self.by_view: dict[str, tuple[str, ...]] = {view.name: view.names for view in used}
@@ -114,19 +117,25 @@ class StoredFeatures:
     def warm(self, seconds: float = 5.0) -> int:
         """Reads the entities that the views' offline sources know into the cache, newest first; returns how many it holds.
 
-        It takes about `seconds` at most. What is not read by then, or cannot be listed, is read when it is first needed.
+        It takes about `seconds` at most. What is not read by then, or cannot be listed, or not be read while the store is down,
+        is read when it is first needed.
         """
         until = time.monotonic() + seconds
         for k, view in enumerate(self._views):
+            if not self._asking.well:
+                break
             try:
                 known = _known_entities(self._store, view).slice(0, self._max_entities)
             except Exception as error:  # noqa: BLE001 - whatever an offline store raises, serving goes on
                 log.warning("features/stored: the entities of view %s cannot be listed (%s): no warm start", view.name, error)
                 continue
             for start in range(0, known.num_rows, WARM_KEYS):
-                if time.monotonic() > until:
+                if time.monotonic() > until or not self._asking.well:
                     break
-                self._load(k, known.slice(start, WARM_KEYS), known.num_rows)
+                try:
+                    self._load(k, known.slice(start, WARM_KEYS), known.num_rows)
+                except Exception as error:  # noqa: BLE001 - whatever an online store raises, serving goes on
+                    self._asking.is_down(f"{type(error).__name__}: {error}")
         self._asking.refresh()
         return sum(self._rows.held(k) for k in range(len(self._views)))
 

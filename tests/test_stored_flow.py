@@ -2,17 +2,20 @@
 that fails under load holds nothing up, and is fresh again when it is back."""
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pay_repo import DAY, make_repo
 from payments import Arithmetic, decisions, payments, settings
 from prometheus_client import CollectorRegistry
 
+from bench.redis_server import NoRedisError, RedisServer, redis_server
 from features.online import open_reader
 from features.rows import Fetched, Read
 from features.spec import Fields, Stale, Stored
@@ -31,6 +34,12 @@ NAMES = ("amount", "card_history__mean", "card_history__count")
 
 class WithStored(Arithmetic):
     spec = ModelSpec("payments", tuple(Input(name, "number") for name in NAMES), medians={"card_history__mean": 100.0})
+
+
+@pytest.fixture(scope="module", params=["SQLite", "Redis"])
+def any_repo(request: pytest.FixtureRequest) -> Path:
+    found: Path = request.getfixturevalue("repo" if request.param == "SQLite" else "redis_repo")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +72,11 @@ def decided(home: Path, repo: Path, what: Pipeline, log: Sequence[tuple[bytes, b
     return sorted(decisions(sink).values(), key=lambda decision: decision["event_id"])
 
 
-def test_every_decision_on_a_stale_view_is_flagged(tmp_path: Path, repo: Path) -> None:
+def test_every_decision_on_a_stale_view_is_flagged(tmp_path: Path, any_repo: Path) -> None:
     """The newest row of a is of day 0, that of b of the day before; both are good for two days."""
     log = [event(k, "ab"[k % 2], k / 20) for k in range(100)]
     registry = CollectorRegistry()
-    found = decided(tmp_path, repo, pipeline(card_history__mean="median"), log, registry=registry)
+    found = decided(tmp_path, any_repo, pipeline(card_history__mean="median"), log, registry=registry)
     assert len(found) == 100
     stale = [k / 20 > (2 if k % 2 == 0 else 1) for k in range(100)]
     assert sum(stale) > 50
@@ -143,6 +152,87 @@ def test_a_store_that_fails_under_load_and_comes_back(tmp_path: Path, repo: Path
     failures = registry.get_sample_value("headrace_stored_failures_total", {"pipeline": "payments"})
     assert failures is not None
     assert failures > 0
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    try:
+        with redis_server(tmp_path_factory.mktemp("redis")) as server:
+            yield server
+    except NoRedisError as error:
+        pytest.skip(f"NO REDIS TESTED: {error}")
+
+
+@pytest.fixture(scope="module")
+def redis_repo(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("feast") / "repo"
+    make_repo(folder, f"{{type: redis, connection_string: '127.0.0.1:{server.port}'}}")
+    server.save()
+    return folder
+
+
+def percentile(spent: list[float], q: float) -> float:
+    return float(np.percentile(np.diff(spent), q))
+
+
+def test_a_real_redis_killed_under_load_holds_nothing_up_and_is_fresh_again_when_back(
+    tmp_path: Path, redis_repo: Path, server: RedisServer
+) -> None:
+    """Batches of 10 with a new card among them every fifth time. Killed for the second third; the card that is held goes on."""
+    sink, count = MemorySink(), 0
+    written: dict[str, list[float]] = {"well": [], "killed": [], "back": []}
+
+    def on_write(messages: Messages) -> None:
+        nonlocal count
+        time.sleep(0.002)
+        before, count = count, count + len(messages.values)
+        if before < 4000 <= count:
+            server.kill()
+        elif before < 8000 <= count:
+            server.start()
+        else:
+            written["well" if count < 4000 else "killed" if count < 8000 else "back"].append(time.perf_counter())
+
+    sink.on_write = on_write
+    log = [event(k, "a" if k % 50 else f"new{k}", 1) for k in range(16_000)]
+    registry = CollectorRegistry()
+    values: dict[str, Any] = {"sink": sink, "registry": registry, "rows": 10, "stored_patience_seconds": 0.1}
+    found = decided(tmp_path, redis_repo, pipeline(), log, **values)
+    assert len(found) == 16_000, "decisions go on"
+    held = [decision for k, decision in enumerate(found) if k % 50]
+    assert all(decision["flags"] == [] and decision["features"]["card_history__count"] == 2 for decision in held)
+    new = [set(decision["flags"]) for decision in found[::50]]
+    unread = {"missing:card_history", "unread:card_history"}
+    assert new[85:155] == [unread] * 70, "flagged"
+    assert all(flags in (unread, {"missing:card_history"}) for flags in new)
+    assert new[-50:] == [{"missing:card_history"}] * 50, "fresh again: the store is asked, and knows that there is no such card"
+    assert percentile(written["killed"], 99) <= 2 * percentile(written["well"], 99) + 0.005
+    labels = {"pipeline": "payments", "flag": "unread:card_history"}
+    assert registry.get_sample_value("headrace_flags_total", labels) == new.count(unread)
+
+
+def test_a_job_starts_while_its_store_is_down_and_is_fresh_when_the_store_comes(
+    tmp_path: Path, redis_repo: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.asking.AGAIN_SECONDS", 0.01)
+    server.kill()
+    sink, count = MemorySink(), 0
+
+    def on_write(messages: Messages) -> None:
+        nonlocal count
+        time.sleep(0.002)
+        before, count = count, count + len(messages.values)
+        if before < 1000 <= count:
+            server.start()
+
+    sink.on_write = on_write
+    log = [event(k, "a", 1) for k in range(8000)]
+    values: dict[str, Any] = {"sink": sink, "rows": 10, "stored_patience_seconds": 0.1}
+    found = decided(tmp_path, redis_repo, pipeline("refuse"), log, **values)
+    assert len(found) == 8000
+    unread = {"missing:card_history", "unread:card_history", "refused", "fallback"}
+    assert all(set(decision["flags"]) == unread and decision["decision"] == "review" for decision in found[:950])
+    assert all(decision["flags"] == [] and decision["features"]["card_history__count"] == 2 for decision in found[-1000:])
 
 
 def test_medians_travel_with_the_model(tmp_path: Path) -> None:
