@@ -19,10 +19,10 @@ from streams.drift import DriftCounter, DriftJudge, Partial, Sample
 from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut
 from streams.job import Job
 from streams.output import Output
+from streams.polling import Polled
 from streams.record import Entry, RecordOutput, entry
 from streams.routing import shard_name
 from streams.shards import PAGES
-from streams.source import Polled
 from streams.start import only_from
 
 

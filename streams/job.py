@@ -32,12 +32,13 @@ from streams.decode import PROVENANCE, Decoder
 from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
+from streams.polling import Beginning, Gate
 from streams.push import taker
 from streams.record import Entry, LogRows
 from streams.routing import WORKERS_MULTIPLE, page_name
 from streams.settings import JobSettings
 from streams.shards import Shards
-from streams.source import Beginning, Gate, KafkaSource, MemorySource
+from streams.source import KafkaSource, MemorySource
 from streams.start import Rebuilding, Start
 
 

@@ -6,20 +6,18 @@ A raw batch has `_key` and `_value` (binary), `_partition` int32, `_offset` int6
 
 import threading
 import time
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from bytewax.inputs import FixedPartitionedSource, StatefulSourcePartition
+from bytewax.inputs import FixedPartitionedSource
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from streams.decode import PROVENANCE
+from streams.polling import Beginning, Gate, Partition, Polled
 from streams.routing import shard_name, shard_number
 
 
@@ -27,167 +25,11 @@ class SourceError(RuntimeError):
     """The topic cannot be read; the message says why and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class Polled:
-    """One poll of one partition: a raw batch (perhaps without rows), whether it reached the end of the log, whether it is the
-    partition's first of an epoch, and, where some of it only feeds the state, the first offset that is decided on."""
-
-    batch: pa.RecordBatch
-    at_end: bool
-    begins_epoch: bool = False
-    decide_from: int = 0
-
-
-class Gate:
-    """Lets a worker's partitions poll again when what they brought is decided.
-
-    Without it a source is asked for more while earlier batches are still between two steps, and a moderate rate becomes many
-    batches of one row, each of which costs as much as twenty together. What waits is still in Kafka. Partitions poll in
-    rounds, each once, so that all of a worker's get their turn and are decided together.
-    """
-
-    def __init__(self, most: int = 1) -> None:
-        """most: batches on their way at which no new round begins; 0: never waits. partitions: how many poll by it."""
-        self.partitions = 0
-        self._most = most
-        self._on_their_way = 0
-        self._round = 1
-
-    def opens(self, last: int) -> int:
-        """The round in which a partition may poll that last did in round `last`, 0 if it has to wait."""
-        if last == self._round and (self._on_their_way < self._most or not self._most):
-            self._round += 1
-        return self._round if last < self._round else 0
-
-    def begun(self) -> None:
-        """A batch is on its way."""
-        self._on_their_way += 1
-
-    def done(self, batches: int) -> None:
-        """So many are decided, or have nothing to decide."""
-        self._on_their_way = max(0, self._on_their_way - batches)
-
-
-@dataclass
-class Beginning:
-    """Where a source begins and what it tells of its progress: see streams/start.py.
-
-    read, decide: the first offset of a partition that is read, where there is no state, and that is decided on. undecided: the
-    first offset of a partition that is read and waits to be decided, if any does, at the end of the last epoch. left: told the
-    partition and how many messages before `decide` are still to be read. publishes: whether safe positions are committed to the
-    consumer group. failed: told that such a commit was refused.
-    """
-
-    read: Mapping[int, int] = field(default_factory=dict)
-    decide: Mapping[int, int] = field(default_factory=dict)
-    undecided: dict[int, int] = field(default_factory=dict)
-    left: Callable[[int, int], None] = lambda partition, left: None
-    publishes: bool = False
-    failed: Callable[[], None] = lambda: None
-
-
-class _Partition(StatefulSourcePartition[tuple[str, Polled], int]):
-    """Polls with `poll` from `position` on; leaves at the end of the log where `until_end`, or on `stop`: emits nothing more,
-    lets an epoch pass, so that all that was emitted is delivered and snapshotted, and ends.
-
-    The position of a snapshot is safe when Bytewax asks for the next batch: that epoch is durable then. It is published once a
-    second at most, and at the end.
-    """
-
-    def __init__(
-        self, name: str, position: int, stop: threading.Event, until_end: bool, gate: Gate, beginning: Beginning
-    ) -> None:
-        self._name = name
-        self._number = shard_number(name)
-        self._beginning = beginning
-        self._decide_from = beginning.decide.get(self._number, 0)
-        self._snapshotted: int | None = None
-        self._safe = self._published = 0
-        self._publish_at = 0.0
-        if position < self._decide_from:
-            beginning.left(self._number, self._decide_from - position)
-        self._gate = gate
-        gate.partitions += 1
-        self._round = 0
-        self._waits = self._idle = False
-        self._position = position
-        self._stop = stop
-        self._until_end = until_end
-        self._was_at_end = False
-        self._snapshots = 0
-        self._begins_epoch = True
-        self._leave_after: int | None = None
-
-    @abstractmethod
-    def poll(self) -> Polled | None:
-        """What came since the last poll; None if nothing did."""
-
-    @abstractmethod
-    def publish(self, position: int, wait: bool) -> None:
-        """Tells others the safe position, which must not hold the stream unless it is to `wait`. Raises nothing."""
-
-    def _durable(self, leaving: bool = False) -> None:
-        """The epoch of the last snapshot is durable."""
-        if self._snapshotted is not None:
-            self._safe = min(self._snapshotted, self._beginning.undecided.get(self._number, self._snapshotted))
-            self._snapshotted = None
-        if self._safe > self._published and self._beginning.publishes:
-            now = time.monotonic()
-            if leaving or now >= self._publish_at:
-                self._publish_at = now + PUBLISH_SECONDS
-                self._published = self._safe
-                self.publish(self._safe, leaving)
-
-    def next_batch(self) -> list[tuple[str, Polled]]:
-        self._durable()
-        if self._stop.is_set() or (self._until_end and self._was_at_end):
-            if self._leave_after is None:
-                self._leave_after = self._snapshots + 1
-            if self._until_end or self._snapshots >= self._leave_after:
-                self._durable(leaving=True)
-                raise StopIteration
-            return []
-        opened = self._gate.opens(self._round)
-        self._waits = not opened
-        if self._waits:
-            return []
-        self._round = opened
-        polled = self.poll()
-        self._idle = polled is None
-        if polled is None or (polled.batch.num_rows == 0 and polled.at_end == self._was_at_end):
-            return []
-        self._was_at_end = polled.at_end
-        if polled.batch.num_rows:
-            if self._position < self._decide_from:
-                polled = replace(polled, decide_from=self._decide_from)
-                last = polled.batch.column("_offset")[-1].as_py()
-                self._beginning.left(self._number, 0 if polled.at_end else max(0, self._decide_from - last - 1))
-            self._position = polled.batch.column("_offset")[-1].as_py() + 1
-        if self._begins_epoch:
-            self._begins_epoch = False
-            polled = replace(polled, begins_epoch=True)
-        self._gate.begun()
-        return [(self._name, polled)]
-
-    def next_awake(self) -> datetime | None:
-        if self._waits:
-            return datetime.now(UTC) + LOOK_AGAIN
-        return datetime.now(UTC) + min(self._gate.partitions * IDLE, LONGEST_IDLE) if self._idle else None
-
-    def snapshot(self) -> int:
-        self._snapshots += 1
-        self._begins_epoch = True
-        self._snapshotted = self._position
-        return self._position
-
-
-PUBLISH_SECONDS = 1.0
-LOOK_AGAIN = timedelta(microseconds=100)
 POLL_BYTES = 4 * 1024 * 1024
-IDLE, LONGEST_IDLE = timedelta(microseconds=300), timedelta(milliseconds=1)
+ANSWER_SECONDS = 5.0
 
 
-class _KafkaPartition(_Partition):
+class _KafkaPartition(Partition):
     def __init__(
         self,
         name: str,
@@ -210,6 +52,7 @@ class _KafkaPartition(_Partition):
         self._partition = self._number
         self._rows = self._next_rows = rows
         self._clock_ns = clock_ns
+        self._answer_due = False
         self._consumer = Consumer({**config, "on_commit": self._answered})
         start = OFFSET_BEGINNING if resume is None else resume
         self._consumer.assign([TopicPartition(topic, self._partition, start)])
@@ -239,13 +82,19 @@ class _KafkaPartition(_Partition):
 
     def publish(self, position: int, wait: bool) -> None:
         try:
-            self._consumer.commit(offsets=[TopicPartition(self._topic, self._partition, position)], asynchronous=not wait)
+            self._consumer.commit(offsets=[TopicPartition(self._topic, self._partition, position)], asynchronous=True)
         except KafkaException:
             self._beginning.failed()
+            return
+        self._answer_due = wait
+        until = time.monotonic() + ANSWER_SECONDS
+        while self._answer_due and time.monotonic() < until:
+            self._consumer.poll(0.05)  # serves the callback; what it brings is not read: the partition is leaving
 
     def _answered(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
         if error is not None or any(place.error is not None for place in places):
             self._beginning.failed()
+        self._answer_due = False
 
     def close(self) -> None:
         self._consumer.close()
@@ -385,7 +234,7 @@ def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeou
     return len(found.partitions)
 
 
-class _MemoryPartition(_Partition):
+class _MemoryPartition(Partition):
     def __init__(
         self,
         name: str,

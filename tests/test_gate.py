@@ -1,6 +1,7 @@
 """The source's gate: a round begins when what is on its way is decided, and every partition gets its turn in each."""
 
-from streams.source import Gate, rows_of
+from streams.polling import Gate
+from streams.source import rows_of
 
 
 def test_a_partition_waits_until_what_it_brought_is_decided() -> None:

@@ -8,18 +8,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from payments import Arithmetic, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
 from features.spec import Last, Window
+from features.streaming import Group
 from models.spec import Input, ModelSpec
 from ops.start import begin_at, timeline_of
 from sinks.memory import MemorySink
+from streams import polling
+from streams import rebuild as rebuild_module
+from streams import start as start_module
+from streams.decode import Decoded
 from streams.job import Champion
 from streams.pipeline import Pipeline
 from streams.positions import kept
-from streams.rebuild import SECOND, resume
+from streams.rebuild import SECOND, Timeline, resume
 from streams.run import run
 from streams.source import MemorySource
 from streams.start import RecoveryError, Start, store_of
@@ -143,3 +152,168 @@ def test_a_changed_pipeline_decides_as_if_it_had_been_so_from_the_start(tmp_path
     rebuilt(home, after, logs, safe)
     going(home, after, logs, sink)
     check_second_half(sink, sent, whole)
+
+
+class Confirmed(MemorySink):
+    """Remembers what was decided of each partition when it was last flushed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offsets: dict[int, set[int]] = {}
+
+    def flush(self) -> None:
+        super().flush()
+        for value in self.values("verdicts"):
+            _, _, partition, offset = json.loads(value)["decision_id"].split("/")
+            self.offsets.setdefault(int(partition), set()).add(int(offset))
+
+
+class Published(dict[int, int]):
+    """Positions that are checked when they are published."""
+
+    def __init__(self, logs: Sequence[Log], sink: Confirmed) -> None:
+        super().__init__()
+        self.sink = sink
+        self.decided = [[b'"paid"' in value for _, value in log] for log in logs]
+
+    def __setitem__(self, partition: int, position: int) -> None:
+        needed = set(np.flatnonzero(self.decided[partition][:position]).tolist())
+        assert needed <= self.sink.offsets.get(partition, set())
+        assert position > self.get(partition, 0)
+        super().__setitem__(partition, position)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_whatever_the_crash_published_positions_leave_no_gap(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job dies at any time, its disk is lost, it comes back with other shards. When a position is published all before it
+    is decided and delivered."""
+    monkeypatch.setattr(polling, "PUBLISH_SECONDS", 0.0)
+    rng = np.random.default_rng(seed)
+    order, partitions = ("event", int(rng.integers(1, 4))) if seed else ("arrival", 1)
+    logs, pipeline, home = spread(stream(2000, seed), partitions), quick(order), tmp_path / "job"
+    after = replace(pipeline, shards=int(rng.integers(1, 12)))
+    whole = whole_of(tmp_path / "whole", after, logs)
+    sink, source = Confirmed(), MemorySource(logs, rows=int(rng.integers(5, 40)))
+    source.committed = published = Published(logs, sink)
+    sink.fail_after(int(rng.integers(300, 1000)))
+    job = pipeline, settings(home, recovery=True, epoch_seconds=EPOCH)
+    with pytest.raises(Exception, match="told to fail"):
+        run(*job, registry=CollectorRegistry(), source=source, sink=sink, champion=champion_of(pipeline))
+    sink.fail_after(None)
+    shutil.rmtree(store_of(pipeline, settings(home)))
+    assert published
+    rebuilt(home, after, logs, dict(published))
+    sent = len(sink.values("verdicts"))
+    going(home, after, logs, sink)
+    check_second_half(sink, sent, whole)
+
+
+def test_interrupted_a_rebuild_goes_on_by_itself_and_dead_letters_are_not_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = stream(3000)
+    for k in range(0, 3000, 100):
+        log[k] = b"k", b"{nonsense"
+    pipeline, sink, home, stop = quick("arrival"), MemorySink(), tmp_path / "job", threading.Event()
+    whole = whole_of(tmp_path / "whole", pipeline, [log])
+    safe, store = half(home, pipeline, [log], sink, until=900)
+    letters, sent = len(sink.values("pay.dead")), len(sink.values("verdicts"))
+    assert letters == -(-safe[0] // 100)
+    rebuilt(home, pipeline, [log], safe)
+    left: list[int] = []
+    monkeypatch.setattr(
+        start_module.Rebuilding, "left", lambda self, partition, n: [left.append(n), len(left) < 5 or stop.set()]
+    )
+    source = MemorySource([log], rows=40, stop=stop, until_end=False)
+    job = pipeline, settings(home, recovery=True, epoch_seconds=EPOCH)
+    run(*job, registry=CollectorRegistry(), source=source, sink=sink, champion=champion_of(pipeline), stop=stop)
+    assert 0 < left[-1] < left[0]
+    assert len(sink.values("verdicts")) == sent
+    assert kept(store, "payments") == safe
+    monkeypatch.undo()
+    told: list[str] = []
+    registry = CollectorRegistry()
+    run(
+        *job, registry=registry, source=MemorySource([log], rows=40), sink=sink, champion=champion_of(pipeline), say=told.append
+    )
+    check_second_half(sink, sent, whole)
+    assert len(sink.values("pay.dead")) == 30
+    assert told[-1] == "payments: rebuilding state: deciding goes on"
+    assert registry.get_sample_value("headrace_rebuild_left", {"pipeline": "payments"}) == 0
+
+
+def test_until_windows_are_full_decisions_say_so(tmp_path: Path) -> None:
+    """From the first event on, and after a stop as if there had been none."""
+    log, pipeline, sink = stream(3000), quick("arrival"), MemorySink()
+    half(tmp_path, pipeline, [log], sink, until=50)
+    going(tmp_path, pipeline, [log], sink)
+    begins = np.datetime64(json.loads(log[0][1])["at"][:-1])
+    spans = {"20m_by_card": 1210, "5m_by_shop": 302, "15m_by_shop": 900}
+    seen = set()
+    for one in decisions(sink).values():
+        age = (np.datetime64(one["event_time"][:-1]) - begins) / np.timedelta64(1, "s")
+        expected = [f"warming:{name}" for name, span in spans.items() if age < span]
+        assert [flag for flag in one["flags"] if flag.startswith("warming")] == expected
+        seen.add(len(expected))
+    assert seen == {0, 1, 2, 3}
+
+
+def times_log(times: Sequence[int], low: int = 0) -> Timeline:
+    """A timeline of one partition whose messages, from offset `low` on, have these times (s)."""
+    offsets = np.arange(len(times)) + low
+    micros = pa.array(np.array(times, np.int64) * SECOND).view(pa.timestamp("us", "UTC"))
+    batch = pa.RecordBatch.from_arrays([pa.array(offsets), micros], ["_offset", "at"])
+
+    class OneLog:
+        def bounds(self, partition: int) -> tuple[int, int]:
+            return low, low + len(times)
+
+        def read(self, partition: int, offset: int) -> pa.RecordBatch:
+            return batch.slice(max(0, offset - low), 3)
+
+        def since(self, partition: int, time_ms: int) -> int:
+            return low + int(np.searchsorted(times, time_ms / 1000))
+
+    return Timeline(OneLog(), lambda raw: Decoded(raw, raw.slice(0, 0)), "at")
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.integers(0, 20)), min_size=1, max_size=200),
+    st.integers(0, 200),
+    st.integers(0, 99),
+)
+def test_all_that_windows_see_is_read_however_events_are_out_of_order_within_the_slack(
+    events: list[tuple[int, int]], place: int, low: int
+) -> None:
+    """Events come up to 20 s after later ones."""
+    times = [2000 + time for time, late in sorted(events, key=lambda event: event[0] + event[1])]
+    decide = low + min(place, len(times))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rebuild_module, "CLOSE", 1)
+        window = Window("card", "amount", over="60s", aggs=("sum",))
+        start = resume(times_log(times, low), [Group("card", (window,))], 1, {0: decide}, 20 * SECOND)
+    first, after = start.read[0] - low, times[start.decide[0] - low :]
+    assert start.decide[0] == max(decide, low)
+    if after:
+        sees = min(after) - 60
+        assert all(time < sees for time in times[:first])
+        whole = start.begins is None or start.begins <= (sees - 1) * SECOND
+        assert whole or (first == 0 and low > 0)
+        assert (start.begins is None) == (first == 0 and low == 0)
+
+
+@given(st.lists(st.integers(0, 500), max_size=200), st.integers(-5, 505))
+def test_a_time_is_where_the_log_reaches_it(times: list[int], time: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rebuild_module, "CLOSE", 4)
+        assert times_log(sorted(times)).since(0, time * SECOND) == int(np.searchsorted(sorted(times), time))
+
+
+def test_messages_that_are_gone_or_never_were_are_told(tmp_path: Path) -> None:
+    timeline = times_log([1, 2, 3], low=10)
+    with pytest.raises(RecoveryError, match="messages 4 to 9 were deleted"):
+        resume(timeline, (), 1, {0: 4}, 0)
+    with pytest.raises(RecoveryError, match="expected a position up to 13, the end of the topic, got 14"):
+        resume(timeline, (), 1, {0: 14}, 0)
