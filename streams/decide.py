@@ -101,18 +101,18 @@ class Deciding:
         """Adds the stored and the derived features, and flags for what is missing, stale, later than the event, or warming."""
         batch, flags, stored_times = work.batch, work.flags, work.stored_times
         computed = dict(work.computed)
-        times = microseconds(batch.column(self.names.time))
         if self.stored is not None:
-            read = self.stored.read(batch, times, work.hashes)
+            read = self.stored.read(batch, microseconds(batch.column(self.names.time)), work.hashes)
             computed |= read.columns
             flags, stored_times = read.flags << len(self.entities), read.times
         for k, name in enumerate(self.entities):
             column = batch.column(name)
             if column.null_count:
                 flags = flags | column.is_null().to_numpy(zero_copy_only=False).astype(np.int64) << k
-        if work.begins > NEVER and len(times) and int(times.min()) - work.begins < self._longest:
+        if work.begins > NEVER:
+            ages = microseconds(batch.column(self.names.time)) - work.begins
             for k, (_, span) in enumerate(self.spans, self._warming_at):
-                flags = flags | (times - work.begins < span).astype(np.int64) << k
+                flags = flags | (ages < span).astype(np.int64) << k
         computed |= {name: numbers_of(column) for name, column in evaluate(self.derived, batch, computed).items()}
         return replace(work, computed=computed, flags=flags, stored_times=stored_times)
 
@@ -153,10 +153,6 @@ class Deciding:
             computed = work.computed.get(name)
             columns[name] = batch.column(name) if computed is None else pa.array(computed, from_pandas=True)
         return columns
-
-    @cached_property
-    def _longest(self) -> int:
-        return max((span for _, span in self.spans), default=0)
 
     @cached_property
     def _warming_at(self) -> int:

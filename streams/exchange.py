@@ -86,7 +86,7 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Features on their way back to their batch; begins: as in Gathered."""
+    """Features on their way back to their batch; begins: as in Gathered, NEVER where that is long ago."""
 
     partition: str
     sequence: int
@@ -198,12 +198,13 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         parts = []
         for parcel in parcels:
             clock = self._whole.clock(parcel.partition, parcel.seen_until, parcel.at_end)
+            begins = self._whole.begins_near(parcel.first)
             for group, packed in parcel.cuts:
                 piece = _cut(packed)
                 values = self._whole.states[group].update(piece, clock)
                 if values.shape[1]:
                     features = Features(piece.row[piece.reads], values)
-                    parts.append(self._part(parcel.worker, parcel.partition, parcel.sequence, group, features))
+                    parts.append(self._part(parcel.worker, parcel.partition, parcel.sequence, group, features, begins))
         return parts
 
     def _in_order(self, parcels: list[Parcel], held: Held) -> list[Part]:
@@ -214,14 +215,15 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         for group, released in held.release():
             rows = released.cut.row[released.cut.reads]
             values = self._whole.states[group].update(released.cut)
+            begins = self._whole.begins_near(int(released.cut.time[0]))
             for partition, sequence, chosen in released.origins():
                 features = Features(rows[chosen], values[:, chosen])
-                parts.append(self._part(parcels[0].worker, shard_name(partition), sequence, group, features))
+                parts.append(self._part(parcels[0].worker, shard_name(partition), sequence, group, features, begins))
         return parts
 
-    def _part(self, worker: int, partition: str, sequence: int, group: int, features: Features) -> Part:
+    def _part(self, worker: int, partition: str, sequence: int, group: int, features: Features, begins: int) -> Part:
         local = worker == shard_number(partition) % self._workers
-        return Part(partition, sequence, group, features if local else arrays_to_ipc(features), self._whole.begins)
+        return Part(partition, sequence, group, features if local else arrays_to_ipc(features), begins)
 
     def snapshot(self) -> dict[str, Any]:
         if self._page is None:

@@ -8,7 +8,7 @@ since: what is held of a million entities is written once in PAGES epochs, not i
 from collections.abc import Sequence
 from typing import Any
 
-from features.state import State
+from features.state import State, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
@@ -54,6 +54,7 @@ class Shards:
         self._shards = shards
         self._known = begins is not None
         self.begins = NEVER if begins is None else begins
+        self._near = 2 * max((span for _, span in spans(groups)), default=0)
         self._heard: set[str] = set()
         self._seen: dict[str, tuple[bool, int]] = {}
         self._ledgers: dict[int, Ledger] = {}
@@ -115,6 +116,10 @@ class Shards:
             self._heard.add(partition)
             if not self._known:
                 self.begins = min(first, self.begins) if self.begins > NEVER else first
+
+    def begins_near(self, time: int) -> int:
+        """When the state begins, if that is so near before events of about this time that windows may not be full; else NEVER."""
+        return self.begins if time - self.begins < self._near else NEVER
 
     def clock(self, partition: str, seen_until: int, at_end: bool) -> int:
         """The time that the stream has passed as far as this worker knows, that of the slowest partition with a backlog, now
