@@ -118,7 +118,7 @@ class Shards:
                 self.begins = min(first, self.begins) if self.begins > NEVER else first
 
     def begins_near(self, time: int) -> int:
-        """When the state begins, where that is so near before events of about this time that windows may not be full, or NEVER."""
+        """When the state begins, where that is so near before events of this time that windows may not be full, or NEVER."""
         return self.begins if time - self.begins < self._near else NEVER
 
     def clock(self, partition: str, seen_until: int, at_end: bool) -> int:
