@@ -19,7 +19,8 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q $(if $(ALL),,-m "not slow") $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile $(ARGS)
+	$(if $(ALL),$(BIN)/python -m pytest -q -m slow $(ARGS))
 
 clean:
 	rm -rf $(VENV) .headrace features/repo/data

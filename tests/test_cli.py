@@ -30,7 +30,7 @@ def run(pipeline, settings, *, worker, stop, on_ready, **rest):
         {during}
     Path(settings.home, f"worker-{{worker}}").write_text("left")
 
-if {replaced} and sys.modules["__main__"].__spec__.name == "ops.worker":
+if {replaced} and getattr(sys.modules["__main__"].__spec__, "name", "") == "ops.worker":
     sys.modules["__main__"].run = run
 job = payments()
 """
