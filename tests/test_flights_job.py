@@ -13,9 +13,13 @@ from flights_job import Topic, fill, job, kill, pipeline_file, same_features, sc
 from models.flights_history import history
 from ops.broker import Broker
 from ops.replay import between, encode
+from ops.skew import events_of, skew
 from ops.topics import create
 from ops.train import frame, train
+from sinks.records import read
+from sinks.segments import chains, check
 from streams.flights import flights
+from streams.pipeline import load
 from streams.settings import JobSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -130,3 +134,60 @@ def test_stopped_half_way_and_started_again_every_event_has_a_decision(
         assert repeats == 0
     for message in topic.messages:
         assert same_features(message, found[message["decision_id"]])
+
+
+RECORD = """
+from streams.pipeline import Record
+
+flights = replace(flights, record=Record(megabytes=0.2))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_kills_every_decision_in_the_topic_has_its_record(
+    embedded_broker: Broker,
+    registry: str,
+    week: pa.Table,
+    messages: Any,
+    tmp_path: Path,
+    name: Callable[[str], str],
+    workers: int,
+) -> None:
+    """Killed three times, each time at once with whatever was half-written. What was served is computed again from the topic:
+    with one partition nothing differs."""
+    events, total = name("record"), scheduled(week)
+    fill(embedded_broker.address, events, *messages, partitions=workers, filled=workers)
+    create(embedded_broker.address, [f"{events}-decisions"], 1, {})
+    pipeline = pipeline_file(tmp_path, events, f"{events}-decisions")
+    with (tmp_path / "job.py").open("a") as file:
+        file.write(RECORD)
+    topic = Topic(embedded_broker.address, f"{events}-decisions")
+    run = settings(tmp_path, embedded_broker, registry, epoch_seconds=0.1, poll_rows=50, workers=workers)
+    folder = tmp_path / "record" / "flights"
+    for count in (500, 1500, 2500):
+        with job(pipeline, run) as process:
+            topic.read_until(count, process)
+            kill(process)
+        topic.read()
+    assert len(topic.by_id()) < total
+    assert any(folder.glob("*/*.log"))
+    with job(pipeline, run) as process:
+        topic.read_until(total, process)
+        stop(process)
+    topic.read()
+    topic.close()
+    decided, record = topic.by_id(), read(folder)
+    rows = {row["decision_id"]: row for row in record.table.iter_rows(named=True)}
+    assert decided.keys() <= rows.keys()
+    assert not any(folder.glob("*/*.log"))
+    checked = [check(chain) for chain in chains(folder)]
+    assert [one.breaks for one in checked] == [()] * workers
+    assert sum(one.files for one in checked) > 4
+    print(f"\n{workers} workers: {len(rows)} decisions, {record.repeats} rows of the record are repeats")
+    if workers == 1:
+        for key, decision in decided.items():
+            served = {name: rows[key][name] for name in decision["features"]}
+            assert same_features(decision, {"features": served, "score": rows[key]["score"]})
+        report = skew(folder, load(pipeline), run, events_of(load(pipeline), run, "topic", None))
+        assert (report.compared, report.without_event, report.without_record) == (total, 0, 0)
+        assert report.skewed == 0
