@@ -279,6 +279,7 @@ def skew(
 @record.command()
 def verify(
     records: Annotated[Path, typer.Argument(metavar="RECORDS", help="the folder of a record, or of one of its workers")],
+    first: Annotated[int, typer.Option(min=1, help="the first file that must be there: those before it were deleted")] = 1,
     as_json: Json = False,
 ) -> None:
     """Check every file against the hash that the next one holds; exit code 1 if a chain breaks, and where it does."""
@@ -286,7 +287,7 @@ def verify(
 
     from sinks.segments import chains, check
 
-    checked = [check(chain) for chain in chains(records)]
+    checked = [check(chain, first) for chain in chains(records)]
     if as_json:
         print(json.dumps([asdict(one) for one in checked]))
     else:

@@ -168,7 +168,7 @@ class Journal(Generic[Item]):
         if self._file is None:
             self._number += 1
             self._segment = Segment(self._number, day)
-            self._file = (self._chain / f"{self._segment.stem}{LOG}").open("xb")
+            self._file = self._segment.path(self._chain, LOG).open("xb")
             sync_folder(self._chain)
             self._written = 0
         self._written += self._frames.write(self._file, batch)
@@ -181,7 +181,7 @@ class Journal(Generic[Item]):
         self._sync(self._file.fileno())
         self._file.close()
         self._file = None
-        self._sealing.append(self._sealer.submit(seal, self._chain / f"{self._segment.stem}{LOG}", self._shape))
+        self._sealing.append(self._sealer.submit(seal, self._segment.path(self._chain, LOG), self._shape))
         self._sealed(all_of_them=False)
 
     def _sealed(self, all_of_them: bool) -> None:
@@ -192,7 +192,7 @@ class Journal(Generic[Item]):
 
 def locked(chain: Path) -> IO[bytes]:
     """The lock on a chain, held until it is closed or this process ends. Raises RecordError if another process has it."""
-    file = (chain / "lock").open("wb")
+    file = (chain / "_lock").open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

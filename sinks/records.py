@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kernels.stored_rows.cpu import NONE
-from sinks.segments import KEY, LOG, SEALED, RecordError, chains, described, in_order, read_frames
+from sinks.segments import KEY, LOG, SEALED, RecordError, chains, described, in_order, read_frames, sealed
 
 SOURCE, TIME, AGE = OF_A_VIEW = "source__", "time__", "age__"
 TIMESTAMP = pa.timestamp("us", "UTC")
@@ -206,7 +206,7 @@ def tables(chain: Path) -> Iterator[pa.Table]:
         except (OSError, pa.ArrowException) as error:
             raise RecordError(f"{path}: cannot be read as Parquet: {error}") from None
     for log in in_order(chain, LOG):
-        if not log.with_suffix(SEALED).exists():
+        if not sealed(log).exists():
             for batch, _ in read_frames(log):
                 yield shaped(pa.Table.from_batches([batch])).replace_schema_metadata(batch.schema.metadata)
 

@@ -1,6 +1,6 @@
 """The files of a record: a log that survives a kill, sealed into Parquet files each of which holds the hash of the one before.
 
-A chain is the folder of one worker. What is being written is `NUMBER-DAY.log`: frames, each with its length, its checksum
+A chain is the folder of one worker. What is being written is `_NUMBER-DAY.log`: frames, each with its length, its checksum
 and an Arrow IPC stream of its own, so that what a kill cut off is seen and left out. A log that is large enough, or of another
 day, becomes `NUMBER-DAY.parquet`, with the name and SHA-256 of the file before it in its metadata.
 """
@@ -39,14 +39,14 @@ class Segment:
     number: int
     day: str
 
-    @property
-    def stem(self) -> str:
-        return f"{self.number:08d}-{self.day}"
+    def path(self, chain: Path, suffix: str) -> Path:
+        """The file in a chain. What is not finished begins with "_", which readers of folders of Parquet files pass over."""
+        return chain / f"{'' if suffix == SEALED else '_'}{self.number:08d}-{self.day}{suffix}"
 
     @classmethod
     def of(cls, path: Path) -> "Segment":
         """The segment of a file's name. Raises RecordError for another name."""
-        number, _, day = path.stem.partition("-")
+        number, _, day = path.stem.removeprefix("_").partition("-")
         if not number.isdigit() or len(day) != len("2000-01-01"):
             raise RecordError(f"record: expected a file named NUMBER-DAY{path.suffix}, got {path}")
         return cls(int(number), day)
@@ -136,6 +136,11 @@ def described(path: Path) -> dict[str, Any]:
     return found
 
 
+def sealed(log: Path) -> Path:
+    """The Parquet file that a log becomes."""
+    return Segment.of(log).path(log.parent, SEALED)
+
+
 def seal(log: Path, shape: Callable[[pa.Table], pa.Table]) -> Path | None:
     """Makes a log the next Parquet file of its chain, and removes it; None where it holds no row.
 
@@ -143,12 +148,12 @@ def seal(log: Path, shape: Callable[[pa.Table], pa.Table]) -> Path | None:
     says under `KEY` goes into that of the file. The file is there whole or not at all: it gets its name when it is on disk.
     Call it for the logs of a chain in order.
     """
-    target = log.with_suffix(SEALED)
-    if not target.exists() and not _written(log, shape, log.with_suffix(HALF)):
+    target, half = sealed(log), log.with_suffix(HALF)
+    if not target.exists() and not _written(log, shape, half):
         log.unlink()
         return None
     if not target.exists():
-        log.with_suffix(HALF).rename(target)
+        half.rename(target)
         sync_folder(log.parent)
     log.unlink()
     return target
@@ -231,14 +236,14 @@ class Checked:
     breaks: tuple[str, ...]
 
 
-def check(chain: Path) -> Checked:
-    """Reads every file of a chain and compares it with what the next says of it.
+def check(chain: Path, first: int = 1) -> Checked:
+    """Reads every file of a chain from number `first` on and compares it with what the next says of it.
 
     A change of the last file shows only to who kept its hash (`head`) elsewhere.
     """
     breaks: list[str] = []
-    rows, before, number = 0, None, 0
-    files = in_order(chain, SEALED)
+    rows, before, number = 0, None, first - 1
+    files = [path for path in in_order(chain, SEALED) if Segment.of(path).number >= first]
     for path in files:
         found = Segment.of(path).number
         if found != number + 1:
@@ -248,7 +253,8 @@ def check(chain: Path) -> Checked:
         try:
             told = described(path)
             rows += pq.read_metadata(path).num_rows
-            breaks += [f"{path}: {why}" for why in _wrong(told["previous"], before)]
+            if before is not None or first == 1:
+                breaks += [f"{path}: {why}" for why in _wrong(told["previous"], before)]
         except RecordError as error:
             breaks.append(str(error))
         before = {"file": path.name, "sha256": sha256(path)}

@@ -81,7 +81,7 @@ def rows_on_disk(chain: Path, expected: int) -> int:
 
 def test_what_was_flushed_survives_a_kill_at_any_byte(tmp_path: Path) -> None:
     """A log is cut at every length: all frames that are whole are read, and the rest is left out."""
-    log = tmp_path / "00000001-2023-11-14.log"
+    log = tmp_path / "_00000001-2023-11-14.log"
     ends = [0]
     with log.open("wb") as file:
         for k in range(3):
@@ -100,10 +100,10 @@ def test_what_was_flushed_survives_a_kill_at_any_byte(tmp_path: Path) -> None:
 def test_a_killed_jobs_log_is_sealed_by_the_next_one(tmp_path: Path) -> None:
     chain = tmp_path / "worker-0"
     files = filled(chain, 2)
-    with (chain / "00000003-2023-11-14.log").open("wb") as file:
+    with (chain / "_00000003-2023-11-14.log").open("wb") as file:
         Frames().write(file, make([range(200, 300)]))
         file.write(b"half a frame")
-    (chain / "00000003-2023-11-14.half").write_bytes(b"half a file")
+    (chain / "_00000003-2023-11-14.half").write_bytes(b"half a file")
     journal = opened(chain)
     journal.add(range(300, 310), 10)
     journal.close()
@@ -115,7 +115,7 @@ def test_a_killed_jobs_log_is_sealed_by_the_next_one(tmp_path: Path) -> None:
 
 
 def test_killed_between_sealing_and_removing_the_log_nothing_is_there_twice(tmp_path: Path) -> None:
-    log = tmp_path / "00000001-2023-11-14.log"
+    log = tmp_path / "_00000001-2023-11-14.log"
     with log.open("wb") as file:
         Frames().write(file, make([range(5)]))
     kept = log.read_bytes()
@@ -145,6 +145,10 @@ def test_a_whole_chain_is_whole(tmp_path: Path) -> None:
     assert (found.files, found.rows, found.unsealed, found.breaks) == (4, 400, 0, ())
     assert described(files[0])["previous"] is None
     assert described(files[2])["previous"]["file"] == files[1].name
+    files[0].unlink()
+    assert check(tmp_path / "worker-0").breaks != ()
+    assert check(tmp_path / "worker-0", first=2) == Checked("worker-0", 3, 300, found.head, 0, ())
+    assert check(tmp_path / "worker-0", first=1).files == 3
 
 
 def flip(files: Sequence[Path]) -> str:
@@ -267,7 +271,7 @@ def test_what_former_workers_left_is_sealed_by_one_of_those_that_are(tmp_path: P
     for worker in range(5):
         chain = tmp_path / f"worker-{worker}"
         chain.mkdir()
-        with (chain / "00000001-2023-11-14.log").open("wb") as file:
+        with (chain / "_00000001-2023-11-14.log").open("wb") as file:
             Frames().write(file, make([range(worker)]))
     adopt(tmp_path, 0, 2, same)
     assert [len(in_order(tmp_path / f"worker-{k}", ".log")) for k in range(5)] == [1, 1, 0, 1, 0]

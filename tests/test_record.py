@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -150,7 +151,9 @@ def test_sources_and_flags_are_told_by_bits() -> None:
 def test_read_with_polars_and_by_hand(tmp_path: Path) -> None:
     """The files are plain Parquet: no reader of ours is needed."""
     sink = run_once(tmp_path, [stream(100)], recorded())
-    frame = pl.read_parquet(tmp_path / "record" / "payments" / "*" / "*.parquet")
+    folder = tmp_path / "record" / "payments"
+    frame = pl.read_parquet(folder / "*" / "*.parquet")
+    assert pd.read_parquet(folder)["decision"].tolist() == frame["decision"].to_list()
     assert frame["decision"].to_list() == [one["decision"] for one in decisions(sink).values()]
     assert frame.schema["event_time"] == pl.Datetime("us", "UTC")
     assert frame.schema["reasons"] == pl.List(pl.String)
