@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -319,8 +319,9 @@ def show(
             print(f"{name:15} {', '.join(value) if isinstance(value, list) else value}")
     width = max(len(one["name"]) for one in found["features"])
     for one in found["features"]:
-        age = "" if one["age"] is None else f", {one['age'] / 86_400:,.1f} days old"
-        print(f"  {one['name']:{width}}  {one['value']!s:>12}  {one['source']}{age}")
+        age = timedelta(seconds=abs(round(one["age"] or 0)))
+        said = "" if one["age"] is None else f", {age} old" if one["age"] >= 0 else f", from {age} after the event"
+        print(f"  {one['name']:{width}}  {one['value']!s:>12}  {one['source']}{said}")
 
 
 @app.command()
