@@ -22,7 +22,7 @@ import pyarrow as pa
 from prometheus_client import CollectorRegistry
 
 from bench.brokers import Served, broker, drop, make
-from bench.options import common, settings, systems
+from bench.options import common, leave_on_sigterm, settings, systems
 from bench.run import ChildError, Plan
 from bench.show import result, say, settings_lines, write
 from bench.systems import SystemDiedError
@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--messages", type=int, default=None, help=f"in the topic  [default: {MESSAGES}]")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds from the job's first answer until it is stopped")
     options = parser.parse_args(arguments)
+    leave_on_sigterm()
     try:
         made = measure(options)
     except (ValueError, LookupError, BrokerError, ChildError, SystemDiedError) as error:

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.brokers import broker
 from bench.load import linger_ms
-from bench.options import common, settings, systems
+from bench.options import common, leave_on_sigterm, settings, systems
 from bench.run import ChildError, Plan, record
 from bench.schedule import schedule
 from bench.show import result, say, settings_lines, table, write
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slo", default=None, metavar="p99=15ms", help="find the highest rate that holds it")
     parser.add_argument("--soak", type=float, default=None, metavar="MINUTES", help="measured, instead of --seconds")
     options = parser.parse_args(arguments)
+    leave_on_sigterm()
     try:
         made = measure(options)
     except (ValueError, LookupError, BrokerError, ChildError) as error:

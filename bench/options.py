@@ -1,6 +1,8 @@
 """Options that the commands share."""
 
 import argparse
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,11 @@ def common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--home", type=Path, default=Path(".headrace"), help="models, and what is prepared once")
     parser.add_argument("--json", type=Path, default=None)
+
+
+def leave_on_sigterm() -> None:
+    """Makes SIGTERM end the command as Ctrl-C does, so that the systems and brokers it started are stopped first."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def systems(options: argparse.Namespace) -> list[System]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from bench.brokers import broker, counting, drop, make, topics
 from bench.check import Answers, check
 from bench.collect import read
-from bench.options import common, settings, systems
+from bench.options import common, leave_on_sigterm, settings, systems
 from bench.run import CRAYFISH, ChildError, Plan, child, invalid, places
 from bench.samples import Samples, sampling
 from bench.show import result, say, settings_lines, table, write
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--messages", type=int, default=None, help=f"in the topic  [default: {MESSAGES}]")
     parser.add_argument("--limit", type=float, default=45.0, help="seconds from a system's first answer until it is stopped")
     options = parser.parse_args(arguments)
+    leave_on_sigterm()
     try:
         made = measure(options)
     except (ValueError, LookupError, BrokerError, ChildError) as error:
