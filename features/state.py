@@ -84,6 +84,12 @@ class State:
         books = self._books
         return int(books[entities.LIVE]), int(books[entities.EXPIRED]), int(books[entities.EVICTED])
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all its arrays, with the room that they have to grow."""
+        own = (self._table, self._books, self._pinned.array, self._free.array)
+        return sum(array.nbytes for array in own) + sum(store.nbytes for store in self._stores)
+
     def dump(self, shard: int = 0, shards: int = 1, page: int = 0, pages: int = 1, number: int = 0) -> Dump:
         """A page of a shard as plain data: a versioned dict of (dtype, shape, bytes). pages: a power of two; number: of the
         snapshot that it belongs to, by which `load` knows what is newer."""

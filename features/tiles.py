@@ -61,6 +61,11 @@ class Tiles:
         self._sketch = Growing((windows.REGISTERS if self._distinct else 0,), np.uint8)
         self.used_late = self.dropped_late = 0
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its arrays."""
+        return sum(array.nbytes for array in (self._runs.array, self._heap, self._pool.array, self._sketch.array))
+
     def update(self, slots: I32, times: I64, values: F64, bits: npt.NDArray[np.uint32], out: F64) -> None:
         """Reads and updates, event by event; fills its rows of out."""
         progress = np.zeros(6, np.int64)
@@ -115,6 +120,11 @@ class Lasts:
         self._seen_at = Growing((len(rows),), np.int64)
         self._seen = Growing((len(rows),), np.float64)
         self.used_late = self.dropped_late = 0
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its arrays."""
+        return self._seen_at.array.nbytes + self._seen.array.nbytes
 
     def update(self, slots: I32, times: I64, values: F64, bits: npt.NDArray[np.uint32], out: F64) -> None:
         """Reads and updates, event by event; fills its rows of out."""

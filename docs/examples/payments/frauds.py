@@ -76,8 +76,8 @@ def bad_merchants(world: World, rng: np.random.Generator, cases: int, days: int)
 
 
 def subscriptions(world: World, rng: np.random.Generator, cases: int, days: int) -> Payments:
-    """What a card is subscribed to is charged in one night: 4 to 30 small amounts within minutes, each by another seller."""
-    case = _cases(rng, cases, (4, 31))
+    """What a card is subscribed to is charged in one night: 4 to 25 small amounts within minutes, each by another seller."""
+    case = _cases(rng, cases, (4, 26))
     at = _one_after_another(
         rng.integers(0, days, cases) * DAY + rng.integers(0, 6 * HOUR, cases), case, rng.exponential(15, len(case)) + 1
     )

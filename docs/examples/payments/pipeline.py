@@ -50,11 +50,12 @@ FEATURES = [
     Derived("home_km", FROM_HOME),
     Derived("times_typical", "amount / card_profile__typical_amount"),
     # the card: how often, how much, at how many merchants
+    card("amount", over="2m", tile="10s", aggs=("count", "mean", "max")),
     card("amount", over="10m", tile="1m", aggs=("count", "mean", "max", "std")),
     card("amount", over="1h", tile="1m", aggs=("count", "mean", "max")),
     card("amount", over="1d", aggs=("count", "sum", "mean", "max", "age")),
     card("merchant", over="10m", tile="1m", aggs=("distinct",)),
-    card("category", over="10m", tile="1m", aggs=("distinct",)),
+    Derived("pace", "amount_count_2m_by_card / max(amount_count_10m_by_card, 1.0)"),
     Derived("per_merchant_10m", "amount_count_10m_by_card / max(merchant_distinct_10m_by_card, 1.0)"),
     # the card: where it was last, and when it was last near home, and how fast it would have had to travel
     Last("card", "lat", "lon", within="1d", where=IN_SHOP),
