@@ -50,7 +50,8 @@ def encode(table: pa.Table, schema: Schema, keys: Sequence[str]) -> tuple[list[b
     """Keys and values of each row: the first of the columns `keys` that is not null, and a JSON object of the row's fields.
 
     Fields are in the schema's order; those of other kinds and optional ones that are null are left out. Times have six digits
-    of fraction or none, numbers are the shortest text that reads back the same.
+    of fraction or none, numbers are the shortest text that reads back the same. With paths a message is nested as they say,
+    and what is null in it is null.
 
     Raises ValueError, naming row and field, for a null where the schema wants a value, a number that is not finite, and a row
     without a key.
@@ -73,14 +74,12 @@ def _objects(part: pl.DataFrame, schema: Schema) -> pl.Expr:
     """
     kind = part[schema.kind][0] if schema.kind else None
     fields = {name: field for name, field in schema.fields.items() if not field.on or kind in field.on}
+    if any(field.path for field in fields.values()):
+        return pl.concat_str(_nested(part, schema, [((field.path or name).split("."), name) for name, field in fields.items()]))
     texts = [pl.lit("{")]
     begun = False
     for name, field in fields.items():
-        column = part[name]
-        if not field.optional:
-            _refuse(part, schema, name, column.is_null(), f"{type(field).__name__}, got null")
-        if isinstance(field, Number):
-            _refuse(part, schema, name, ~column.is_finite(), "a finite number, got another")
+        column = _column(part, schema, name)
         label = pl.lit(f"{',' if begun else ''}{json.dumps(name)}:")
         if not column.has_nulls():
             texts += [label, *_texts(column, field)]
@@ -90,6 +89,30 @@ def _objects(part: pl.DataFrame, schema: Schema) -> pl.Expr:
             texts.append(pl.concat_str([label, *_texts(column, field), *comma]).fill_null(""))
     whole = pl.concat_str(texts)
     return pl.concat_str([whole if begun else whole.str.strip_suffix(","), pl.lit("}")])
+
+
+def _nested(part: pl.DataFrame, schema: Schema, places: Sequence[tuple[list[str], str]]) -> list[pl.Expr]:
+    """An object with fields at places below it, each a list of names and the field's own; what is null is null in it."""
+    texts, before = [pl.lit("{")], ""
+    for member in dict.fromkeys(place[0] for place, _ in places):
+        below = [(place[1:], name) for place, name in places if place[0] == member]
+        texts.append(pl.lit(f"{before}{json.dumps(member)}:"))
+        if below[0][0]:
+            texts += _nested(part, schema, below)
+        else:
+            field = schema.fields[below[0][1]]
+            texts.append(pl.concat_str(_texts(_column(part, schema, below[0][1]), field)).fill_null("null"))
+        before = ","
+    return [*texts, pl.lit("}")]
+
+
+def _column(part: pl.DataFrame, schema: Schema, name: str) -> pl.Series:
+    column, field = part[name], schema.fields[name]
+    if not field.optional:
+        _refuse(part, schema, name, column.is_null(), f"{type(field).__name__}, got null")
+    if isinstance(field, Number):
+        _refuse(part, schema, name, ~column.is_finite(), "a finite number, got another")
+    return column
 
 
 def _texts(column: pl.Series, field: Field) -> list[pl.Expr]:

@@ -8,6 +8,7 @@ import pytest
 
 from features.schema import Kind, Number, Schema, Text
 from kernels.flat_json.columns import Reader
+from ops.replay import encode
 from streams.decode import kernel_fields
 
 FIELDS = kernel_fields(
@@ -62,3 +63,31 @@ def test_a_field_of_another_name_on_the_first_level_is_read_by_the_kernel(monkey
     monkeypatch.setattr("kernels.flat_json.columns.parse", None)
     reader = Reader(kernel_fields(Schema("A", 1, {"mine": Number(path="theirs")})), 100)
     assert reader.read(pa.array([b'{"theirs":2.5,"mine":1}'], pa.binary())).values[0].to_pylist() == [2.5]
+
+
+def test_a_replay_writes_what_is_read_back_by_path() -> None:
+    schema = Schema(
+        "Payment",
+        1,
+        {
+            "kind": Kind(("paid", "report"), path="head.kind"),
+            "card": Text(path="card.id"),
+            "lat": Number(path="card.home.lat", on=("paid",)),
+            "shop": Text(path="shop.id", optional=True),
+            "amount": Number(),
+        },
+    )
+    rows = [
+        {"kind": "paid", "card": 'c"1', "lat": 48.2, "shop": None, "amount": 1.5},
+        {"kind": "report", "card": "c2", "lat": None, "shop": "s", "amount": 2.0},
+    ]
+    _, values = encode(pa.Table.from_pylist(rows, schema.arrow()), schema, ["card"])
+    assert json.loads(values[0]) == {
+        "head": {"kind": "paid"},
+        "card": {"id": 'c"1', "home": {"lat": 48.2}},
+        "shop": {"id": None},
+        "amount": 1.5,
+    }
+    read = Reader(kernel_fields(schema), 1_000_000).read(pa.array(values, pa.binary()))
+    assert not read.faults
+    assert [[column[k].as_py() for column in read.values] for k in range(2)] == [list(row.values()) for row in rows]
