@@ -146,7 +146,7 @@ def test_from_made_up_worlds_to_decisions_and_what_they_find(tmp_path: Path) -> 
     folder = tmp_path / "payments"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
     said = in_example(folder, SMALL)
-    assert "through an embedded broker" in said
+    assert "by an embedded broker" in said
     assert "decided: refused" in said
     told = json.loads((folder / "out.json").read_text())
     names = [each["name"] for each in told["found"]]
