@@ -123,7 +123,7 @@ def _spreads(result: Result) -> Mapping[str, Mapping[str, Spread]]:
         parts: dict[str, dict[str, Spread]] = {}
         for figure in result.get("figures", []):
             held: Spread = {"median": figure["median"], "min": figure["min"], "max": figure["max"], "n": figure["n"]}
-            parts.setdefault(figure["part"], {})[figure["what"]] = held
+            parts.setdefault(figure["part"], {})[f"{figure['what']} [{figure['unit']}]"] = held
         return parts
     if result["kind"] != "floor":
         return summarise(result.get("runs", []))["systems"]
@@ -162,7 +162,7 @@ def _alone(a: Result, b: Result) -> Iterator[tuple[str, str]]:
 
 def _show(held: Spread, metric: str) -> str:
     name = metric.partition("@")[0]
-    unit = " µs" if name.startswith("floor ") or name == "sum_us" else UNITS.get(name, " ms")
+    unit = " µs" if name.startswith("floor ") or name == "sum_us" else "" if name.endswith("]") else UNITS.get(name, " ms")
     form = ",.0f" if abs(held["median"]) >= 100 else ".3g" if abs(held["median"]) < 10 else ".1f"
     alone = held["n"] == 1
     return f"{held['median']:{form}}{unit}" + ("" if alone else f" ({held['min']:{form}} to {held['max']:{form}})")

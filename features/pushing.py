@@ -1,6 +1,6 @@
 """Values of entities on their way to Feast: the latest of each, written every so often on a thread of its own.
 
-Feast writes some 5,000 entities a second, in Python: so little is written at a time, with pauses, and what a turn does not get
+Feast writes some 5,000 entities a second, in Python: so few are written at a time, with pauses, and what a turn does not get
 done waits for the next one, or gives way to a newer value. Whatever the store does, who hands values over does not wait.
 """
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 log = logging.getLogger(__name__)
 
 WRITE_ROWS = 256
-WRITE_SHARE = 0.2
+WRITE_SHARE = 0.1
 MERGE_ROWS = 1 << 15
 MOST_ROWS = 1 << 18
 CLOSE_SECONDS = 5.0

@@ -45,7 +45,9 @@ def test_a_third_slower_with_ranges_apart_is_worse(made: Callable[..., dict[str,
 
 def test_a_feature_that_costs_more_is_worse(files: Files, capsys: Any) -> None:
     assert main(files(features(), features(slower=1.33))) == 1
-    assert "worse by 1.33x" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "SQLite [µs a row]" in shown
+    assert "worse by 1.33x" in shown
     assert main(files(features(slower=1.33), features())) == 0
 
 
