@@ -6,12 +6,13 @@ A recovery store holds them to the epoch. A consumer group has them too, a momen
 import io
 import pickle
 import sqlite3
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.routing import shard_number
 from streams.start import RecoveryError, Start
@@ -75,22 +76,41 @@ class _Plain(pickle.Unpickler):
         raise pickle.UnpicklingError(f"expected plain data, got {module}.{name}")
 
 
-def committed(brokers: str, config: Mapping[str, str], group: str, topic: str, partitions: int) -> dict[int, int]:
+def committed(
+    brokers: str, config: Mapping[str, str], group: str, topic: str, partitions: int, timeout: float = 30.0
+) -> dict[int, int]:
     """The positions that a consumer group has in a topic, by partition, of those where it has one.
 
-    Raises RecoveryError if the broker does not say.
+    Raises RecoveryError if the broker does not say within `timeout` seconds; one that has just started takes a while.
     """
-    consumer = Consumer(
-        {"bootstrap.servers": brokers, "group.id": group, "enable.auto.commit": False, "log_level": 0, **config}
-    )
+    named: dict[str, str | bool | int] = {"bootstrap.servers": brokers, "group.id": group}
+    consumer = Consumer({**named, "enable.auto.commit": False, "log_level": 0, **config})
+    deadline = time.monotonic() + timeout
     try:
-        places = consumer.committed([TopicPartition(topic, number) for number in range(partitions)], timeout=30)
-    except KafkaException as error:
-        reason = error.args[0].str()
-        raise RecoveryError(f"the broker at {brokers} does not say the positions of group {group}: {reason}") from error
+        while True:
+            places, error = _asked(consumer, [TopicPartition(topic, number) for number in range(partitions)], timeout)
+            if error is None:
+                return {place.partition: place.offset for place in places if place.offset >= 0}
+            if error.code() not in NOT_YET or time.monotonic() > deadline:
+                told = f"the broker at {brokers} does not say the positions of group {group}: {error.str()}"
+                raise RecoveryError(told)
+            time.sleep(0.2)
     finally:
         consumer.close()
-    for place in places:
-        if place.error is not None:
-            raise RecoveryError(f"the broker at {brokers} does not say the positions of group {group}: {place.error.str()}")
-    return {place.partition: place.offset for place in places if place.offset >= 0}
+
+
+NOT_YET = (
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError._WAIT_COORD,
+    KafkaError._TRANSPORT,
+)
+
+
+def _asked(consumer: Consumer, places: list[TopicPartition], timeout: float) -> tuple[list[TopicPartition], KafkaError | None]:
+    try:
+        answered = consumer.committed(places, timeout=timeout)
+    except KafkaException as error:
+        return [], error.args[0]
+    return answered, next((place.error for place in answered if place.error is not None), None)

@@ -58,9 +58,9 @@ class Timeline:
     def place(self, partition: int, time: int, end: int) -> int:
         """An offset of at most `end` before which nothing is later than `time` (µs) plus the slack, and at which, or hardly
         further on, something is later."""
-        if self.by_append:
-            return min(end, self.log.since(partition, time // 1000))
         low, high = self.log.bounds(partition)[0], end
+        if self.by_append:  # an embedded broker may say 0, so that the rest is bisected
+            low = min(end, max(low, self.log.since(partition, time // 1000)))
         while high - low > CLOSE:
             middle = (low + high) // 2
             found = self.first(partition, middle, high)

@@ -19,8 +19,11 @@ from ops.broker import Broker, free_port
 from ops.start import prepare
 from ops.topics import create
 from sinks.memory import MemorySink
+from streams.decode import APPENDED, Decoded, with_append_time
+from streams.log import KafkaLog
 from streams.pipeline import Decisions, Pipeline
 from streams.positions import committed, kept
+from streams.rebuild import SECOND, Timeline
 from streams.run import run
 from streams.start import RecoveryError, Start, store_of
 
@@ -110,3 +113,52 @@ def test_a_lost_disk_is_rebuilt_with_other_workers_and_shards(
         assert [one for one in found if found[one] != whole[one]] == []
     later = committed(broker.address, {}, before.group, events, PARTITIONS)
     assert all(safe[number] < later[number] <= len(log) for number, log in enumerate(logs))
+
+
+def test_where_a_job_without_state_begins_is_said_or_asked_for(
+    broker: Broker, tmp_path: Path, name: Callable[[str], str]
+) -> None:
+    log, events, told = stream(400), name("begin"), list[str]()
+    pipeline = replace(of_topic(events), name=name("begins"))
+    fill(broker.address, events, [log, []])
+    values = job_settings(tmp_path, broker)
+    store = store_of(pipeline, values)
+    at = json.loads(log[100][1])["at"]
+    reached = next(k for k, (_, value) in enumerate(log) if json.loads(value)["at"] >= at)
+
+    def begins(**options: Any) -> Start:
+        shutil.rmtree(store, ignore_errors=True)
+        prepare(pipeline, values, called="my.py:job", say=told.append, **options)
+        return Start.load(store)
+
+    assert begins() == Start()
+    assert told == [f"{pipeline.name}: first start, from the beginning of {events}"]
+    assert begins(begin="earliest").decide == {0: 0, 1: 0}
+    assert begins(begin="latest").decide == {0: 400, 1: 0}
+    assert begins(begin=at) == Start({0: reached, 1: 0}, {0: reached, 1: 0})
+    anew = begins(rebuild=True, begin=at)
+    assert (anew.read, anew.decide, anew.begins) == ({0: 0, 1: 0}, {0: reached, 1: 0}, None)
+    with pytest.raises(RecoveryError, match=r"neither .* says where .* was: add --from earliest, --from latest or --from TIME"):
+        begins(rebuild=True)
+    with pytest.raises(RecoveryError, match=r"expected earliest, latest or a time as in 2026-01-31T08:00, got yesterday"):
+        begins(begin="yesterday")
+    store.mkdir()
+    (store / "made").write_text("{}")
+    with pytest.raises(RecoveryError, match="--from needs --rebuild"):
+        prepare(pipeline, values, called="my.py:job", begin="latest")
+    with pytest.raises(RecoveryError, match=r"got none.*headrace run my.py:job --rebuild"):
+        prepare(pipeline, values, called="my.py:job")
+
+
+def test_the_brokers_own_times_are_found(broker: Broker, name: Callable[[str], str]) -> None:
+    topic = name("times")
+    create(broker.address, [topic], 1, {})
+    producer = Producer({"bootstrap.servers": broker.address})
+    for second in (1000, 2000, 3000):
+        producer.produce(topic, b"value", timestamp=second * 1000)
+    assert producer.flush(20) == 0
+    log = KafkaLog(topic, broker.address, {}, group="test")
+    assert log.bounds(0) == (0, 3)
+    timeline = Timeline(log, with_append_time(lambda raw: Decoded(raw, raw.slice(0, 0))), APPENDED, by_append=True)
+    assert [timeline.since(0, second * SECOND) for second in (500, 1000, 1500, 3000, 3001)] == [0, 0, 1, 2, 3]
+    log.close()
