@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from confluent_kafka import OFFSET_INVALID, KafkaError, KafkaException, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 from payments import Arithmetic, decisions, payments, settings, stream
@@ -21,7 +22,7 @@ from features.streaming import Group
 from models.spec import Input, ModelSpec
 from ops.start import begin_at, timeline_of
 from sinks.memory import MemorySink
-from streams import polling
+from streams import polling, positions
 from streams import rebuild as rebuild_module
 from streams import start as start_module
 from streams.decode import Decoded
@@ -317,3 +318,26 @@ def test_messages_that_are_gone_or_never_were_are_told(tmp_path: Path) -> None:
         resume(timeline, (), 1, {0: 4}, 0)
     with pytest.raises(RecoveryError, match="expected a position up to 13, the end of the topic, got 14"):
         resume(timeline, (), 1, {0: 14}, 0)
+
+
+def test_a_broker_that_does_not_know_the_group_yet_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that has just started says of every group."""
+
+    class Starting:
+        asked = 0
+
+        def __init__(self, config: dict[str, Any]) -> None: ...
+
+        def committed(self, places: list[TopicPartition], timeout: float) -> list[TopicPartition]:
+            Starting.asked += 1
+            if Starting.asked < 3:
+                raise KafkaException(KafkaError(KafkaError.NOT_COORDINATOR))
+            return [TopicPartition("pay", 0, 7), TopicPartition("pay", 1, OFFSET_INVALID)]
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(positions, "Consumer", Starting)
+    assert positions.committed("nowhere", {}, "group", "pay", 2) == {0: 7}
+    Starting.asked = 0
+    with pytest.raises(RecoveryError, match="does not say the positions of group group"):
+        positions.committed("nowhere", {}, "group", "pay", 2, timeout=0.0)
