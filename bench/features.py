@@ -1,6 +1,6 @@
 """What features cost: each part alone, its results checked first, beside its naive twin and what one would take instead.
 
-python -m bench.features [--part windows snapshot backfill warm cold assemble outage] [--turns 5] [--json FILE]
+python -m bench.features [--part windows snapshot backfill warm cold assemble outage avro] [--turns 5] [--json FILE]
 
 Needs nothing but the machine: Feast's stores and a redis-server are made here. The whole takes about four minutes.
 """
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import features_stored, windows
+from bench import features_avro, features_stored, windows
 from bench.figures import Figure, WrongError, shown
 from bench.machine import commit, machine, versions
 from bench.show import say, write
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "cold": features_stored.cold,
     "assemble": features_stored.assembling,
     "outage": features_stored.outage,
+    "avro": features_avro.avro,
 }
 
 

@@ -14,7 +14,7 @@ SMALL = ["--entities", "400", "--events", "4000", "--turns", "2", "--rows", "256
 
 def test_every_part_has_figures_beside_what_one_would_take_instead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "features.json"
-    parts = ["windows", "snapshot", "backfill"]
+    parts = ["windows", "snapshot", "backfill", "avro"]
     assert main(["--part", *parts, *SMALL, "--json", str(file)]) == 0
     held = json.loads(file.read_text())
     assert (held["format"], held["kind"], held["settings"]["entities"]) == (1, "features", 400)

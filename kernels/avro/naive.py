@@ -105,13 +105,13 @@ class Body:
                 return struct.unpack("<d", self._take(8))[0]
             case "string":
                 text = self._sized()
-                return _text(text, self.at - len(text)) if wanted else None
+                return _text(text, self.at - len(text)) if wanted else text if path in self._above else None
             case "bytes":
                 value = self._sized()
-                return _decimal(type, value) if wanted else None
+                return _decimal(type, value) if wanted or path in self._above else None
             case "fixed":
                 value = self._take(type.size)
-                return _decimal(type, value) if wanted else None
+                return _decimal(type, value) if wanted or path in self._above else None
             case "enum":
                 return type.symbols[self._long(0, len(type.symbols) - 1, "a symbol's number")]
             case "union":
