@@ -6,6 +6,7 @@ import math
 import struct
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Any
 
 import fastavro
@@ -432,3 +433,23 @@ def test_the_message_itself_is_kept_where_it_is_asked_for() -> None:
     assert decoded.dead["reason"].to_pylist() == [
         "p/decode: expected a zero byte and a schema id, got byte 0x78 at byte 0 (t/3@6)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("type", "value", "got"),
+    [
+        ({"type": "long", "logicalType": "timestamp-millis"}, 1_700_000_000_000, "2023-11-14T22:13:20Z"),
+        ({"type": "long", "logicalType": "timestamp-millis"}, 2**62, str(2**62)),
+        ({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}, Decimal("12.50"), "12.5"),
+    ],
+    ids=["time", "no time", "decimal"],
+)
+def test_a_path_through_a_time_or_a_decimal_is_refused(type: dict[str, Any], value: Any, got: str) -> None:
+    schema = {"type": "record", "name": "R", "fields": [{"name": "a", "type": type}]}
+    out = io.BytesIO(b"\0\0\0\0\1")
+    out.seek(5)
+    fastavro.schemaless_writer(out, schema, {"a": value})
+    writer = read_schema(json.dumps(schema))
+    fields = kernel_fields(Schema("R", 1, {"b": Number(path="a.b")}))
+    fault = parse(out.getvalue(), fields, 1_000, lambda id: writer)
+    assert fault == Fault("wrong_type", "an object with a field b", got, "$.a.b")

@@ -24,12 +24,18 @@ class Instant(NamedTuple):
     raw: int
     micros: int
 
+    def __str__(self) -> str:
+        return _iso(self)
+
 
 class Decimal(NamedTuple):
     """unscaled / 10**scale."""
 
     unscaled: int
     scale: int
+
+    def __str__(self) -> str:
+        return str(float(self))
 
     def __float__(self) -> float:
         try:

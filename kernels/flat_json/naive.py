@@ -229,6 +229,8 @@ def show(value: object, most: int = SHOWN) -> str:
         return "NaN" if math.isnan(value) else "a number beyond float64"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
+    if isinstance(value, tuple):  # a time or decimal of Avro, which says itself how it is shown
+        return _cut(str(value), most)
     return _cut(orjson.dumps(value[:most] if isinstance(value, str) else value).decode(), most)
 
 
