@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -150,3 +153,11 @@ def test_a_registry_that_is_down_stops_the_job_with_one_line_and_loses_nothing(t
 def test_without_an_address_it_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="topic pay: expected the address of a schema registry for Avro, got none"):
         served(pipeline(), settings(tmp_path), [])
+
+
+def test_nothing_is_compiled_once_the_job_is_ready(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    script = [sys.executable, str(Path(__file__).with_name("late_compiles_avro.py")), str(tmp_path)]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "ready\n"
