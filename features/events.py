@@ -19,7 +19,7 @@ def read_events(path: Path, schema: Schema) -> pa.Table:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"events {path}: expected a Parquet file, got {' '.join(str(error).split())}") from None
+        raise ValueError(f"events {path}: expected a Parquet file, got {unread(error)}") from None
     columns = {}
     for name, field in schema.fields.items():
         always = not field.optional and not field.on
@@ -33,6 +33,11 @@ def read_events(path: Path, schema: Schema) -> pa.Table:
             raise ValueError(f"events {path}: column {name}: expected a value in every row, got {column.null_count} nulls")
         columns[name] = _as(column, field, f"events {path}: column {name}")
     return pa.table(columns)
+
+
+def unread(error: Exception) -> str:
+    """Why a Parquet file could not be read, in a few words."""
+    return "none" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())
 
 
 def _as(column: pa.ChunkedArray, field: Field, what: str) -> pa.ChunkedArray:

@@ -2,20 +2,15 @@
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
-from itertools import zip_longest
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.derived import compile_derived
-from features.spec import Derived, Fields, Stored
+from features.events import unread
 from features.views import open_store, views
 from models.engine import ModelRefused
 from models.foreign import adapt, inputs_of
@@ -24,14 +19,9 @@ from models.registry import Version, record
 from models.spec import Input, ModelSpec
 from models.tabular import NOT_FEATURES
 from ops.train import write_reference
+from streams.inputs import compare, features_of
 from streams.pipeline import Pipeline
 from streams.settings import JobSettings
-
-Typed = tuple[str, str]
-
-
-class InputsDifferError(ValueError):
-    """A model's inputs are not the pipeline's features; the notes show both lists side by side."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +59,7 @@ def register(
     inputs = inputs_of(frame.schema, NOT_FEATURES)
     unused: tuple[str, ...] = ()
     if pipeline is not None:
-        features = features_of(pipeline, settings)
+        features = features_of(pipeline, stored_names(pipeline, settings))
         unused = compare(f"model {name}", [(each.name, each.kind) for each in inputs], f"pipeline {pipeline.name}", features)
     inputs = tuple(replace(each, vocabulary=_vocabulary(frame, each)) for each in inputs)
     model = adapt(content, inputs, what, output)
@@ -94,54 +84,12 @@ def register(
     return Registered(version, inputs, unused, metrics, unscored)
 
 
-def features_of(pipeline: Pipeline, settings: JobSettings) -> list[Typed]:
-    """The pipeline's features in its order, each with the kind of input that it makes: number, category, vector or time."""
-    columns, found = pipeline.columns, list[Typed]()
-    derived = dict(compile_derived(pipeline.features, columns, None))
-    for feature in pipeline.features:
-        if isinstance(feature, Fields):
-            found += [(name, _kind(columns.field(name).type)) for name in feature.names]
-        elif isinstance(feature, Derived):
-            found.append((feature.name, _kind(derived[feature.name].type)))
-        elif isinstance(feature, Stored):
-            repo = pipeline.repo(settings)
-            found += [(name, "number") for view in views(open_store(repo), repo, feature.service) for name in view.names]
-        else:
-            found += [(name, "number") for name in feature.names]
-    return found
-
-
-def compare(model: str, inputs: Sequence[Typed], pipeline: str, features: Sequence[Typed]) -> tuple[str, ...]:
-    """The features that the model leaves out. Raises InputsDifferError, with both lists side by side in its notes, unless each
-    input is a feature of the same name and kind, in the same order."""
-    rest = iter(features)
-    if all(each in rest for each in inputs):
-        return tuple(name for name, kind in features if (name, kind) not in inputs)
-    left, right = [" ".join(each) for each in inputs], [" ".join(each) for each in features]
-    rows: list[tuple[str, str, str]] = []
-    for tag, i, j, k, l in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
-        mark = " " if tag in ("equal", "insert") and not (tag == "insert" and _moved(right[k:l], left)) else ">"
-        rows += [(mark, one, other) for one, other in zip_longest(left[i:j], right[k:l], fillvalue="-")]
-    width = max(len(model), *map(len, left))
-    error = InputsDifferError(
-        f"{model}: its inputs are not features of {pipeline} in name, order and type: see the lines marked with >"
-    )
-    error.add_note(f"    {model:{width}}  {pipeline}")
-    for mark, one, other in rows:
-        error.add_note(f"  {mark} {one:{width}}  {other}")
-    raise error
-
-
-def _moved(features: Sequence[str], inputs: Sequence[str]) -> bool:
-    return any(each in inputs for each in features)
-
-
-def _kind(column: pa.DataType) -> Literal["number", "category", "vector", "time"]:
-    if pa.types.is_string(column) or pa.types.is_dictionary(column):
-        return "category"
-    if pa.types.is_timestamp(column):
-        return "time"
-    return "vector" if pa.types.is_fixed_size_list(column) else "number"
+def stored_names(pipeline: Pipeline, settings: JobSettings) -> tuple[str, ...]:
+    """The names of the pipeline's stored features, as its Feast repo has them."""
+    if pipeline.service is None:
+        return ()
+    repo = pipeline.repo(settings)
+    return tuple(name for view in views(open_store(repo), repo, pipeline.service) for name in view.names)
 
 
 def _quality(frame: pa.Table, scores: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -172,7 +120,7 @@ def _frame(path: Path) -> pa.Table:
     try:
         frame = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"reference {path}: expected a Parquet file, got {error}") from None
+        raise ValueError(f"reference {path}: expected a Parquet file, got {unread(error)}") from None
     place = frame.schema.get_field_index("event_time")
     found = "none" if place < 0 else str(frame.schema.field(place).type)
     if place < 0 or not pa.types.is_timestamp(frame.schema.field(place).type) or frame["event_time"].null_count:

@@ -17,13 +17,16 @@ from prometheus_client import CollectorRegistry
 from features.expressions import compile_expression, mask
 from features.training import labels
 from models.metrics import auc
-from models.registry import ModelNotFound, resolve
+from models.registry import ModelNotFound, Version, resolve
+from models.spec import ModelSpec
 from ops.broker import embedded
+from ops.register import stored_names
 from ops.replay import between, encode, replay
 from ops.topics import counts, create
 from ops.train import Progress, prepare_stored, train
 from ops.watch import Watcher
 from sinks.memory import MemorySink
+from streams.inputs import features_of, require
 from streams.pipeline import Pipeline
 from streams.run import run
 from streams.settings import JobSettings
@@ -40,7 +43,7 @@ class CannotTryError(RuntimeError):
 class Trial:
     """What came of a trial. trained: whether the model was made for it. decisions: the values of the topic of the first sink,
     in their order; dead: those of the dead letters. auc: of the scores, on what came true later; None where that is not known.
-    seconds: from when the job was ready until all was delivered."""
+    seconds: from when the job was ready until all was delivered. unused: the features that the model does not take."""
 
     trained: bool
     model_version: int
@@ -50,6 +53,7 @@ class Trial:
     decisions: list[dict[str, Any]]
     dead: list[dict[str, Any]]
     auc: float | None
+    unused: tuple[str, ...]
 
 
 def trial(pipeline: Pipeline, settings: JobSettings, *, seed: int, progress: Progress) -> Trial:
@@ -66,13 +70,14 @@ def trial(pipeline: Pipeline, settings: JobSettings, *, seed: int, progress: Pro
     trained = False
     try:
         prepare_stored(pipeline, settings, progress)
-        version = resolve(settings.registry_uri, model.name, into=settings.home / "models").version
+        version = resolve(settings.registry_uri, model.name, into=settings.home / "models")
     except ModelNotFound:
         if model.train is None:
             raise
         progress("no model yet: training one", 0.0)
-        version = train(pipeline, settings, seed=seed, until=model.trained_until, progress=progress).version.version
+        version = train(pipeline, settings, seed=seed, until=model.trained_until, progress=progress).version
         trained = True
+    unused = _unused(pipeline, settings, version)
     table = model.history()
     table = between(table, topic.time, model.trained_until, None) if topic.time in table.column_names else table
     if table.num_rows == 0:
@@ -88,7 +93,7 @@ def trial(pipeline: Pipeline, settings: JobSettings, *, seed: int, progress: Pro
             f"letters{first}"
         )
     reached = _auc(pipeline, batch, decided, decisions)
-    return Trial(trained, version, table.num_rows, decided.num_rows, seconds, decisions, dead, reached)
+    return Trial(trained, version.version, table.num_rows, decided.num_rows, seconds, decisions, dead, reached, unused)
 
 
 def decide(
@@ -107,6 +112,13 @@ def decide(
     if dead := sink.values(pipeline.events.dead):
         raise ValueError(json.loads(dead[0])["reason"])
     return [json.loads(value) for value in sink.values(pipeline.sinks[0].topic)]
+
+
+def _unused(pipeline: Pipeline, settings: JobSettings, version: Version) -> tuple[str, ...]:
+    """The features that the model does not take. Raises InputsDifferError where it does not fit, before anything is started."""
+    inputs = [(each.name, each.kind) for each in ModelSpec.read(version.folder).inputs]
+    features = features_of(pipeline, stored_names(pipeline, settings))
+    return require(f"model {version.name} version {version.version}", inputs, f"pipeline {pipeline.name}", features)
 
 
 def _through_a_broker(

@@ -11,7 +11,8 @@ from streams.pipeline import Pipeline
 def tell(trial: Trial, pipeline: Pipeline, name: str) -> str:
     """The trial in some lines. name: what the pipeline is called on the command line."""
     model, sink = pipeline.model, pipeline.sinks[0]
-    since = f" from {model.until} on, which the model was not trained on," if model.until and model.train else ""
+    unseen = ", which the model was not trained on," if trial.trained else ""
+    since = f" from {model.until} on{unseen}" if model.until else ""
     lines = [
         "",
         f"{pipeline.name}: {trial.events:,} events{since} through an embedded broker in {trial.seconds:.1f} s",
@@ -20,9 +21,14 @@ def tell(trial: Trial, pipeline: Pipeline, name: str) -> str:
     ]
     if trial.auc is not None:
         lines.append(f"  quality       AUC {trial.auc:.3f} by what came true later (0.5 is guessing, 1 is perfect)")
+    if trial.unused:
+        trains = f"; headrace train {name} makes one that takes them" if model.train else ""
+        lines.append(f"  not used      {', '.join(trial.unused)}: the model takes the other features{trains}")
     if sink.encode is None:
         flags = Counter(flag for decision in trial.decisions for flag in decision["flags"])
         lines.append("  flags         " + (", ".join(f"{n:,} {flag}" for flag, n in flags.most_common(6)) or "none"))
+        if any(flag.startswith("warming:") for flag in flags):
+            lines.append("                (warming: the window reaches back to before the first event of this trial)")
         lines += ["", "the last of each decision:"]
         lines += [f"  {_line(decision)}" for decision in _last_of_each(trial)]
     if trial.decisions:
@@ -48,6 +54,7 @@ def counted(trial: Trial) -> dict[str, Any]:
         "seconds": round(trial.seconds, 3),
         "model_version": trial.model_version,
         "trained": trial.trained,
+        "unused": trial.unused,
     }
 
 

@@ -29,6 +29,7 @@ from sinks.messages import Sink
 from sinks.records import shaped
 from streams.decide import Deciding, Names, Work
 from streams.decode import PROVENANCE, Decoder
+from streams.inputs import features_of, require
 from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
@@ -259,6 +260,9 @@ class Job:
         spec = champion.engine.spec
         if spec.outputs != 1 and (pipeline.policy or pipeline.drift):
             raise ValueError(f"model {spec.name}: expected one output, as policies and drift need, got {spec.outputs}")
+        inputs = [(each.name, each.kind) for each in spec.inputs]
+        features = features_of(pipeline, stored.names if stored else ())
+        require(f"model {pipeline.model.name} version {champion.version}", inputs, f"pipeline {pipeline.name}", features)
         if pipeline.drift and any(each.kind == "vector" for each in spec.inputs):
             raise ValueError(f"model {spec.name}: expected numbers and categories, whose drift can be measured, got a vector")
         return Deciding(

@@ -150,6 +150,8 @@ def test_events_that_do_not_fit_are_named(tmp_path: Path, change: dict[str, obje
     pq.write_table(events().drop(["id"]), tmp_path / "events.parquet")
     with pytest.raises(ValueError, match="expected a column id, got kind, at, sum, more"):
         read_events(tmp_path / "events.parquet", EVENT)
+    with pytest.raises(ValueError, match=r"nowhere.parquet: expected a Parquet file, got none$"):
+        read_events(tmp_path / "nowhere.parquet", EVENT)
     (tmp_path / "events.parquet").write_text("no")
     with pytest.raises(ValueError, match="expected a Parquet file"):
         read_events(tmp_path / "events.parquet", EVENT)
@@ -218,7 +220,7 @@ def test_a_foreign_tree_and_a_feast_repo_that_was_there_before_decide_ten_thousa
     was = contents(repo)
 
     headrace(project, "backfill", "pipeline.py", "--out", "frame.parquet")
-    file = foreign_model(project / "frame.parquet", tmp_path / "elsewhere.onnx")
+    file = foreign_model(project, tmp_path / "elsewhere.onnx")
     register = ["models", "register", "my-fraud", "--onnx", str(file), "--reference", "frame.parquet", "--champion"]
     said = headrace(project, *register, "--pipeline", "pipeline.py")
     assert "channel (category)" in said
@@ -254,24 +256,21 @@ def theirs(repo: Path) -> Path:
     return repo
 
 
-def foreign_model(frame: Path, to: Path) -> Path:
-    """A gradient-boosted tree that knows nothing of headrace: pandas, scikit-learn, skl2onnx."""
-    import pandas as pd
-    from skl2onnx import to_onnx
-    from skl2onnx.common.data_types import FloatTensorType
-    from sklearn.ensemble import GradientBoostingClassifier
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-
-    rows = pd.read_parquet(frame)
-    rows = rows[rows["event_time"] < pd.Timestamp("2024-03-22", tz="UTC")]
-    inputs = rows.drop(columns=["event_id", "event_time", "label"])
-    inputs["channel"] = inputs["channel"].cat.codes
-    trees = GradientBoostingClassifier(n_estimators=20, random_state=0)
-    tree = make_pipeline(SimpleImputer(strategy="constant", fill_value=-1), trees)
-    tree.fit(inputs.to_numpy(np.float32), rows["label"].astype(int))
-    made = to_onnx(tree, initial_types=[("rows", FloatTensorType([None, inputs.shape[1]]))])
-    to.write_bytes(made.SerializeToString())
+def foreign_model(project: Path, to: Path) -> Path:
+    """The gradient-boosted tree of docs/your-own.md, trained by that very script, which knows nothing of headrace."""
+    script = (CHECKOUT / "docs" / "your-own.md").read_text().partition("```python\n")[2].partition("```")[0]
+    assert "headrace" not in script
+    (to.parent / "train_elsewhere.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, str(to.parent / "train_elsewhere.py")],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (project / "tree.onnx").replace(to)
     return to
 
 

@@ -19,7 +19,8 @@ from models.engine import ModelRefused, OnnxEngine
 from models.reference import Reference, ReferenceTooShortError
 from models.registry import ModelNotFound, record, resolve
 from ops.cli import run_command
-from ops.register import InputsDifferError, register
+from ops.register import register
+from streams.inputs import InputsDifferError
 from streams.settings import JobSettings
 
 DAYS, ROWS = 20, 120

@@ -1,0 +1,90 @@
+"""A model's inputs beside a pipeline's features: by name, order and type, both lists shown where they differ."""
+
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from itertools import zip_longest
+from typing import Literal
+
+import pyarrow as pa
+
+from features.derived import compile_derived
+from features.spec import Derived, Fields, Stored
+from streams.pipeline import Pipeline
+
+Typed = tuple[str, str]
+
+
+class InputsDifferError(ValueError):
+    """A model's inputs are not the pipeline's features; the notes show both lists side by side."""
+
+
+def features_of(pipeline: Pipeline, stored: Sequence[str]) -> list[Typed]:
+    """The pipeline's features in its order, each with the kind of input that it makes: number, category, vector or time.
+
+    stored: the names of the stored ones.
+    """
+    columns, found = pipeline.columns, list[Typed]()
+    derived = dict(compile_derived(pipeline.features, columns, stored))
+    for feature in pipeline.features:
+        if isinstance(feature, Fields):
+            found += [(name, _kind(columns.field(name).type)) for name in feature.names]
+        elif isinstance(feature, Derived):
+            found.append((feature.name, _kind(derived[feature.name].type)))
+        else:
+            names = stored if isinstance(feature, Stored) else feature.names
+            found += [(name, "number") for name in names]
+    return found
+
+
+def compare(model: str, inputs: Sequence[Typed], pipeline: str, features: Sequence[Typed]) -> tuple[str, ...]:
+    """The features that the model leaves out. Raises InputsDifferError, with both lists side by side in its notes, unless each
+    input is a feature of the same name and kind, in the same order."""
+    rest = iter(features)
+    if all(each in rest for each in inputs):
+        return tuple(name for name, kind in features if (name, kind) not in inputs)
+    left, right = [" ".join(each) for each in inputs], [" ".join(each) for each in features]
+    rows: list[tuple[str, str, str]] = []
+    for tag, i, j, k, l in SequenceMatcher(None, left, right, autojunk=False).get_opcodes():
+        mark = " " if tag in ("equal", "insert") and not (tag == "insert" and _moved(right[k:l], left)) else ">"
+        rows += [(mark, one, other) for one, other in zip_longest(left[i:j], right[k:l], fillvalue="-")]
+    said = f"{model}: its inputs are not features of {pipeline} in name, order and type: see the lines marked with >"
+    raise _differ(said, model, pipeline, rows)
+
+
+def require(model: str, inputs: Sequence[Typed], pipeline: str, features: Sequence[Typed]) -> tuple[str, ...]:
+    """The features that a model of the registry leaves out. Raises InputsDifferError unless each input is a feature of the same
+    name and kind; their order is the model's own, in which it gets them."""
+    if set(inputs) <= set(features):
+        return tuple(name for name, kind in features if (name, kind) not in inputs)
+    kinds, used = dict(features), {name for name, _ in inputs}
+    rows = [
+        (" " if (name, kind) in features else ">", f"{name} {kind}", f"{name} {kinds[name]}" if name in kinds else "-")
+        for name, kind in inputs
+    ]
+    rows += [(" ", "-", f"{name} {kind}") for name, kind in features if name not in used]
+    said = (
+        f"{model}: it has inputs that are not features of {pipeline}: see the lines marked with >, and make one that fits "
+        f"(headrace train, headrace models register)"
+    )
+    raise _differ(said, model, pipeline, rows)
+
+
+def _differ(said: str, model: str, pipeline: str, rows: Sequence[tuple[str, str, str]]) -> InputsDifferError:
+    error = InputsDifferError(said)
+    width = max(len(model), *(len(one) for _, one, _ in rows))
+    error.add_note(f"    {model:{width}}  {pipeline}")
+    for mark, one, other in rows:
+        error.add_note(f"  {mark} {one:{width}}  {other}")
+    return error
+
+
+def _moved(features: Iterable[str], inputs: Sequence[str]) -> bool:
+    return any(each in inputs for each in features)
+
+
+def _kind(column: pa.DataType) -> Literal["number", "category", "vector", "time"]:
+    if pa.types.is_string(column) or pa.types.is_dictionary(column):
+        return "category"
+    if pa.types.is_timestamp(column):
+        return "time"
+    return "vector" if pa.types.is_fixed_size_list(column) else "number"
