@@ -75,7 +75,8 @@ def trial(pipeline: Pipeline, settings: JobSettings, *, seed: int, progress: Pro
         if model.train is None:
             raise
         progress("no model yet: training one", 0.0)
-        version = train(pipeline, settings, seed=seed, until=model.trained_until, progress=progress).version
+        train(pipeline, settings, seed=seed, until=model.trained_until, progress=progress)
+        version = resolve(settings.registry_uri, model.name, into=settings.home / "models")
         trained = True
     unused = _unused(pipeline, settings, version)
     table = model.history()

@@ -15,7 +15,7 @@ from typing import IO, Generic, TypeVar
 
 import pyarrow as pa
 
-from sinks.segments import HALF, LOG, SEALED, Frames, RecordError, Segment, in_order, seal, sync_folder
+from sinks.segments import HALF, LOG, SEALED, Frames, RecordError, Segment, drop_empty, in_order, seal, sync_folder
 
 Item = TypeVar("Item")
 Shape = Callable[[pa.Table], pa.Table]
@@ -52,6 +52,7 @@ class Journal(Generic[Item]):
         self._bytes_a_file, self._most_rows = bytes_a_file, most_rows
         self._clock, self._sync = clock, sync
         self._lock = locked(chain)
+        drop_empty(chain)
         self._number = max((Segment.of(path).number for end in (SEALED, LOG) for path in in_order(chain, end)), default=0)
         self._segment = Segment(0, "")
         self._file: IO[bytes] | None = None

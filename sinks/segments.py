@@ -136,6 +136,13 @@ def described(path: Path) -> dict[str, Any]:
     return found
 
 
+def drop_empty(chain: Path) -> None:
+    """Removes the last log of a chain if it holds no row, as after a kill just when it was begun: its number is free again."""
+    for log in in_order(chain, LOG)[-1:]:
+        if not sealed(log).exists() and next(read_frames(log), None) is None:
+            log.unlink()
+
+
 def sealed(log: Path) -> Path:
     """The Parquet file that a log becomes."""
     return Segment.of(log).path(log.parent, SEALED)

@@ -114,6 +114,18 @@ def test_a_killed_jobs_log_is_sealed_by_the_next_one(tmp_path: Path) -> None:
     assert files[0].exists()
 
 
+@pytest.mark.parametrize("left", [b"", b"half of a frame"])
+def test_killed_just_when_a_log_was_begun_no_file_of_the_chain_is_missing(tmp_path: Path, left: bytes) -> None:
+    chain = tmp_path / "worker-0"
+    last = filled(chain, 2)[-1]
+    (chain / f"_00000003{last.stem.removeprefix('00000002')}.log").write_bytes(left)
+    journal = opened(chain)
+    journal.add(range(200, 300), 100)
+    journal.close()
+    assert rows(chain) == [*range(300)]
+    assert check(chain).breaks == ()
+
+
 def test_killed_between_sealing_and_removing_the_log_nothing_is_there_twice(tmp_path: Path) -> None:
     log = tmp_path / "_00000001-2023-11-14.log"
     with log.open("wb") as file:
