@@ -35,9 +35,10 @@ from ops.progress import bar
 from sinks.messages import Encoder
 from streams import pipeline as pipelines
 from streams.decide import Work, answers, together
-from streams.exchange import Base, Gather, Parcel, Shard, Wake, cut
+from streams.exchange import Base, Gather, News, Parcel, Shard, cut
 from streams.job import Job
 from streams.rehearsal import rehearse
+from streams.rounds import as_one
 from streams.routing import shard_name
 from streams.settings import JobSettings
 
@@ -171,9 +172,9 @@ def consumed(job: Job, messages: int) -> list[pa.RecordBatch]:
     try:
         while count < messages:
             polled = part.poll()
-            if polled is not None and polled.batch.num_rows:
-                raw.append(polled.batch)
-                count += polled.batch.num_rows
+            if polled is not None and polled.rows:
+                raw.append(as_one([(shard_name(0), polled)]))
+                count += polled.rows
                 until = time.monotonic() + WAIT_SECONDS
             elif time.monotonic() > until:
                 raise ValueError(f"floor: expected {messages:,} messages in the topic, got {count:,}")
@@ -193,10 +194,11 @@ def featured(job: Job, whole: Shard, gather: Gather, rows: pa.RecordBatch) -> Wo
     seen = Memo(rows)
     reads = mask(job.decide_on, seen)
     times = seen.microseconds(job.pipeline.events.time)
-    pieces = cut(
-        shard_name(0), seen, reads, times, True, job.cutters, job.pipeline.shards, 1, to_all=False, wake=None, kept=job.kept
-    )
-    sent = [value for _, value in pieces if not isinstance(value, Wake)]
+    news = [News(shard_name(0), int(times[0]), int(times.max()), True)]
+    sent = [
+        value
+        for _, value in cut(shard_name(0), seen, reads, news, job.cutters, job.pipeline.shards, 1, to_all=False, kept=job.kept)
+    ]
     parts, _ = whole.on_batch([value for value in sent if isinstance(value, Parcel)])
     gathered, _ = gather.on_batch([*(value for value in sent if isinstance(value, Base)), *parts])
     if not gathered:

@@ -21,6 +21,7 @@ from ops.replay import between
 from sinks.records import SOURCE, TIME, Records, read
 from streams.decode import PROVENANCE
 from streams.pipeline import Pipeline
+from streams.rounds import as_one
 from streams.routing import shard_name
 from streams.settings import JobSettings
 from streams.source import KafkaSource
@@ -217,7 +218,8 @@ def from_topic(pipeline: Pipeline, settings: JobSettings) -> pa.Table:
     decode = topic.decode(f"{pipeline.name}/skew", settings)
     rows = [pa.Table.from_batches([], pa.schema([*pipeline.columns, *PROVENANCE]))]
     for number in range(source.partitions):
-        partition = source.build_part("skew", shard_name(number), None)
+        name = shard_name(number)
+        partition = source.build_part("skew", name, None)
         at_end = False
         while not at_end:
             polled = partition.poll()
@@ -225,7 +227,7 @@ def from_topic(pipeline: Pipeline, settings: JobSettings) -> pa.Table:
                 time.sleep(0.001)
                 continue
             at_end = polled.at_end
-            if polled.batch.num_rows:
-                rows.append(pa.Table.from_batches([decode(polled.batch).rows]))
+            if polled.rows:
+                rows.append(pa.Table.from_batches([decode(as_one([(name, polled)])).rows]))
         partition.close()
     return pa.concat_tables(rows).select([*pipeline.columns.names, "_partition", "_offset"]).unify_dictionaries()

@@ -32,11 +32,12 @@ MOST_FLAGS = 63
 
 @dataclass(frozen=True)
 class Work:
-    """n rows on their way: `origins` is (partition, rows) in order; computed features float [n] by name, NaN where there is
-    none; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known; scores float32 [n], or
-    [n, k] of a model with k outputs; stored_times int64 [V, n], of the stored rows by view (features/stored.py)."""
+    """n rows on their way, of so many batches, the first of them `home`'s. computed: features float [n] by name, NaN where
+    none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known; scores float32 [n],
+    or [n, k] of a model with k outputs; stored_times int64 [V, n], of the stored rows by view (features/stored.py)."""
 
-    origins: tuple[tuple[str, int], ...]
+    home: str
+    batches: int
     batch: pa.RecordBatch
     computed: Mapping[str, npt.NDArray[Any]]
     flags: I64
@@ -49,7 +50,6 @@ class Work:
 
 def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> Work:
     """Everything queued on the worker as one batch; names: of the streaming features."""
-    origins = tuple((name, one.batch.num_rows) for name, one in gathered)
     batches, values = [one.batch for _, one in gathered], [one.values for _, one in gathered]
     batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
     computed = dict(zip(names, values[0] if len(values) == 1 else np.concatenate(values, axis=1), strict=True))
@@ -57,7 +57,7 @@ def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> 
     for _, one in gathered[1:]:
         hashes = {name: np.concatenate([hashes[name], one.hashes[name]]) for name in hashes if name in one.hashes}
     begins = max(one.begins for _, one in gathered)
-    return Work(origins, batch, computed, np.zeros(batch.num_rows, np.int64), hashes, begins)
+    return Work(gathered[0][0], len(gathered), batch, computed, np.zeros(batch.num_rows, np.int64), hashes, begins)
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,26 @@ Hashes: TypeAlias = dict[str, npt.NDArray[np.uint64]]
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
-    """What a worker gets of one batch: (group, cut) for the groups concerned, the time of its first row, if it has any, and how
-    far the partition has come."""
+class News:
+    """How far a partition has come: the times (µs) of a batch's first and latest row, NEVER if it has none, and whether its log
+    ends there."""
 
-    worker: int
     partition: str
-    sequence: int
-    cuts: tuple[tuple[int, Cut | bytes], ...]
     first: int
     seen_until: int
     at_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What a worker gets of one batch: (group, cut) for the groups concerned, and how far the batch's partitions have come.
+    The features go back to where its Base is: `home`, a partition, and `sequence`."""
+
+    worker: int
+    home: str
+    sequence: int
+    cuts: tuple[tuple[int, Cut | bytes], ...]
+    news: tuple[News, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,7 @@ class Features(NamedTuple):
 class Part:
     """Features on their way back to their batch; begins: as in Gathered, NEVER where that is long ago."""
 
-    partition: str
+    home: str
     sequence: int
     group: int
     features: Features | bytes
@@ -96,25 +105,23 @@ class Part:
 
 
 def cut(
-    partition: str,
+    home: str,
     batch: Memo,
     reads: npt.NDArray[np.bool_],
-    times: npt.NDArray[np.int64],
-    at_end: bool,
+    news: Sequence[News],
     cutters: Sequence[Cutter],
     shards: int,
     workers: int,
     to_all: bool,
-    wake: int | None,
     kept: Sequence[str],
-) -> Iterable[tuple[str, Parcel | Base | Wake]]:
+) -> Iterable[tuple[str, Parcel | Base]]:
     """Parcels for the workers concerned (`to_all`: for all, since they wait for news of every partition) and the Base.
 
-    batch: n decoded rows; reads: bool [n], those to decide on, of which the columns `kept` go on; times: int64 [n],
-    microseconds. wake: the page to be snapshotted, if this is the partition's first batch of an epoch.
+    home: the partition of the first row. batch: n decoded rows of one or more of this worker's partitions; reads: bool [n],
+    those to decide on, of which the columns `kept` go on.
     """
     owners = min(workers, shards)
-    here = shard_number(partition) % workers
+    here = shard_number(home) % workers
     sequence = batch.column("_offset")[0].as_py() if batch.num_rows else -1
     parcels: list[list[tuple[int, Cut | bytes]]] = [[] for _ in range(owners)]
     expected = 0
@@ -134,14 +141,17 @@ def cut(
         decided = int(np.count_nonzero(reads))
         if decided:
             picked, of_picked = _picked(batch.batch.select(kept), hashes, reads, decided)
-            yield partition, Base(sequence, picked, expected, of_picked)
-    if wake is not None:
-        for shard in range(shards):
-            yield page_name(shard, wake), Wake(shard, wake)
-    first, seen_until = (int(times[0]), int(times.max())) if len(times) else (NEVER, NEVER)
+            yield home, Base(sequence, picked, expected, of_picked)
     for worker, cuts in enumerate(parcels):
         if cuts or to_all:
-            yield shard_name(worker), Parcel(worker, partition, sequence, tuple(cuts), first, seen_until, at_end)
+            yield shard_name(worker), Parcel(worker, home, sequence, tuple(cuts), tuple(news))
+
+
+def wakes(pages: Iterable[int], shards: int) -> Iterable[tuple[str, Wake]]:
+    """Has these pages of all shards snapshotted."""
+    for page in pages:
+        for shard in range(shards):
+            yield page_name(shard, page), Wake(shard, page)
 
 
 def _picked(batch: pa.RecordBatch, hashes: Hashes, reads: npt.NDArray[np.bool_], count: int) -> tuple[pa.RecordBatch, Hashes]:
@@ -183,8 +193,9 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         with self._meters.stage("features"):
             self._whole.ready()
             for parcel in parcels:
-                if parcel.first > NEVER:
-                    self._whole.hear(parcel.partition, parcel.first)
+                for news in parcel.news:
+                    if news.first > NEVER:
+                        self._whole.hear(news.partition, news.first)
             held = self._whole.held
             early = held.early if held else 0
             parts = self._at_once(parcels) if held is None else self._in_order(parcels, held)
@@ -197,20 +208,21 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
     def _at_once(self, parcels: list[Parcel]) -> list[Part]:
         parts = []
         for parcel in parcels:
-            clock = self._whole.clock(parcel.partition, parcel.seen_until, parcel.at_end)
-            begins = self._whole.begins_near(parcel.first)
+            clock = [self._whole.clock(news.partition, news.seen_until, news.at_end) for news in parcel.news][-1]
+            begins = max((self._whole.begins_near(news.first) for news in parcel.news if news.first > NEVER), default=NEVER)
             for group, packed in parcel.cuts:
                 piece = _cut(packed)
                 values = self._whole.states[group].update(piece, clock)
                 if values.shape[1]:
                     features = Features(piece.row[piece.reads], values)
-                    parts.append(self._part(parcel.worker, parcel.partition, parcel.sequence, group, features, begins))
+                    parts.append(self._part(parcel.worker, parcel.home, parcel.sequence, group, features, begins))
         return parts
 
     def _in_order(self, parcels: list[Parcel], held: Held) -> list[Part]:
         for parcel in parcels:
             cuts = [(group, _cut(packed)) for group, packed in parcel.cuts]
-            held.add(shard_number(parcel.partition), parcel.sequence, cuts, parcel.seen_until, parcel.at_end)
+            (news,) = parcel.news
+            held.add(shard_number(parcel.home), parcel.sequence, cuts, news.seen_until, news.at_end)
         parts = []
         for group, released in held.release():
             rows = released.cut.row[released.cut.reads]
@@ -221,9 +233,9 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
                 parts.append(self._part(parcels[0].worker, shard_name(partition), sequence, group, features, begins))
         return parts
 
-    def _part(self, worker: int, partition: str, sequence: int, group: int, features: Features, begins: int) -> Part:
-        local = worker == shard_number(partition) % self._workers
-        return Part(partition, sequence, group, features if local else arrays_to_ipc(features), begins)
+    def _part(self, worker: int, home: str, sequence: int, group: int, features: Features, begins: int) -> Part:
+        local = worker == shard_number(home) % self._workers
+        return Part(home, sequence, group, features if local else arrays_to_ipc(features), begins)
 
     def snapshot(self) -> dict[str, Any]:
         if self._page is None:

@@ -1,12 +1,10 @@
 """The way of an event, as one visible flow: event → features → batch → model → decision → sink → drift."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import bytewax.operators as op
-import numpy as np
 import pyarrow as pa
 from bytewax.dataflow import Dataflow, Stream
 
@@ -16,11 +14,12 @@ from models.policy import Coded
 from sinks.messages import Encoder, Messages, encode_dead, encode_drift
 from streams.decide import Work, answers, together
 from streams.drift import DriftCounter, DriftJudge, Partial, Sample
-from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut
+from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut, wakes
 from streams.job import Job
 from streams.output import Output
 from streams.polling import Polled
 from streams.record import Entry, RecordOutput, entry
+from streams.rounds import as_one, news_of, rounds, runs
 from streams.routing import shard_name
 from streams.shards import PAGES
 from streams.start import only_from
@@ -31,29 +30,34 @@ def build(job: Job) -> Dataflow:
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
     pages: dict[str, int] = {}
 
-    def decode(item: tuple[str, Polled]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
-        partition, polled = item
-        with meters.stage("event", polled.batch.num_rows):
-            decoded = job.decoder(polled.batch)
-        if polled.begins_epoch:
-            pages[partition] = (pages.get(partition, -1) + 1) % PAGES
+    def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
+        return [made for near in rounds(polls, apart=job.order == "event") for made in _decode(near)]
+
+    def _decode(polls: Sequence[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
+        gate.done(len(polls) - 1)
+        with meters.stage("event", sum(polled.rows for _, polled in polls)):
+            decoded = job.decoder(as_one(polls))
+        for partition, polled in polls:
+            if polled.begins_epoch:
+                pages[partition] = (pages.get(partition, -1) + 1) % PAGES
         with meters.stage("features", decoded.rows.num_rows):
             rows = Memo(decoded.rows)
             reads = mask(job.decide_on, rows)
-            if polled.decide_from:
-                decoded, reads = only_from(decoded, reads, polled.decide_from)
-            times = rows.microseconds(pipeline.events.time)
+            if decide_from := polls[0][1].decide_from:
+                decoded, reads = only_from(decoded, reads, decide_from)
+            home, news = news_of(polls, rows, rows.microseconds(pipeline.events.time))
             made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
                 cut(
-                    partition, rows, reads, times, polled.at_end, job.cutters, pipeline.shards, job.workers,
-                    to_all=job.order == "event", wake=pages[partition] if polled.begins_epoch else None, kept=job.kept,
+                    home, rows, reads, news, job.cutters, pipeline.shards, job.workers,
+                    to_all=job.order == "event", kept=job.kept,
                 )
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):
             gate.done(1)
+        made += wakes({pages[partition] for partition, polled in polls if polled.begins_epoch}, pipeline.shards)
         if decoded.dead.num_rows:
             meters.dead(_counts(decoded.dead["code"]))
-            made.append((partition, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)))
+            made.append((home, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)))
         return made
 
     def shard(resume: dict[str, Any] | None) -> Shard:
@@ -73,12 +77,10 @@ def build(job: Job) -> Dataflow:
     def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
         with meters.stage("decision", work.batch.num_rows):
             decisions, written = answers(job.deciding, work, pipeline.sinks, encoder)
-            made: list[tuple[str, Messages | Entry]] = []
-            for messages in written:
-                made += _by_origin(messages, work.origins)
+            made: list[tuple[str, Messages | Entry]] = [(work.home, messages) for messages in written]
             if pipeline.record:
-                made.append((work.origins[0][0], entry(work, decisions, job.clock_ns() // 1000)))
-        gate.done(len(work.origins))
+                made.append((work.home, entry(work, decisions, job.clock_ns() // 1000)))
+        gate.done(work.batches)
         if decisions:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return made
@@ -86,9 +88,10 @@ def build(job: Job) -> Dataflow:
     def watch(work: Work) -> list[tuple[str, Sample]]:
         with meters.stage("drift"):
             times = microseconds(work.batch[pipeline.events.time])
-            edges = np.cumsum([0, *(rows for _, rows in work.origins)]).tolist()
-            pieces = zip(work.origins, pairwise(edges), strict=True)
-            return [(name, Sample(times[a:b], work.matrix[a:b], work.scores[a:b])) for (name, _), (a, b) in pieces]
+            return [
+                (shard_name(partition), Sample(times[a:b], work.matrix[a:b], work.scores[a:b]))
+                for partition, a, b in runs(work.batch.column("_partition").to_numpy())
+            ]
 
     def counter(resume: dict[str, Any] | None) -> DriftCounter:
         return DriftCounter("", resume, count=job.count_drift, identity=job.reference.identity, executor=job.drift_thread)
@@ -104,9 +107,10 @@ def build(job: Job) -> Dataflow:
         )
 
     def report(item: tuple[str, pa.RecordBatch]) -> tuple[str, Messages]:
-        for row in item[1].to_pylist():
-            if row["feature"] is not None:
-                meters.drift(row["feature"], row["statistic"], row["value"], row["alarmed"])
+        shown = (item[1].column(name).to_pylist() for name in ("feature", "statistic", "value", "alarmed"))
+        for feature, statistic, value, alarmed in zip(*shown, strict=True):
+            if feature is not None:
+                meters.drift(feature, statistic, value, alarmed)
         return item[0], encode_drift(item[1], pipeline.drift.topic if pipeline.drift else "")
 
     def push(work: Work) -> list[tuple[str, Messages]]:
@@ -124,7 +128,7 @@ def build(job: Job) -> Dataflow:
 
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
-    decoded = op.branch("decoded", op.flat_map("decode", polled, decode), lambda item: not isinstance(item[1], Messages))
+    decoded = op.branch("decoded", op.flat_map_batch("decode", polled, decode), lambda item: not isinstance(item[1], Messages))
     fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
     parts = op.stateful_batch("features", fanned.trues, shard)
     home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
@@ -147,23 +151,11 @@ def build(job: Job) -> Dataflow:
 
 
 def _to_partition(item: tuple[str, Part]) -> tuple[str, Part]:
-    return item[1].partition, item[1]
+    return item[1].home, item[1]
 
 
 def _to_judge(item: tuple[str, Partial]) -> tuple[str, Partial]:
     return shard_name(0), replace(item[1], partition=item[0])
-
-
-def _by_origin(messages: Messages, origins: Sequence[tuple[str, int]]) -> Iterable[tuple[str, Messages]]:
-    """The messages of a batch, cut by the partition that their rows came from."""
-    if len(origins) == 1:
-        yield origins[0][0], messages
-        return
-    start = 0
-    for name, rows in origins:
-        end = start + rows
-        yield name, Messages(messages.topic, messages.keys[start:end], messages.values[start:end])
-        start = end
 
 
 def _coded(column: Any) -> Coded:

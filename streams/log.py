@@ -7,7 +7,8 @@ from typing import Protocol
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from streams.source import SourceError, raw_batch
+from streams.reader import SourceError
+from streams.source import raw_batch
 
 MOST = 64
 
@@ -75,7 +76,7 @@ class KafkaLog:
         for one in messages:
             if (error := one.error()) is not None and error.code() != KafkaError._PARTITION_EOF:
                 raise SourceError(f"{self._topic}/{partition} at {offset}: {error.str()}")
-        return raw_batch([one for one in messages if one.error() is None], partition, 0)
+        return raw_batch([([one for one in messages if one.error() is None], partition, 0)])
 
     def since(self, partition: int, time_ms: int) -> int:
         """See Log."""

@@ -83,6 +83,7 @@ class Meters:
         self._seconds = {name: seconds.labels(pipeline, name) for name in STAGES}
         self._registry, self._pipeline = registry, pipeline
         self._known: dict[tuple[Counter, str], Counter] = {}
+        self._of_drift: dict[tuple[str, str], tuple[Gauge, Counter]] = {}
         self._dead = Counter("headrace_dead_letters", "Messages sent to dead letters", ["pipeline", "code"], registry=registry)
         self._decisions = Counter("headrace_decisions", "Decisions", ["pipeline", "decision"], registry=registry)
         self._flags = Counter("headrace_flags", "Decisions with a flag", ["pipeline", "flag"], registry=registry)
@@ -159,5 +160,10 @@ class Meters:
 
     def drift(self, feature: str, statistic: str, value: float, alarmed: bool) -> None:
         """Shows a closed window's statistic, and counts its alarm."""
-        self._drift.labels(self._pipeline, feature, statistic).set(value)
-        self._alarms.labels(self._pipeline, feature, statistic).inc(int(alarmed))
+        found = self._of_drift.get((feature, statistic))
+        if found is None:
+            labels = self._pipeline, feature, statistic
+            found = self._of_drift[feature, statistic] = self._drift.labels(*labels), self._alarms.labels(*labels)
+        shown, alarms = found
+        shown.set(value)
+        alarms.inc(int(alarmed))

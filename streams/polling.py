@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 from bytewax.inputs import StatefulSourcePartition
+from confluent_kafka import Message
 
 from streams.routing import shard_number
 
@@ -19,10 +20,14 @@ IDLE, LONGEST_IDLE = timedelta(microseconds=300), timedelta(milliseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Polled:
-    """One poll of one partition: a raw batch (perhaps without rows), whether it reached the end of the log, whether it is the
-    partition's first of an epoch, and, where some of it only feeds the state, the first offset that is decided on."""
+    """One poll of one partition: its messages (of which streams/rounds.py makes a raw batch), how many they are, perhaps none,
+    the offset of the last, when they were polled (ns), whether they reach the end of the log, whether they are the partition's
+    first of an epoch, and, where some of them only feed the state, the first offset that is decided on."""
 
-    batch: pa.RecordBatch
+    messages: list[Message] | pa.RecordBatch
+    rows: int
+    last: int
+    polled_at: int
     at_end: bool
     begins_epoch: bool = False
     decide_from: int = 0
@@ -39,6 +44,7 @@ class Gate:
     def __init__(self, most: int = 1) -> None:
         """most: batches on their way at which no new round begins; 0: never waits. partitions: how many poll by it."""
         self.partitions = 0
+        self._look_at = datetime.min.replace(tzinfo=UTC)
         self._most = most
         self._on_their_way = 0
         self._round = 1
@@ -48,6 +54,14 @@ class Gate:
         if last == self._round and (self._on_their_way < self._most or not self._most):
             self._round += 1
         return self._round if last < self._round else 0
+
+    def look_again(self, after: timedelta) -> datetime:
+        """When a partition that waits or had nothing looks again: all that ask meanwhile at once, or they would be decided in
+        small groups instead of together."""
+        now = datetime.now(UTC)
+        if self._look_at <= now:
+            self._look_at = now + after
+        return self._look_at
 
     def begun(self) -> None:
         """A batch is on its way."""
@@ -144,15 +158,14 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._round = opened
         polled = self.poll()
         self._idle = polled is None
-        if polled is None or (polled.batch.num_rows == 0 and polled.at_end == self._was_at_end):
+        if polled is None or (polled.rows == 0 and polled.at_end == self._was_at_end):
             return []
         self._was_at_end = polled.at_end
-        if polled.batch.num_rows:
+        if polled.rows:
             if self._position < self._decide_from:
                 polled = replace(polled, decide_from=self._decide_from)
-                last = polled.batch.column("_offset")[-1].as_py()
-                self._beginning.left(self._number, 0 if polled.at_end else max(0, self._decide_from - last - 1))
-            self._position = polled.batch.column("_offset")[-1].as_py() + 1
+                self._beginning.left(self._number, 0 if polled.at_end else max(0, self._decide_from - polled.last - 1))
+            self._position = polled.last + 1
         if self._begins_epoch:
             self._begins_epoch = False
             polled = replace(polled, begins_epoch=True)
@@ -161,8 +174,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
 
     def next_awake(self) -> datetime | None:
         if self._waits:
-            return datetime.now(UTC) + LOOK_AGAIN
-        return datetime.now(UTC) + min(self._gate.partitions * IDLE, LONGEST_IDLE) if self._idle else None
+            return self._gate.look_again(LOOK_AGAIN)
+        return self._gate.look_again(min(self._gate.partitions * IDLE, LONGEST_IDLE)) if self._idle else None
 
     def snapshot(self) -> int:
         self._snapshots += 1

@@ -13,20 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from bytewax.inputs import FixedPartitionedSource
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message
 from confluent_kafka.admin import AdminClient
 
 from streams.decode import PROVENANCE
 from streams.polling import Beginning, Gate, Partition, Polled
+from streams.reader import Reader, SourceError
 from streams.routing import shard_name, shard_number
 
-
-class SourceError(RuntimeError):
-    """The topic cannot be read; the message says why and what to do."""
-
-
 POLL_BYTES = 4 * 1024 * 1024
-ANSWER_SECONDS = 5.0
 
 
 class _KafkaPartition(Partition):
@@ -34,7 +29,7 @@ class _KafkaPartition(Partition):
         self,
         name: str,
         topic: str,
-        config: Mapping[str, str | int | float | bool],
+        reader: Reader,
         resume: int | None,
         rows: int,
         clock_ns: Callable[[], int],
@@ -52,20 +47,15 @@ class _KafkaPartition(Partition):
         self._partition = self._number
         self._rows = self._next_rows = rows
         self._clock_ns = clock_ns
-        self._answer_due = False
-        self._consumer = Consumer({**config, "on_commit": self._answered})
-        start = OFFSET_BEGINNING if resume is None else resume
-        self._consumer.assign([TopicPartition(topic, self._partition, start)])
+        self._reader = reader
+        reader.add(self._partition, OFFSET_BEGINNING if resume is None else resume)
 
     def poll(self) -> Polled | None:
         started = time.perf_counter()
-        messages = self._consumer.consume(self._next_rows, 0)
+        messages = self._reader.take(self._partition, self._next_rows)
         if not messages:
             return None
         polled = self._polled(messages)
-        if polled.batch.num_rows:
-            size = polled.batch.column("_value").nbytes // polled.batch.num_rows
-            self._next_rows = rows_of(size, self._rows, self._gate.partitions)
         self._spent(time.perf_counter() - started)
         return polled
 
@@ -78,39 +68,31 @@ class _KafkaPartition(Partition):
                     raise SourceError(f"{self._topic}/{self._partition}: {error.str()}")
             at_end = messages[-1].error() is not None
             messages = [message for message in messages if message.error() is None]
-        return Polled(raw_batch(messages, self._partition, self._clock_ns()), at_end)
+        if not messages:
+            return Polled(messages, 0, -1, 0, at_end)
+        size = max(len(message.value() or b"") for message in (messages[0], messages[-1]))
+        self._next_rows = rows_of(size, self._rows, self._gate.partitions)
+        return Polled(messages, len(messages), messages[-1].offset(), self._clock_ns(), at_end)
 
     def publish(self, position: int, wait: bool) -> None:
-        try:
-            self._consumer.commit(offsets=[TopicPartition(self._topic, self._partition, position)], asynchronous=True)
-        except KafkaException:
-            self._beginning.failed()
-            return
-        self._answer_due = wait
-        until = time.monotonic() + ANSWER_SECONDS
-        while self._answer_due and time.monotonic() < until:
-            self._consumer.poll(0.05)  # serves the callback; what it brings is not read: the partition is leaving
-
-    def _answered(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
-        if error is not None or any(place.error is not None for place in places):
-            self._beginning.failed()
-        self._answer_due = False
+        self._reader.publish(self._partition, position, wait)
 
     def close(self) -> None:
-        self._consumer.close()
+        self._reader.remove(self._partition)
 
 
-def raw_batch(messages: list[Message], partition: int, clock_ns: int) -> pa.RecordBatch:
-    """Messages of one partition as a raw batch, polled at `clock_ns`."""
-    n = len(messages)
+def raw_batch(runs: Sequence[tuple[list[Message], int, int]]) -> pa.RecordBatch:
+    """Runs of messages (messages, their partition, when they were polled in ns) as one raw batch."""
+    messages = runs[0][0] if len(runs) == 1 else [message for run, _, _ in runs for message in run]
+    counts = [len(run) for run, _, _ in runs]
     return pa.RecordBatch.from_arrays(
         [
             _binary([message.key() for message in messages]),
             _binary([message.value() for message in messages]),
-            pa.array(np.full(n, partition, np.int32)),
-            pa.array(_offsets(messages)),
-            pa.array(np.fromiter([message.timestamp()[1] for message in messages], np.int64, n)),
-            pa.array(np.full(n, clock_ns, np.int64)),
+            pa.array(np.repeat(np.array([partition for _, partition, _ in runs], np.int32), counts)),
+            pa.array(np.concatenate([_offsets(run) for run, _, _ in runs])),
+            pa.array(np.fromiter([message.timestamp()[1] for message in messages], np.int64, len(messages))),
+            pa.array(np.repeat(np.array([polled_at for _, _, polled_at in runs], np.int64), counts)),
         ],
         schema=RAW,
     )
@@ -199,6 +181,10 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
         }
 
     @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self._topic, self._config, self.beginning.failed)
+
+    @cached_property
     def partitions(self) -> int:
         return topic_partitions(self._topic, self._brokers, self._client, self._timeout)
 
@@ -209,7 +195,7 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
         return _KafkaPartition(
             for_part,
             self._topic,
-            self._config,
+            self._reader,
             resume_state,
             self._rows,
             self._clock_ns,
@@ -255,7 +241,8 @@ class _MemoryPartition(Partition):
 
     def poll(self) -> Polled | None:
         batch = self._log.slice(self._position, self._rows)
-        return Polled(batch, self._position + batch.num_rows >= self._log.num_rows)
+        last = batch.column("_offset")[-1].as_py() if batch.num_rows else -1
+        return Polled(batch, batch.num_rows, last, 0, self._position + batch.num_rows >= self._log.num_rows)
 
     def publish(self, position: int, wait: bool) -> None:
         self._committed[self._number] = position

@@ -16,6 +16,7 @@ from ops.topics import BrokerMissingError, counts, create
 from ops.watch import Watcher
 from sinks.kafka import KafkaSink
 from sinks.messages import Messages
+from streams.rounds import as_one
 from streams.routing import shard_name
 from streams.source import KafkaSource
 
@@ -32,7 +33,7 @@ def read(broker: Broker, topic: str, count: int) -> list[bytes]:
     try:
         while len(values) < count:
             polled = part.poll()
-            values += polled.batch["_value"].to_pylist() if polled else []
+            values += as_one([(shard_name(0), polled)])["_value"].to_pylist() if polled else []
     finally:
         part.close()
     return values

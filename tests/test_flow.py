@@ -12,6 +12,7 @@ from payments import CHAMPION, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
 from sinks.memory import MemorySink
+from streams import flow, rounds
 from streams.run import run
 from streams.source import MemorySource
 
@@ -76,6 +77,30 @@ def test_event_order_over_partitions_is_the_order_of_one(tmp_path: Path) -> None
     assert len(by_payment) == len(one)
     for decision in one.values():
         assert by_payment[decision["event_id"]]["features"] == decision["features"]
+
+
+def test_partitions_decoded_together_decide_as_those_decoded_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three partitions, one of them with a single bad message, and bad ones among the good."""
+    logs: list[Log] = [[], [], [(None, b"{nonsense")]]
+    for k, message in enumerate(stream(900)):
+        logs[0 if k % 3 else 1] += [message] if k % 50 else [message, (b"k", b"[]")]
+    found = []
+    for together in (True, False):
+        monkeypatch.setattr(flow, "rounds", lambda polls, apart, together=together: rounds.rounds(polls, apart=not together))
+        calls, whole = [], rounds.as_one
+        monkeypatch.setattr(flow, "as_one", lambda polls, calls=calls, whole=whole: calls.append(len(polls)) or whole(polls))
+        sink = run_once(tmp_path / str(together), logs, rows=20)
+        assert (max(calls) == 3) == together
+        made = decisions(sink)
+        dead = [json.loads(value) for value in sink.values("pay.dead")]
+        for one in made.values():
+            del one["decided_at"]
+        found.append((made, sorted((letter["partition"], letter["offset"], letter["reason"]) for letter in dead)))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 1 + 18
+    assert len(found[0][0]) == sum(b'"paid"' in value for log in logs for _, value in log)
 
 
 def test_one_bad_message_costs_only_itself(tmp_path: Path) -> None:

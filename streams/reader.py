@@ -1,0 +1,116 @@
+"""One Kafka consumer for all of a worker's partitions, which hands each partition its own messages.
+
+A consumer for each would ask the broker for each by itself: with eight partitions that is eight times the requests, and
+most of a core of the broker's, for the same messages.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from itertools import groupby
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+ANSWER_SECONDS = 5.0
+AHEAD = 16
+
+
+class SourceError(RuntimeError):
+    """The topic cannot be read; the message says why and what to do."""
+
+
+class Reader:
+    """Reads partitions of a topic by `assign`, from where each is to begin."""
+
+    def __init__(
+        self, topic: str, config: Mapping[str, str | int | float | bool], commit_failed: Callable[[], None] = lambda: None
+    ) -> None:
+        """commit_failed: told that the broker has refused a position that was published."""
+        self._topic = topic
+        self._commit_failed = commit_failed
+        self._next: dict[int, int] = {}
+        self._waiting: dict[int, list[Message]] = {}
+        self._at_end: dict[int, bool] = {}
+        self._held = self._due = 0
+        self._alone = self._assigned = False
+        self._config = {**config, "on_commit": self._answered}
+        self._consumer: Consumer | None = None
+
+    def add(self, partition: int, start: int) -> None:
+        """Reads a partition, too, from an offset (OFFSET_BEGINNING: from its first) on."""
+        self._alone = not self._waiting
+        self._next[partition] = start
+        self._waiting[partition], self._at_end[partition] = [], False
+        self._assigned = False
+        if self._consumer is None:
+            self._consumer = Consumer(self._config)
+
+    def take(self, partition: int, most: int) -> list[Message]:
+        """A partition's next messages, `most` at most; the last may be the event that its log ends there.
+
+        What comes of the others meanwhile is kept for them. A partition that has a backlog is waited for while no more than
+        AHEAD times `most` of each are kept, so that none gets far ahead of another. Raises SourceError.
+        """
+        waiting = self._waiting[partition]
+        if not waiting:
+            if not self._assigned:
+                self._open.assign([TopicPartition(self._topic, each, start) for each, start in self._next.items()])
+                self._assigned = True
+            if self._alone:
+                messages = self._open.consume(most, 0)
+                self._note(partition, messages)
+                return messages
+            while self._pull(most * len(self._waiting), 0) and not waiting and not self._at_end[partition]:
+                if self._held > AHEAD * most * len(self._waiting):
+                    break
+        taken, self._waiting[partition] = waiting[:most], waiting[most:]
+        self._held -= len(taken)
+        return taken
+
+    def publish(self, partition: int, position: int, wait: bool) -> None:
+        """Commits a position to the consumer group; `wait`: for the broker's answer, a few seconds at most."""
+        try:
+            self._open.commit(offsets=[TopicPartition(self._topic, partition, position)], asynchronous=True)
+        except KafkaException:
+            self._commit_failed()
+            return
+        self._due += 1
+        until = time.monotonic() + ANSWER_SECONDS
+        while wait and self._due and time.monotonic() < until:
+            self._pull(1, 0.005)
+
+    def remove(self, partition: int) -> None:
+        """Reads a partition no more; closes the consumer with the last of them."""
+        self._held -= len(self._waiting.pop(partition))
+        del self._next[partition], self._at_end[partition]
+        if not self._waiting:
+            self._open.close()
+            self._consumer = None
+
+    def _pull(self, most: int, seconds: float) -> bool:
+        """Deals out what has come; returns whether anything has."""
+        messages = self._open.consume(most, seconds)
+        for partition, run in groupby(messages, Message.partition):
+            own = list(run)
+            if partition in self._waiting:
+                self._waiting[partition] += own
+                self._held += len(own)
+                self._note(partition, own)
+            elif (error := own[-1].error()) is not None and error.code() != KafkaError._PARTITION_EOF:
+                raise SourceError(f"{self._topic}: {error.str()}")
+        return bool(messages)
+
+    def _note(self, partition: int, messages: list[Message]) -> None:
+        """How far a partition has come."""
+        if messages:
+            self._at_end[partition] = messages[-1].error() is not None
+            self._next[partition] = messages[-1].offset() + (not self._at_end[partition])
+
+    @property
+    def _open(self) -> Consumer:
+        assert self._consumer is not None
+        return self._consumer
+
+    def _answered(self, error: KafkaError | None, places: list[TopicPartition]) -> None:
+        if error is not None or any(place.error is not None for place in places):
+            self._commit_failed()
+        self._due = max(0, self._due - 1)

@@ -1,0 +1,53 @@
+"""What a worker's partitions brought, as one batch: a step costs as much for a few rows of one as for those of all."""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from features.memo import Memo
+from streams.exchange import News
+from streams.ordering import NEVER
+from streams.polling import Polled
+from streams.routing import shard_name, shard_number
+from streams.source import raw_batch
+
+
+def rounds(polls: Sequence[tuple[str, Polled]], apart: bool) -> Sequence[Sequence[tuple[str, Polled]]]:
+    """The polls (partition, Polled) by what is decoded together: all.
+
+    apart: each for itself, as are those of which some rows only feed the state.
+    """
+    if len(polls) == 1 or apart or any(polled.decide_from for _, polled in polls):
+        return [[poll] for poll in polls]
+    return [polls]
+
+
+def as_one(polls: Sequence[tuple[str, Polled]]) -> pa.RecordBatch:
+    """The messages of polls, one after another, as a raw batch (streams/source.py)."""
+    batches = [polled.messages for _, polled in polls if isinstance(polled.messages, pa.RecordBatch)]
+    if batches:
+        return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    return raw_batch([(polled.messages, shard_number(name), polled.polled_at) for name, polled in polls])
+
+
+def news_of(polls: Sequence[tuple[str, Polled]], rows: Memo, times: npt.NDArray[np.int64]) -> tuple[str, list[News]]:
+    """The partition of the first row, and how far each partition has come; times: int64 [n], µs, of the n rows decoded."""
+    if len(polls) == 1:
+        ((name, polled),) = polls
+        first, last = (int(times[0]), int(times.max())) if len(times) else (NEVER, NEVER)
+        return name, [News(name, first, last, polled.at_end)]
+    partition = rows.column("_partition").to_numpy()
+    seen = {number: (int(times[a]), int(times[a:b].max())) for number, a, b in runs(partition)}
+    news = [News(name, *seen.get(shard_number(name), (NEVER, NEVER)), polled.at_end) for name, polled in polls]
+    return shard_name(int(partition[0])) if len(partition) else polls[0][0], news
+
+
+def runs(values: npt.NDArray[np.int32]) -> Iterator[tuple[int, int, int]]:
+    """(value, start, end) of each run of equal values."""
+    if len(values):
+        edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+        for start, end in pairwise(edges):
+            yield int(values[start]), start, end
