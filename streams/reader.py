@@ -7,6 +7,7 @@ most of a core of the broker's, for the same messages.
 import time
 from collections.abc import Callable, Mapping
 from itertools import groupby
+from operator import methodcaller
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -89,7 +90,7 @@ class Reader:
     def _pull(self, most: int, seconds: float) -> bool:
         """Deals out what has come; returns whether anything has."""
         messages = self._open.consume(most, seconds)
-        for partition, run in groupby(messages, Message.partition):
+        for partition, run in groupby(messages, methodcaller("partition")):
             own = list(run)
             if partition in self._waiting:
                 self._waiting[partition] += own

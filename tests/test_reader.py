@@ -1,0 +1,132 @@
+"""One consumer for several partitions: each gets its own messages, in order, and none gets far ahead of another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, TopicPartition
+
+from streams import reader
+from streams.reader import AHEAD, Reader, SourceError
+
+
+@dataclass(frozen=True)
+class Made:
+    """A message, or the event of an end or an error."""
+
+    number: int
+    at: int
+    fault: KafkaError | None = None
+
+    def partition(self) -> int:
+        return self.number
+
+    def offset(self) -> int:
+        return self.at
+
+    def error(self) -> KafkaError | None:
+        return self.fault
+
+
+@dataclass
+class FakeConsumer:
+    """Hands out `queue`, as librdkafka does: whatever partition it is of."""
+
+    queue: list[Made]
+    assigned: list[dict[int, int]] = field(default_factory=list)
+    committed: list[TopicPartition] = field(default_factory=list)
+    closed: int = 0
+
+    def assign(self, places: Sequence[TopicPartition]) -> None:
+        self.assigned.append({place.partition: place.offset for place in places})
+
+    def consume(self, most: int, seconds: float) -> list[Made]:
+        taken, self.queue = self.queue[:most], self.queue[most:]
+        return taken
+
+    def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
+        self.committed += offsets
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def end(partition: int, offset: int) -> Made:
+    return Made(partition, offset, KafkaError(KafkaError._PARTITION_EOF))
+
+
+def run(partition: int, start: int, count: int) -> list[Made]:
+    return [Made(partition, start + k) for k in range(count)]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeConsumer:
+    fake = FakeConsumer([])
+    monkeypatch.setattr(reader, "Consumer", lambda config: fake)
+    return fake
+
+
+def offsets(messages: Sequence[Any]) -> list[int]:
+    return [message.offset() for message in messages]
+
+
+def test_each_partition_gets_its_own_in_order(fake: FakeConsumer) -> None:
+    one = Reader("t", {})
+    one.add(0, 5)
+    one.add(3, 7)
+    fake.queue = [*run(0, 5, 3), *run(3, 7, 2), *run(0, 8, 2), end(3, 9)]
+    assert offsets(one.take(0, 4)) == [5, 6, 7, 8]
+    assert offsets(one.take(3, 4)) == [7, 8, 9]
+    assert offsets(one.take(0, 4)) == [9]
+    assert one.take(0, 4) == one.take(3, 4) == []
+    assert fake.assigned == [{0: 5, 3: 7}]
+
+
+def test_one_with_a_backlog_is_waited_for_and_one_at_its_end_is_not(fake: FakeConsumer) -> None:
+    one = Reader("t", {})
+    one.add(0, 0)
+    one.add(1, 0)
+    fake.queue = [*run(0, 0, 50), *run(1, 0, 5), end(1, 5), *run(0, 50, 500)]
+    assert offsets(one.take(1, 5)) == [0, 1, 2, 3, 4]
+    assert offsets(one.take(1, 5)) == [5]
+    left = len(fake.queue)
+    assert one.take(1, 5) == []
+    assert left - len(fake.queue) <= 10
+    fake.queue = run(0, 550, 1000)
+    one.add(2, 0)
+    assert one.take(2, 5) == []
+    assert 1000 - len(fake.queue) <= AHEAD * 5 * 3 + 15
+
+
+def test_a_partition_that_joins_later_makes_nobody_read_again(fake: FakeConsumer) -> None:
+    one = Reader("t", {})
+    one.add(0, 5)
+    fake.queue = [*run(0, 5, 3), end(0, 8)]
+    one.take(0, 100)
+    one.add(1, 20)
+    one.take(1, 100)
+    assert fake.assigned == [{0: 5}, {0: 8, 1: 20}]
+
+
+def test_what_comes_of_a_partition_that_has_left_is_dropped_and_the_last_closes(fake: FakeConsumer) -> None:
+    one = Reader("t", {})
+    one.add(0, 0)
+    one.add(1, 0)
+    one.take(0, 1)
+    one.remove(1)
+    fake.queue = [*run(1, 0, 3), *run(0, 0, 2)]
+    assert offsets(one.take(0, 10)) == [0, 1]
+    one.publish(0, 2, wait=False)
+    assert [(place.partition, place.offset) for place in fake.committed] == [(0, 2)]
+    one.remove(0)
+    assert fake.closed == 1
+
+
+def test_an_error_that_is_no_partitions_stops_the_reading(fake: FakeConsumer) -> None:
+    one = Reader("t", {})
+    one.add(0, 0)
+    one.add(1, 0)
+    fake.queue = [Made(-1, -1001, KafkaError(KafkaError._AUTHENTICATION))]
+    with pytest.raises(SourceError, match="t: "):
+        one.take(0, 10)
