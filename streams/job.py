@@ -179,7 +179,9 @@ class Job:
         folder = Path(said.path) if said.path else self.settings.home / "record" / self.pipeline.name
         adopt(folder, self.worker, self.workers, shaped)
         chain, size = folder / f"worker-{self.worker}", int(said.megabytes * 1e6)
-        return Journal(chain, self.log_rows, shaped, bytes_a_file=size, clock=lambda: self.clock_ns() / 1e9)
+        journal = Journal(chain, self.log_rows, shaped, bytes_a_file=size, clock=lambda: self.clock_ns() / 1e9)
+        self.meters.recording(lambda: journal.rows)
+        return journal
 
     @cached_property
     def champion_in_use(self) -> Champion:

@@ -72,6 +72,18 @@ class PushCollector:
         return [waiting, written, failures, given_up]
 
 
+class RecordCollector:
+    """What is recorded, looked up when somebody asks for the metrics."""
+
+    def __init__(self, pipeline: str, rows: Callable[[], int]) -> None:
+        self._pipeline, self._rows = pipeline, rows
+
+    def collect(self) -> Iterable[Metric]:
+        rows = CounterMetricFamily("headrace_recorded_rows", "Decisions written to the record's log", labels=["pipeline"])
+        rows.add_metric([self._pipeline], self._rows())
+        return [rows]
+
+
 class Meters:
     """The metrics of one pipeline on one worker."""
 
@@ -115,6 +127,10 @@ class Meters:
     def pushing(self, pushing: Mapping[str, Pushing]) -> None:
         """Shows what is pushed to Feast, by push source."""
         self._registry.register(PushCollector(self._pipeline, pushing))
+
+    def recording(self, rows: Callable[[], int]) -> None:
+        """Shows how many decisions are in the record."""
+        self._registry.register(RecordCollector(self._pipeline, rows))
 
     def stage(self, name: str, rows: int = 0) -> "Stage":
         """Times the block as work of a stage on `rows` rows."""

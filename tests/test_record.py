@@ -30,8 +30,9 @@ def recorded(**values: Any) -> Pipeline:
 def run_once(home: Path, logs: list[Log], pipeline: Pipeline, sink: MemorySink | None = None, **values: Any) -> MemorySink:
     sink = sink or MemorySink()
     source = MemorySource(logs, rows=values.pop("rows", 64))
+    registry = values.pop("registry", None) or CollectorRegistry()
     job = settings(home, **values)
-    run(pipeline, job, registry=CollectorRegistry(), source=source, sink=sink, champion=replace(CHAMPION, digest="d1"))
+    run(pipeline, job, registry=registry, source=source, sink=sink, champion=replace(CHAMPION, digest="d1"))
     return sink
 
 
@@ -59,8 +60,10 @@ def same(record: Records, decided: dict[str, dict[str, Any]]) -> None:
 @pytest.mark.parametrize("rows", [1, 64, 1000])
 def test_every_decision_has_its_record(tmp_path: Path, rows: int) -> None:
     logs = [stream(300, seed=k) for k in range(2)]
-    sink = run_once(tmp_path, logs, recorded(megabytes=0.05), rows=rows)
+    registry = CollectorRegistry()
+    sink = run_once(tmp_path, logs, recorded(megabytes=0.05), rows=rows, registry=registry)
     same(of(tmp_path), decisions(sink))
+    assert registry.get_sample_value("headrace_recorded_rows_total", {"pipeline": "payments"}) == len(decisions(sink))
     assert [one.breaks for one in map(check, chains(tmp_path / "record" / "payments"))] == [()]
 
 
