@@ -21,6 +21,7 @@ class Text:
     optional: bool = False
     max_bytes: int = 1024
     path: str = ""
+    secret: bool = False
 
     arrow = pa.string()
 
@@ -40,15 +41,18 @@ class Number:
 
 @dataclass(frozen=True, slots=True)
 class Integer:
-    """A whole number in [low, high], written without point or exponent. Arrow: int64."""
+    """A whole number in [low, high], written without point or exponent. Arrow: int64; string where it is secret."""
 
     low: int = -(2**53)
     high: int = 2**53
     on: tuple[str, ...] = ()
     optional: bool = False
     path: str = ""
+    secret: bool = False
 
-    arrow = pa.int64()
+    @property
+    def arrow(self) -> pa.DataType:
+        return pa.string() if self.secret else pa.int64()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,11 @@ class Schema:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of event, in the order of their codes."""
         return next((field.values for field in self.fields.values() if isinstance(field, Kind)), ())
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The names of the secret fields."""
+        return tuple(name for name, field in self.fields.items() if isinstance(field, Text | Integer) and field.secret)
 
     def arrow(self) -> pa.Schema:
         """The columns of a decoded batch, provenance left out."""

@@ -24,6 +24,7 @@ def backfill(pipeline: Pipeline, settings: JobSettings, events: Path | None, out
     prepare_stored(pipeline, settings, progress)
     progress("reading the events", 0.0)
     history = read_events(events, pipeline.events.schema) if events else pipeline.model.history()  # type: ignore[misc]
+    history = pipeline.events.hashed(history, settings)
     if history.num_rows == 0:
         raise CannotTrainError(f"pipeline {pipeline.name}: expected events, got none")
     progress("computing features", 0.0)

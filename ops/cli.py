@@ -1,4 +1,4 @@
-"""headrace demo | init | try | train | run | topics | backfill | models | record | skew."""
+"""headrace demo | init | try | train | run | topics | backfill | models | record | secret | skew."""
 
 import json
 import shlex
@@ -20,6 +20,8 @@ models = typer.Typer(rich_markup_mode=None, help="The models in the registry.")
 app.add_typer(models, name="models")
 record = typer.Typer(rich_markup_mode=None, help="The record of decisions.")
 app.add_typer(record, name="record")
+secret = typer.Typer(rich_markup_mode=None, help="The keys of secret fields, and what they hash and seal.")
+app.add_typer(secret, name="secret")
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
@@ -322,6 +324,39 @@ def show(
         age = timedelta(seconds=abs(round(one["age"] or 0)))
         said = "" if one["age"] is None else f", {age} old" if one["age"] >= 0 else f", from {age} after the event"
         print(f"  {one['name']:{width}}  {one['value']!s:>12}  {one['source']}{said}")
+
+
+@secret.command()
+def key(file: Annotated[Path, typer.Argument(metavar="FILE", help="that is written, for its owner's eyes only")]) -> None:
+    """Make a random key of 32 bytes, for secret_key or dead_letter_key."""
+    from ops.secret import make_key
+
+    make_key(file)
+    print(f"made {file}: HEADRACE_SECRET_KEY=file:{file.absolute()} (or HEADRACE_DEAD_LETTER_KEY) uses it")
+
+
+@secret.command("hash")
+def hash_file(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV (.csv)")],
+    columns: Annotated[list[str], typer.Option("--column", help="to hash; may be given several times")],
+    out: Annotated[Path, typer.Option(help="the file that is written, of the same kind")],
+) -> None:
+    """Hash columns of a file with the key of the settings, as a decoder does: the entity keys of stored features, say."""
+    from ops.secret import hash_columns
+
+    expect_file("--out", out)
+    rows = hash_columns(file, columns, out, settings_of())
+    print(f"{out}: {rows:,} rows, {', '.join(columns)} hashed")
+
+
+@secret.command("open")
+def open_letters() -> None:
+    """Decrypt dead letters, JSON lines from stdin, with the dead_letter_key of the settings; to stdout."""
+    from ops.secret import open_letter
+
+    settings = settings_of()
+    for line in sys.stdin:
+        print(json.dumps(open_letter(json.loads(line), settings)))
 
 
 @app.command()

@@ -195,7 +195,7 @@ def events_of(pipeline: Pipeline, settings: JobSettings, named: str, start: date
         raise EventsError(f"--events {named}: {wanted}, got no {', '.join(missing)}")
     made = {field.name: _typed(events[field.name].combine_chunks(), field.type, pipeline) for field in columns}
     made |= {name: events[name] for name in ("_partition", "_offset") if name in events.column_names}
-    return between(pa.table(made), pipeline.events.time, start, None)
+    return between(pipeline.events.hashed(pa.table(made), settings), pipeline.events.time, start, None)
 
 
 def _typed(column: pa.Array, wanted: pa.DataType, pipeline: Pipeline) -> pa.Array:

@@ -68,7 +68,7 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
         )
     prepare_stored(pipeline, settings, progress)
     progress("reading the history", 0.0)
-    history = pipeline.model.history()
+    history = pipeline.events.hashed(pipeline.model.history(), settings)
     progress("computing features", 0.0)
     rows = frame(pipeline, settings, history)
     if until is not None:

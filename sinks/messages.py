@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from kernels.json_rows.cpu import YEAR_1, YEAR_10000, Part, Words, Writer
 from models.policy import Coded
+from sinks.sealed import OVERHEAD
 
 TEXT = pa.string()
 LAYOUTS = 64
@@ -84,7 +85,9 @@ DECISION = (
     "decision_id", "event_id", "decision", "score", "reasons", "model", "model_version", "flags", "event_time", "decided_at",
     "schema_version",
 )  # fmt: skip
-DEAD = ("code", "reason", "topic", "partition", "offset", "key_base64", "value_base64", "size", "sha256", "truncated")
+DEAD = (
+    "code", "reason", "topic", "partition", "offset", "key_base64", "value_base64", "size", "sha256", "truncated", "encrypted",
+)  # fmt: skip
 DRIFT = ("pipeline", "window_start", "window_end", "feature", "statistic", "value", "threshold", "alarmed", "rows")
 
 
@@ -207,12 +210,15 @@ def encode_decisions(
 
 
 def encode_dead(batch: pa.RecordBatch, topic: str, source_topic: str) -> Messages:
-    """Dead letters as JSON, one message per row, with the key of the message they are about.
+    """Dead letters as JSON, one message per row, with the key of the message they are about, or none where that is closed.
 
-    batch: code, reason, sha256 string; _key binary; value binary, the message's bytes or the first of them (null: it had no
-    value); size int64, how many there were; _partition, _offset, the position in `source_topic`.
+    batch: code, reason string; sha256 string, nullable; _key binary; value binary, the message's bytes or the first of them
+    (null: it had no value); size int64, how many there were; closed bool: value and _key are sealed (sinks/sealed.py), or null
+    where they are left out; _partition, _offset, the position in `source_topic`.
     """
-    value = batch["value"]
+    value, closed = batch["value"], batch["closed"]
+    sealed = pc.and_(closed, value.is_valid())
+    kept = pc.subtract(pc.fill_null(pc.binary_length(value), 0), pc.multiply(sealed.cast(pa.int32()), OVERHEAD))
     columns: dict[str, Column] = {
         **{name: batch[name] for name in ("code", "reason", "size", "sha256")},
         "topic": source_topic,
@@ -220,10 +226,11 @@ def encode_dead(batch: pa.RecordBatch, topic: str, source_topic: str) -> Message
         "offset": batch["_offset"],
         "key_base64": _base64(batch["_key"]),
         "value_base64": _base64(value),
-        "truncated": pc.less(pc.fill_null(pc.binary_length(value), 0), batch["size"]),
+        "truncated": pc.less(kept, batch["size"]),
+        "encrypted": sealed,
     }
     values = Encoder().objects([(name, columns[name]) for name in DEAD], batch.num_rows)
-    return Messages(topic, batch["_key"].to_pylist(), values)
+    return Messages(topic, pc.if_else(closed, None, batch["_key"]).to_pylist(), values)
 
 
 def encode_drift(batch: pa.RecordBatch, topic: str) -> Messages:

@@ -29,11 +29,17 @@ DEAD = pa.schema(
         ("value", pa.binary()),
         ("size", pa.int64()),
         ("sha256", pa.string()),
+        ("closed", pa.bool_()),
         *PROVENANCE,
     ]
 )
 KEPT_BYTES = 64 * 1024
 APPENDED = "_time"
+BROKEN = {
+    "not_avro": "Avro as the writer's schema says",
+    "unknown_schema": "the id of a schema",
+    "bad_schema": "a schema of Avro",
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,8 @@ class Decoded:
     """What became of a raw batch; each message is in one of the two, in order.
 
     rows: the schema's columns, `_key` and provenance, and `_value` if the decoder keeps it. dead: a row per bad message with
-    `code`, `reason`, `value` (its first 64 kB, null for a tombstone), `size` and `sha256` (hex) of the whole value, `_key` and
-    provenance.
+    `code`, `reason`, `value` (its first 64 kB, null for a tombstone), `size` and `sha256` (hex) of the whole value, `closed`
+    (whether the topic has secrets, and value and key are encrypted or left out: streams/secret.py), `_key` and provenance.
     """
 
     rows: pa.RecordBatch
@@ -59,7 +65,8 @@ def json_decoder(
     """A decoder of JSON objects. It raises for no bytes whatever; a bad message costs only itself.
 
     whole: the rows keep the messages themselves, as `_value`. step and topic are named in reasons:
-    `flights/decode: expected float, got "n/a" at $.dep_delay (flight-events/3@1742)`.
+    `flights/decode: expected float, got "n/a" at $.dep_delay (flight-events/3@1742)`. Those of a schema with secrets do not say
+    what was found: `got what is not shown`. The secrets themselves are hashed by streams/secret.py.
     Codes: too_large (more than max_bytes, looked at first), not_json (also NaN, Infinity, no value), bad_utf8, not_object,
     unknown_kind, missing_field, null_value, wrong_type (also text that is no time), out_of_range (also a text too long),
     time_out_of_range. Fields unknown or not of the row's kind are ignored; of equal names the last one counts.
@@ -77,7 +84,8 @@ class Reads(Protocol):
 def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: bool) -> Decoder:
     """The decoder of a reader's format; the reader gives the schema's columns."""
     kept = [*PROVENANCE, pa.field("_value", pa.binary())] if whole else [*PROVENANCE]
-    columns = pa.schema([*schema.arrow(), *kept])
+    read_as = [(name, pa.int64() if isinstance(field, Integer) else field.arrow) for name, field in schema.fields.items()]
+    columns = pa.schema([*read_as, *kept])
     none_dead = pa.RecordBatch.from_pylist([], schema=DEAD)
 
     def decode(batch: pa.RecordBatch) -> Decoded:
@@ -86,7 +94,7 @@ def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: b
         if not read.faults:
             return Decoded(rows, none_dead)
         good = pa.array([i not in read.faults for i in range(batch.num_rows)], pa.bool_())
-        return Decoded(rows.filter(good), _dead(batch, read.faults, step, topic))
+        return Decoded(rows.filter(good), _dead(batch, read.faults, step, topic, quotes=not schema.secrets))
 
     return decode
 
@@ -125,7 +133,13 @@ def _kernel_field(name: str, field: SchemaField, on: tuple[int, ...]) -> Field:
             return Field(name, "kind", values=field.values, path=field.path)
 
 
-def _dead(batch: pa.RecordBatch, faults: dict[int, Fault], step: str, topic: str) -> pa.RecordBatch:
+def _closed(fault: Fault) -> Fault:
+    """The same without what comes from the message: of broken Avro what is expected is, too, a length that it says."""
+    return fault._replace(expected=BROKEN.get(fault.code, fault.expected), got="what is not shown")
+
+
+def _dead(batch: pa.RecordBatch, found: dict[int, Fault], step: str, topic: str, quotes: bool) -> pa.RecordBatch:
+    faults = found if quotes else {i: _closed(fault) for i, fault in found.items()}
     places = batch.select(PROVENANCE.names).take(pa.array(list(faults), pa.int64()))
     messages = [batch.column("_value")[i].as_py() for i in faults]
     positions = zip(places.column("_partition").to_pylist(), places.column("_offset").to_pylist(), strict=True)
@@ -139,5 +153,6 @@ def _dead(batch: pa.RecordBatch, faults: dict[int, Fault], step: str, topic: str
         pa.array([None if message is None else message[:KEPT_BYTES] for message in messages], pa.binary()),
         pa.array([len(message or b"") for message in messages], pa.int64()),
         pa.array([hashlib.sha256(message or b"").hexdigest() for message in messages], pa.string()),
+        pa.array([False] * len(messages), pa.bool_()),
     ]
     return pa.RecordBatch.from_arrays([*arrays, *places.columns], schema=DEAD)

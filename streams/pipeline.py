@@ -161,6 +161,8 @@ class Pipeline:
         for name in sink.encode.columns:
             if name not in self.columns.names and name != "_value":
                 raise ValueError(f"{where}: its encoder reads {name}: no such field in {self.events.schema.name}")
+        if "_value" in sink.encode.columns and (secrets := self.events.schema.secrets):
+            raise ValueError(f"{where}: its encoder reads _value, the message itself, in which {secrets[0]} is secret")
         if "_value" in sink.encode.columns and self.events.decoder is not None:
             raise ValueError(f"{where}: its encoder reads _value, which a decoder of one's own does not keep")
 

@@ -66,7 +66,7 @@ def examples(schema: Schema) -> pa.RecordBatch:
         match field:
             case Kind():
                 columns.append(pa.DictionaryArray.from_arrays(pa.array(range(n), pa.int8()), list(field.values)))
-            case Text():
+            case Text() | Integer(secret=True):
                 columns.append(pa.array(["rehearsal"] * n))
             case Time():
                 columns.append(pa.array([field.bounds_us[0]] * n).cast(field.arrow))

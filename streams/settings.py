@@ -16,6 +16,12 @@ class JobSettings(BaseSettings):
     kafka: dict[str, str] = Field({}, description="further librdkafka settings for every client")
     schema_registry: SecretStr = Field(SecretStr(""), description="http://HOST:PORT of the schema registry, for Avro")
     schema_registry_login: SecretStr = Field(SecretStr(""), description="USER:PASSWORD for it")
+    secret_key: SecretStr = Field(
+        SecretStr(""), description="file:PATH or env:NAME: the key that secret fields are hashed with"
+    )
+    dead_letter_key: SecretStr = Field(
+        SecretStr(""), description="file:PATH or env:NAME: what encrypts dead letters of topics with secrets"
+    )
     home: Path = Field(Path(".headrace"), description="what the job keeps: recovery store, model registry, data")
     registry: str = Field("", description="MLflow tracking URI; empty: SQLite in home")
     feast_repo: Path | None = Field(None, description="the Feast repo, before the one that the pipeline names")

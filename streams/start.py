@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from streams.decode import Decoded
 from streams.pipeline import Pipeline
+from streams.secret import keyed
 from streams.settings import JobSettings
 from streams.shards import VERSION
 
@@ -98,7 +99,8 @@ def store_of(pipeline: Pipeline, settings: JobSettings) -> Path:
 def needs(pipeline: Pipeline, settings: JobSettings) -> dict[str, Any]:
     """What a pipeline's state depends on, as plain data."""
     events = pipeline.events
-    return {
+    secrets = {"secret key": keyed(events.schema, settings, events.topic).fingerprint} if events.schema.secrets else {}
+    return secrets | {
         "state version": VERSION,
         "topic": events.topic,
         "time": events.time,

@@ -9,6 +9,7 @@ from features.schema import Integer, Kind, Schema, Text, Time
 from streams.avro import Avro, avro_decoder
 from streams.decode import APPENDED, Decoder, json_decoder, with_append_time
 from streams.schema_registry import SchemaRegistry
+from streams.secret import hash_secrets, keyed, seal_of, without_secrets
 from streams.settings import JobSettings
 
 Order = Literal["arrival", "event"]
@@ -56,8 +57,8 @@ class Topic:
             if not isinstance(self.schema.fields[name], Text | Integer):
                 raise ValueError(f"topic {self.topic}: expected {name} to be a Text or an Integer")
         for name in self.ties:
-            if not isinstance(self.schema.fields[name], Integer | Kind):
-                raise ValueError(f"topic {self.topic}: ties: expected {name} to be an Integer or a Kind")
+            if name in self.schema.secrets or not isinstance(self.schema.fields[name], Integer | Kind):
+                raise ValueError(f"topic {self.topic}: ties: expected {name} to be an Integer or a Kind that is not secret")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -77,9 +78,18 @@ class Topic:
 
     def decode(self, step: str, settings: JobSettings, whole: bool = False) -> Decoder:
         """The topic's decoder, whose errors name `step`. settings: where the schema registry is, if the format needs one.
-        whole: the rows keep the messages themselves, as `_value`. Raises ValueError if there is no registry's address."""
+        whole: the rows keep the messages themselves, as `_value`. Raises ValueError if there is no registry's address, or
+        no key for its secret fields."""
         decoder = self.decoder or self._by_format(step, settings, whole)
+        if self.schema.secrets:
+            hashed, seal = keyed(self.schema, settings, self.topic), seal_of(settings)
+            decoder = without_secrets(decoder, self.schema, self.topic, hashed, seal, reasons=self.decoder is None)
         return with_append_time(decoder) if self.time == APPENDED else decoder
+
+    def hashed(self, events: pa.Table, settings: JobSettings) -> pa.Table:
+        """Past events as the decoder would give them: with hashes in place of what is secret. Raises ValueError if there is no
+        key."""
+        return hash_secrets(events, self.schema, keyed(self.schema, settings, self.topic)) if self.schema.secrets else events
 
     def _by_format(self, step: str, settings: JobSettings, whole: bool) -> Decoder:
         if self.format is None:

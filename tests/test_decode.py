@@ -174,6 +174,7 @@ def test_a_dead_letter_holds_the_first_bytes_size_digest_and_position() -> None:
         "value": large[: 64 * 1024],
         "size": 1_024_000,
         "sha256": hashlib.sha256(large).hexdigest(),
+        "closed": False,
         "_key": b"1",
         "_partition": 3,
         "_offset": 1743,

@@ -173,6 +173,7 @@ def dead_batch(values: list[bytes | None], keep: int, keys: list[bytes | None]) 
             "value": pa.array([value and value[:keep] for value in values], pa.binary()),
             "size": pa.array([len(value or b"") for value in values], pa.int64()),
             "sha256": pa.array([hashlib.sha256(value or b"").hexdigest() for value in values], pa.string()),
+            "closed": pa.array([False] * n, pa.bool_()),
             "_partition": pa.array([3] * n, pa.int32()),
             "_offset": pa.array(range(1742, 1742 + n), pa.int64()),
             "_appended_at": pa.array([0] * n, pa.int64()),
