@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +75,18 @@ def _java() -> None:
 
 
 @contextmanager
-def apache(home: Path, folder: Path, port: int = 0) -> Iterator[Broker]:
+def apache(
+    home: Path,
+    folder: Path,
+    port: int = 0,
+    listeners: Sequence[str] = (),
+    more: Mapping[str, str] | None = None,
+    users: Sequence[str] = (),
+) -> Iterator[Broker]:
     """One Apache Kafka broker on 127.0.0.1, from the download in `home`, with its data in `folder`, which it finds again there.
 
-    Port 0: a free one. Raises BrokerError.
+    Port 0: a free one. listeners: further ones, NAME://HOST:PORT, each named as its protocol; more: further properties; users:
+    what kafka-storage takes as --add-scram. Raises BrokerError.
     """
     _java()
     if not (home / START).is_file():
@@ -90,8 +98,8 @@ def apache(home: Path, folder: Path, port: int = 0) -> Iterator[Broker]:
         "node.id": 1,
         "controller.quorum.bootstrap.servers": controller,
         "controller.listener.names": "CONTROLLER",
-        "listeners": f"PLAINTEXT://{address},CONTROLLER://{controller}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": ",".join([f"PLAINTEXT://{address}", f"CONTROLLER://{controller}", *listeners]),
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL",
         "log.dirs": folder / "data",
         "offsets.topic.replication.factor": 1,
         "transaction.state.log.replication.factor": 1,
@@ -100,6 +108,7 @@ def apache(home: Path, folder: Path, port: int = 0) -> Iterator[Broker]:
         "auto.create.topics.enable": "false",
         "message.max.bytes": MAX_MESSAGE,
         "replica.fetch.max.bytes": MAX_MESSAGE,
+        **(more or {}),
     }
     file = folder / "server.properties"
     file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
@@ -107,6 +116,7 @@ def apache(home: Path, folder: Path, port: int = 0) -> Iterator[Broker]:
     if not (folder / "data" / "meta.properties").exists():
         cluster = uuid.uuid4().hex[:22]
         command = [str(home / "bin" / "kafka-storage.sh"), "format", "--standalone", "-t", cluster, "-c", str(file)]
+        command += [part for user in users for part in ("--add-scram", user)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             said = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]

@@ -105,7 +105,7 @@ def run(
     from ops.start import prepare
     from ops.topics import require
 
-    require(settings.brokers, loaded.topics(), settings.kafka, pipeline)
+    require(settings.brokers, loaded.topics(), settings.client, pipeline)
     prepare(loaded, settings, called=pipeline, rebuild=rebuild, begin=begin, slack=slack)
     if settings.workers == 1:
         from ops.worker import work
@@ -372,8 +372,8 @@ def topics(
     from ops.topics import create as create_topics
 
     loaded, settings = pipeline_of(pipeline), settings_of(brokers=brokers)
-    made = create_topics(settings.brokers, loaded.topics(), partitions, settings.kafka) if create else []
-    found = counts(settings.brokers, loaded.topics(), settings.kafka)
+    made = create_topics(settings.brokers, loaded.topics(), partitions, settings.client) if create else []
+    found = counts(settings.brokers, loaded.topics(), settings.client)
     if as_json:
         print(json.dumps({"made": made, "messages": found}))
         return

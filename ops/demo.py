@@ -70,7 +70,7 @@ def demo(settings: JobSettings, options: DemoOptions) -> None:
     with ExitStack() as stack:
         stack.enter_context(on_signals(interrupt))
         brokers = options.brokers or stack.enter_context(embedded()).address
-        made = create(brokers, pipeline.topics(), options.partitions, settings.kafka)
+        made = create(brokers, pipeline.topics(), options.partitions, settings.client)
         if options.brokers and set(made) != set(pipeline.topics()):
             used = ", ".join(sorted(set(pipeline.topics()) - set(made)))
             raise DemoError(f"the broker at {brokers} already has {used}: the demo needs topics of its own, delete them first")
@@ -79,7 +79,7 @@ def demo(settings: JobSettings, options: DemoOptions) -> None:
         )
         source = stack.enter_context(replaying(brokers, options))
         process = stack.enter_context(running(job))
-        watcher = Watcher(brokers, pipeline.topics()[1:], settings.kafka)
+        watcher = Watcher(brokers, pipeline.topics()[1:], settings.client)
         stack.callback(watcher.close)
         result = Demo(pipeline, job, history, watcher, process).run(source)
     wrong = does_not_add_up(result)
@@ -215,7 +215,7 @@ class Demo:
         """Milliseconds from when an event should be sent to when its decision is here, at a steady rate."""
         print(f"measuring latency: {PROBE_EVENTS:,} more events, {PROBE_RATE:,.0f} a second", flush=True)
         again = as_new(self.history.slice(self.history.num_rows - PROBE_EVENTS), self.pipeline)
-        took = probe(self.settings.brokers, self.settings.kafka, self.pipeline, again, PROBE_RATE, self.watcher, decisions)
+        took = probe(self.settings.brokers, self.settings.client, self.pipeline, again, PROBE_RATE, self.watcher, decisions)
         return {f"p{round(share * 100)}": round(float(np.quantile(took, share)), 2) for share in (0.5, 0.99)}
 
     def check(self, source: subprocess.Popen[str]) -> None:

@@ -20,6 +20,7 @@ from ops.malformed import malformed
 from ops.topics import require
 from sinks.kafka import KafkaSink
 from sinks.messages import DeliveryError, Messages
+from streams.lookup import client_options
 
 if TYPE_CHECKING:
     from streams.pipeline import Pipeline
@@ -230,7 +231,7 @@ def send(pipeline: "Pipeline", options: argparse.Namespace) -> None:
     events = pipeline.events
     if pipeline.model.history is None:
         raise ValueError(f"pipeline {pipeline.name} has no history to replay: its Model needs history")
-    config = {"bootstrap.servers": options.brokers} | dict(pair.split("=", 1) for pair in options.config)
+    config = {"bootstrap.servers": options.brokers} | client_options(dict(pair.split("=", 1) for pair in options.config))
     require(options.brokers, [events.topic], config, options.pipeline)
     table = between(pipeline.model.history(), events.time, options.start, options.end)
     keys, values = encode(table, events.schema, events.keys)

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from features.events import unread
 from sinks.sealed import place_of
-from streams.secret import SecretError, hash_of, seal_of
+from streams.lookup import SecretError
+from streams.secret import hash_of, seal_of
 from streams.settings import JobSettings
 
 KEY_BYTES = 32

@@ -212,7 +212,7 @@ def from_topic(pipeline: Pipeline, settings: JobSettings) -> pa.Table:
     """Everything in the topic that can be decoded, with its positions, partition after partition. Raises SourceError."""
     topic = pipeline.events
     source = KafkaSource(
-        topic.topic, settings.brokers, settings.kafka, group=f"headrace-{pipeline.name}-skew", rows=50_000,
+        topic.topic, settings.brokers, settings.client, group=f"headrace-{pipeline.name}-skew", rows=50_000,
         clock_ns=time.time_ns, stop=threading.Event(), until_end=True,
     )  # fmt: skip
     decode = topic.decode(f"{pipeline.name}/skew", settings)

@@ -46,7 +46,7 @@ def prepare(
         check(pipeline, settings, called)
         return
     topic = pipeline.events
-    partitions = topic_partitions(topic.topic, settings.brokers, settings.kafka)
+    partitions = topic_partitions(topic.topic, settings.brokers, settings.client)
     found: dict[int, int] = {}
     where = ""
     if begin is None:
@@ -63,7 +63,7 @@ def prepare(
     if not found and begin is None:
         say(f"{name}: first start, from the beginning of {topic.topic}")
         return
-    log = KafkaLog(topic.topic, settings.brokers, settings.kafka, group=pipeline.group)
+    log = KafkaLog(topic.topic, settings.brokers, settings.client, group=pipeline.group)
     timeline = timeline_of(pipeline, log, settings)
     try:
         decide = found if begin is None else {number: place(timeline, number, begin) for number in range(partitions)}
@@ -86,7 +86,7 @@ def positions(
         found = kept(store, pipeline.name)
         if found:
             return found, f"the recovery store {store}"
-    found = committed(settings.brokers, settings.kafka, pipeline.group, topic, partitions)
+    found = committed(settings.brokers, settings.client, pipeline.group, topic, partitions)
     return found, f"the consumer group {pipeline.group}"
 
 

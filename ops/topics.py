@@ -1,13 +1,14 @@
 """The topics of a pipeline: made, listed, counted."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ops.broker import MAX_MESSAGE
+from streams.door import NoAnswerError, topics_at
 
 TIMEOUT = 5.0
 
@@ -22,8 +23,7 @@ class TopicMissingError(LookupError):
 
 def require(brokers: str, topics: Sequence[str], config: Mapping[str, str], pipeline: str) -> None:
     """Raises BrokerMissingError, or TopicMissingError if any of the topics of `pipeline` is not there."""
-    client = AdminClient({"bootstrap.servers": brokers, "log_level": 0, **config})
-    there = _answers(client, brokers, TIMEOUT)
+    _, there = _answers(AdminClient, {"bootstrap.servers": brokers, **config}, TIMEOUT)
     if missing := [name for name in topics if name not in there]:
         make = f"headrace topics {pipeline} --brokers {brokers} --create"
         raise TopicMissingError(f"the broker at {brokers} has no topic {', '.join(missing)}: make it with {make}")
@@ -34,8 +34,7 @@ def create(brokers: str, topics: Sequence[str], partitions: int, config: Mapping
 
     Raises BrokerMissingError, or KafkaException for what the broker refuses.
     """
-    client = AdminClient({"bootstrap.servers": brokers, "log_level": 0, **config})
-    _answers(client, brokers, TIMEOUT)
+    client, _ = _answers(AdminClient, {"bootstrap.servers": brokers, **config}, TIMEOUT)
     settings = {"max.message.bytes": str(MAX_MESSAGE)}
     wanted = [NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings) for name in topics]
     made = []
@@ -57,20 +56,16 @@ def counts(
     An embedded broker says the offset after the first message of the last batch when asked for the end, so the tail is read:
     where it ends is right on every broker. Raises BrokerMissingError, or KafkaException for what the broker refuses.
     """
-    consumer = Consumer(
-        {
-            "bootstrap.servers": brokers,
-            "group.id": "headrace-topics",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "fetch.wait.max.ms": 5,
-            "fetch.message.max.bytes": MAX_MESSAGE,
-            "log_level": 0,
-            **config,
-        }
-    )
+    own = {
+        "bootstrap.servers": brokers,
+        "group.id": "headrace-topics",
+        "enable.auto.commit": False,
+        "enable.partition.eof": True,
+        "fetch.wait.max.ms": 5,
+        "fetch.message.max.bytes": MAX_MESSAGE,
+    }
+    consumer, there = _answers(Consumer, own | dict(config), timeout)
     try:
-        there = _answers(consumer, brokers, timeout)
         found = {name: sorted(there[name].partitions) if name in there else None for name in topics}
         places = [(name, partition) for name, partitions in found.items() for partition in partitions or ()]
         ends = _ends(consumer, places, timeout)
@@ -99,12 +94,10 @@ def _ends(consumer: Consumer, places: Sequence[tuple[str, int]], timeout: float)
     return found
 
 
-def _answers(client: AdminClient | Consumer, brokers: str, timeout: float) -> Mapping[str, Any]:
+def _answers(make: Callable[[Any], Any], config: Mapping[str, Any], timeout: float) -> tuple[Any, Mapping[str, Any]]:
+    """A client, and the topics that are there."""
     try:
-        topics = client.list_topics(timeout=timeout).topics
-    except KafkaException as error:
-        reason = error.args[0].str()
-        raise BrokerMissingError(
-            f"no Kafka broker answers at {brokers} ({reason}): start one, or name it with --brokers"
-        ) from None
-    return {name: topic for name, topic in topics.items() if topic.error is None}
+        client, topics = topics_at(make, {"log_level": 0, **config}, timeout)
+    except NoAnswerError as error:
+        raise BrokerMissingError(str(error)) from None
+    return client, {name: topic for name, topic in topics.items() if topic.error is None}

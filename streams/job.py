@@ -92,7 +92,7 @@ class Job:
         return KafkaSource(
             topic.topic,
             settings.brokers,
-            settings.kafka,
+            settings.client,
             group=self.pipeline.group,
             rows=settings.poll_rows,
             clock_ns=self.clock_ns,
@@ -164,7 +164,7 @@ class Job:
 
     @cached_property
     def output(self) -> Sink:
-        return self.sink or KafkaSink(self.settings.brokers, self.settings.kafka)
+        return self.sink or KafkaSink(self.settings.brokers, self.settings.client)
 
     @cached_property
     def log_rows(self) -> LogRows:

@@ -11,7 +11,9 @@ from operator import methodcaller
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-ANSWER_SECONDS = 5.0
+from streams.door import Trouble
+
+ANSWER_SECONDS, REFUSED_SECONDS = 5.0, 30.0
 AHEAD = 16
 
 
@@ -33,7 +35,8 @@ class Reader:
         self._at_end: dict[int, bool] = {}
         self._held = self._due = 0
         self._alone = self._assigned = False
-        self._config = {**config, "on_commit": self._answered}
+        self._trouble = Trouble()
+        self._config = {**config, "on_commit": self._answered, "error_cb": self._trouble}
         self._consumer: Consumer | None = None
 
     def add(self, partition: int, start: int) -> None:
@@ -51,6 +54,8 @@ class Reader:
         What comes of the others meanwhile is kept for them. A partition that has a backlog is waited for while no more than
         AHEAD times `most` of each are kept, so that none gets far ahead of another. Raises SourceError.
         """
+        if self._trouble.refused_seconds > REFUSED_SECONDS:
+            raise SourceError(f"{self._topic}: the broker refuses us: {self._trouble.refused}")
         waiting = self._waiting[partition]
         if not waiting:
             if not self._assigned:

@@ -4,9 +4,7 @@ What is secret is replaced in the decoder, the first thing that sees a message, 
 not the state, the record, a page, or an error.
 """
 
-import os
 import re
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,35 +12,11 @@ from features.schema import Schema
 from kernels.keyed_hash.cpu import KeyedHash
 from sinks.sealed import Seal, place_of
 from streams.decode import DEAD, Decoded, Decoder
+from streams.lookup import SecretError, looked_up
 from streams.settings import JobSettings
 
 HEX = re.compile(r"[0-9a-fA-F]*")
 HASH_BYTES, SEAL_BYTES = 16, 32
-
-
-class SecretError(ValueError):
-    """A secret that is needed is not there, or is none; the message names the setting, never a value."""
-
-
-def looked_up(said: str, setting: str) -> str:
-    """The secret that a setting says the place of, `file:PATH` or `env:NAME`, less the white space around it.
-
-    Raises SecretError where the place is not said so, or has nothing.
-    """
-    form, _, place = said.partition(":")
-    if form == "env" and place:
-        found, what = os.environ.get(place, ""), f"the environment variable {place}"
-    elif form == "file" and place:
-        what = f"the file {place}"
-        try:
-            found = Path(place).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SecretError(f"setting {setting}: {what} cannot be read: {getattr(error, 'strerror', 'no text')}") from None
-    else:
-        raise SecretError(f"setting {setting}: expected file:PATH or env:NAME, got something else (not shown)")
-    if not found.strip():
-        raise SecretError(f"setting {setting}: {what} is empty or not set")
-    return found.strip()
 
 
 def key_of(said: str, setting: str, least: int, most: int) -> bytes:

@@ -6,6 +6,8 @@ from typing import Literal
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
+from streams.lookup import client_options
+
 
 class JobSettings(BaseSettings):
     """The settings of one job. Every field is also an environment variable, HEADRACE_ and its name in capitals."""
@@ -13,7 +15,7 @@ class JobSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="HEADRACE_", toml_file="headrace.toml", extra="forbid")
 
     brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
-    kafka: dict[str, str] = Field({}, description="further librdkafka settings for every client")
+    kafka: dict[str, str] = Field({}, description="further librdkafka settings of every client; file:PATH, env:NAME: looked up")
     schema_registry: SecretStr = Field(SecretStr(""), description="http://HOST:PORT of the schema registry, for Avro")
     schema_registry_login: SecretStr = Field(SecretStr(""), description="USER:PASSWORD for it")
     secret_key: SecretStr = Field(
@@ -37,6 +39,11 @@ class JobSettings(BaseSettings):
     stored_refresh_seconds: float = Field(600, gt=0, description="how long a stored row is good before it is read again")
     stored_patience_seconds: float = Field(0.1, ge=0, description="how long an event waits for the store to know its entity")
     stored_entities: int = Field(1_000_000, ge=1, description="most rows of a feature view that a worker holds")
+
+    @property
+    def client(self) -> dict[str, str]:
+        """`kafka` as a client takes it, with what is secret looked up: for every Kafka client. Raises SecretError."""
+        return client_options(self.kafka)
 
     @property
     def registry_uri(self) -> str:

@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from bytewax.inputs import FixedPartitionedSource
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, KafkaException, Message
+from confluent_kafka import OFFSET_BEGINNING, KafkaError, Message
 from confluent_kafka.admin import AdminClient
 
 from streams.decode import PROVENANCE
+from streams.door import NoAnswerError, topics_at
 from streams.polling import Beginning, Gate, Partition, Polled
 from streams.reader import Reader, SourceError
 from streams.routing import shard_name, shard_number
@@ -210,12 +211,11 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
 def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeout: float = 10.0) -> int:
     """The number of a topic's partitions. Raises SourceError if the broker does not answer or has no such topic."""
     try:
-        client = AdminClient({"bootstrap.servers": brokers, "log_level": 0, **config})
-        found = client.list_topics(topic, timeout=timeout).topics[topic]
-    except KafkaException as error:
-        reason = error.args[0].str()
-        raise SourceError(f"no Kafka broker answers at {brokers} ({reason}): start one, or name it with --brokers") from error
-    if found.error is not None or not found.partitions:
+        _, topics = topics_at(AdminClient, {"bootstrap.servers": brokers, "log_level": 0, **config}, timeout)
+    except NoAnswerError as error:
+        raise SourceError(str(error)) from None
+    found = topics.get(topic)
+    if found is None or found.error is not None or not found.partitions:
         raise SourceError(f"the broker at {brokers} has no topic {topic}: create it (headrace topics --create)")
     return len(found.partitions)
 

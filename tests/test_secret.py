@@ -27,9 +27,9 @@ from sinks.memory import MemorySink
 from sinks.sealed import Seal, SealError
 from streams.avro import Avro
 from streams.decode import Decoded
+from streams.lookup import SecretError
 from streams.pipeline import Decisions, Pipeline
 from streams.run import run
-from streams.secret import SecretError
 from streams.settings import JobSettings
 from streams.source import MemorySource
 from streams.start import RecoveryError
