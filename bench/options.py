@@ -48,6 +48,12 @@ def common(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         help="headrace once more with a record of its decisions, as headrace-record; its logs are sealed when they have MB",
     )
+    parser.add_argument(
+        "--delivery",
+        choices=["exactly_once"],
+        default=None,
+        help="headrace once more with exactly-once delivery, as headrace-exactly_once",
+    )
     parser.add_argument("--home", type=Path, default=Path(".headrace"), help="models, and what is prepared once")
     parser.add_argument("--json", type=Path, default=None)
 
@@ -64,6 +70,8 @@ def systems(options: argparse.Namespace) -> list[System]:
     made += [System(f"headrace-{workers}", settings={**ours, "workers": workers}) for workers in options.workers[1:]]
     if options.record:
         made.append(System("headrace-record", settings=ours, more=RECORD.format(megabytes=options.record)))
+    if options.delivery:
+        made.append(System(f"headrace-{options.delivery}", settings={**ours, "delivery": options.delivery}))
     for named in options.peer:
         name, _, command = named.partition("=")
         made.append(System(name, command) if command else of_ours(name, options.workload))
@@ -94,4 +102,5 @@ def settings(options: argparse.Namespace, kind: str, linger: float | str, made: 
         "partitions": options.partitions,
         "turns": options.turns,
         "record_megabytes": options.record,
+        "delivery": ["at_least_once", *([options.delivery] if options.delivery else [])],
     }

@@ -11,6 +11,7 @@ from types import FrameType
 from prometheus_client import CollectorRegistry
 
 from ops.errors import FAILED, hush, report
+from ops.faults import killed_at
 from ops.server import Health, serve
 from streams.pipeline import Pipeline, load
 from streams.run import run
@@ -36,7 +37,9 @@ def work(pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: 
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        run(pipeline, settings, registry=registry, worker=worker, addresses=addresses, stop=stop, on_ready=ready, say=say)
+        at = killed_at(os.environ, worker)
+        cluster = {"worker": worker, "addresses": addresses}
+        run(pipeline, settings, registry=registry, **cluster, stop=stop, on_ready=ready, say=say, at=at)
     finally:
         health.alive = False
         for number, handler in before.items():

@@ -123,8 +123,8 @@ def build(job: Job) -> Dataflow:
         if pipeline.record:
             job.journal.begin_flush()
 
-    def sink() -> Output:
-        return Output(lambda: job.events.partitions, lambda: job.output, meters, begin_flush)
+    def sink(name: str) -> Output:
+        return Output(name, lambda: job.events.partitions, lambda: job.output, lambda: job.outbox, meters, begin_flush)
 
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
@@ -137,16 +137,16 @@ def build(job: Job) -> Dataflow:
     decisions = op.flat_map("decision", scored, decide)
     if pipeline.record:
         decided = op.branch("decided", decisions, lambda item: isinstance(item[1], Messages))
-        op.output("sink", op.merge("outputs", decided.trues, decoded.falses), sink())
+        op.output("sink", op.merge("outputs", decided.trues, decoded.falses), sink("sink"))
         op.output("record", decided.falses, RecordOutput(lambda: job.events.partitions, lambda: job.journal, meters))
     else:
-        op.output("sink", op.merge("outputs", decisions, decoded.falses), sink())
+        op.output("sink", op.merge("outputs", decisions, decoded.falses), sink("sink"))
     if pipeline.push:
         op.flat_map("push", scored, push)
     if pipeline.drift:
         counted = op.stateful_batch("drift", op.flat_map("watch", scored, watch), counter)
         judged = op.stateful_batch("judge", op.map("counted", counted, _to_judge), judge)
-        op.output("reports", op.map("report", judged, report), sink())
+        op.output("reports", op.map("report", judged, report), sink("reports"))
     return flow
 
 

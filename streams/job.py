@@ -26,7 +26,10 @@ from models.registry import resolve
 from sinks.journal import Journal, adopt
 from sinks.kafka import KafkaSink
 from sinks.messages import Sink
+from sinks.outbox import Outbox
 from sinks.records import shaped
+from sinks.staged import Log
+from sinks.transactions import KafkaLane, progress_topic
 from streams.decide import Deciding, Names, Work
 from streams.decode import PROVENANCE, Decoder
 from streams.inputs import features_of, require
@@ -55,9 +58,10 @@ class Champion:
 
 @dataclass(eq=False)
 class Job:
-    """One worker's job. `source`, `sink` and `champion` stand in for Kafka and the registry where they are given.
+    """One worker's job. `source`, `sink`, `lanes` and `champion` stand in for Kafka and the registry where they are given.
 
-    start: where it begins if it has no state. say: told in words how far a rebuild is.
+    lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
+    passed. start: where it begins if it has no state. say: told in words how far a rebuild is.
     """
 
     pipeline: Pipeline
@@ -72,6 +76,8 @@ class Job:
     workers: int = 1
     worker: int = 0
     start: Start = field(default_factory=Start)
+    lanes: Callable[[int], Log] | None = None
+    at: Callable[[str], None] = lambda point: None
     say: Callable[[str], None] = lambda words: None
 
     @cached_property
@@ -112,6 +118,8 @@ class Job:
             left=Rebuilding(self.pipeline.name, self.start, self.meters.rebuild_left.set, self.say).left,
             publishes=self.settings.recovery and (self.order == "arrival" or WORKERS_MULTIPLE % self.workers == 0),
             failed=self.meters.commits_failed.inc,
+            durable=lambda: self.outbox.durable() if self.staged else 0,
+            committed=lambda wait: self.outbox.committed(wait) if self.staged else 0,
         )
 
     @cached_property
@@ -163,8 +171,36 @@ class Job:
         return Shards(self.pipeline.groups, self.pipeline.shards, held, most, self.start.begins)
 
     @cached_property
-    def output(self) -> Sink:
+    def staged(self) -> bool:
+        """Whether output is delivered exactly once."""
+        return (self.settings.delivery or self.pipeline.delivery) == "exactly_once"
+
+    @cached_property
+    def output(self) -> Sink | None:
+        """Where messages go at once; None where they are staged."""
+        if self.staged:
+            return None
         return self.sink or KafkaSink(self.settings.brokers, self.settings.client)
+
+    @cached_property
+    def outbox(self) -> Outbox:
+        """Where staged messages are committed. Raises DeliveryError."""
+        partitions = self.events.partitions
+        own = range(self.worker, partitions, self.workers) if self.staged else ()
+        if self.lanes is not None:
+            return Outbox(self.lanes, own, at=self.at)
+        settings, pipeline = self.settings, self.pipeline
+        progress_topic(settings.brokers, settings.client, pipeline.progress, partitions)
+        return Outbox(
+            lambda shard: KafkaLane(settings.brokers, settings.client, pipeline.group, shard, pipeline.progress, self.at),
+            own,
+            at=self.at,
+        )
+
+    def finish(self) -> None:
+        """Commits what is staged, once the dataflow has ended in order."""
+        if self.staged and not self.beginning.reading:
+            self.outbox.finish()
 
     @cached_property
     def log_rows(self) -> LogRows:
@@ -290,7 +326,11 @@ class Job:
         """Opens every part, so that what is missing is said before the dataflow starts."""
         if isinstance(self.events, KafkaSource):
             _ = self.events.partitions
+        if self.staged and not self.settings.recovery:
+            raise ValueError(f"pipeline {self.pipeline.name}: delivery exactly_once needs the recovery store, which is off")
         _ = self.decoder, self.cutters, self.deciding, self.output
+        if self.staged:
+            _ = self.outbox
         _ = [page_name(shard, 0) for shard in range(self.pipeline.shards)]
         if self.pipeline.record:
             _ = self.journal
@@ -309,7 +349,9 @@ class Job:
             pushing.close()
         if isinstance(stored := opened.get("stored"), StoredFeatures):
             stored.close()
-        if "output" in opened and self.sink is None:
-            self.output.close()
+        if "outbox" in opened:
+            self.outbox.close()
+        if self.sink is None and (output := opened.get("output")) is not None:
+            output.close()
         if "champion_in_use" in opened and self.champion is None:
             self.champion_in_use.engine.close()

@@ -1,15 +1,22 @@
 """A recoverable sink step: a Bytewax sink around sinks/, keyed by shard."""
 
 from collections.abc import Callable
+from typing import Any
 
 from bytewax.outputs import FixedPartitionedSink, StatefulSinkPartition
 
 from sinks.messages import Messages, Sink
+from sinks.outbox import Outbox
+from sinks.staged import Stage
 from streams.meters import Meters
 from streams.routing import shard_name, shard_number
 
+Staged = dict[str, Any]
 
-class _Partition(StatefulSinkPartition[Messages, None]):
+
+class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
+    """At least once: written as it comes."""
+
     def __init__(self, sink: Sink, meters: Meters, before_flush: Callable[[], None]) -> None:
         self._sink = sink
         self._meters = meters
@@ -27,21 +34,46 @@ class _Partition(StatefulSinkPartition[Messages, None]):
             self._sink.flush()
 
 
-class Output(FixedPartitionedSink[Messages, None]):
-    """Writes each item's messages to the worker's one sink, whatever the number of steps that do so.
+class _Staged(StatefulSinkPartition[Messages, Staged | None]):
+    """Exactly once: staged, and committed once the epoch is durable, of which the source hears (streams/polling.py)."""
 
-    before_flush: begins what can be done while the sink waits for its deliveries.
+    def __init__(self, stage: Stage, meters: Meters, before_flush: Callable[[], None]) -> None:
+        self._stage = stage
+        self._meters = meters
+        self._before_flush = before_flush
+
+    def write_batch(self, values: list[Messages]) -> None:
+        with self._meters.stage("sink", sum(len(messages.values) for messages in values)):
+            for messages in values:
+                self._stage.write(messages)
+
+    def snapshot(self) -> Staged:
+        """What is staged in the epoch becomes durable with it, and only then can be committed."""
+        with self._meters.stage("sink"):
+            self._before_flush()
+            return self._stage.snapshot()
+
+
+class Output(FixedPartitionedSink[Messages, Staged | None]):
+    """Writes each item's messages to the worker's one sink or outbox, whatever the number of steps that do so.
+
+    name: of the step, by which it finds what it had staged. sink: None where output is staged. before_flush: begins what can be
+    done while the sink waits for its deliveries.
     """
 
     def __init__(
         self,
+        name: str,
         partitions: Callable[[], int],
-        sink: Callable[[], Sink],
+        sink: Callable[[], Sink | None],
+        outbox: Callable[[], Outbox],
         meters: Meters,
         before_flush: Callable[[], None] = lambda: None,
     ) -> None:
+        self._name = name
         self._partitions = partitions
         self._sink = sink
+        self._outbox = outbox
         self._meters = meters
         self._before_flush = before_flush
 
@@ -51,5 +83,12 @@ class Output(FixedPartitionedSink[Messages, None]):
     def part_fn(self, item_key: str) -> int:
         return shard_number(item_key)
 
-    def build_part(self, step_id: str, for_part: str, resume_state: None) -> _Partition:
-        return _Partition(self._sink(), self._meters, self._before_flush)
+    def build_part(self, step_id: str, for_part: str, resume_state: Staged | None) -> _AtOnce | _Staged:
+        """What an earlier run has left staged is committed, however this one delivers."""
+        sink = self._sink()
+        if sink is not None and resume_state is None:
+            return _AtOnce(sink, self._meters, self._before_flush)
+        stage = self._outbox().stage(self._name, shard_number(for_part), resume_state)
+        if sink is not None:
+            return _AtOnce(sink, self._meters, self._before_flush)
+        return _Staged(stage, self._meters, self._before_flush)

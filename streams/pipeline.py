@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 
@@ -23,6 +23,9 @@ from streams.topic import Topic
 if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
     from prometheus_client import CollectorRegistry
+
+
+DELIVERIES = ("at_least_once", "exactly_once")
 
 
 class Train(Protocol):
@@ -106,7 +109,8 @@ class Pipeline:
     stored features, unless the settings name another. sources: writes the Parquet files that this repo's views read into its
     folder `data`, and returns how many rows each has; not given for a repo that is fed, applied and materialised by others.
     most_entities: of which a shard holds the streaming features, for each kind of entity; beyond it the ones longest without an
-    event leave (0: no bound).
+    event leave (0: no bound). delivery: whether a crash repeats what was written since the last epoch, or the output appears in
+    transactions, an epoch later, each message once.
     """
 
     name: str
@@ -124,6 +128,7 @@ class Pipeline:
     sources: Callable[[Path], Mapping[str, int]] | None = None
     shards: int = 8
     most_entities: int = 0
+    delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
 
     def __post_init__(self) -> None:
         columns = self.columns
@@ -145,6 +150,8 @@ class Pipeline:
             compile_expression(self.label.where, columns)
             seconds(self.label.within)
         _ = self.model.trained_until
+        if self.delivery not in DELIVERIES:
+            raise ValueError(f"pipeline {self.name}: expected delivery {' or '.join(DELIVERIES)}, got {self.delivery}")
         if not 1 <= self.shards <= 840:
             raise ValueError(f"pipeline {self.name}: expected 1 to 840 shards, got {self.shards}")
         if len(self.sinks) == 0:
@@ -180,6 +187,11 @@ class Pipeline:
     def group(self) -> str:
         """The consumer group that its safe positions are committed to."""
         return f"headrace-{self.name}"
+
+    @property
+    def progress(self) -> str:
+        """The topic that says how far the committed output is, where it is delivered exactly once."""
+        return f"{self.group}-progress"
 
     def pushed(self, push: Push) -> Group:
         """The group of the entity whose features are pushed. Raises ValueError where they are not streaming features of one."""

@@ -3,6 +3,7 @@
 import threading
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -79,7 +80,8 @@ class Beginning:
     read, decide: the first offset of a partition that is read, where there is no state, and that is decided on. undecided: the
     first offset of a partition that is read and waits to be decided, if any does, at the end of the last epoch. left: told the
     partition and how many messages before `decide` are still to be read. publishes: whether safe positions are committed to the
-    consumer group. failed: told that such a commit was refused.
+    consumer group. failed: told that such a commit was refused. durable: told that an epoch is; returns a number, which
+    `committed` (wait for it?) reaches once all that came of it is visible. reading: the partitions that are not at their end.
     """
 
     read: Mapping[int, int] = field(default_factory=dict)
@@ -88,14 +90,17 @@ class Beginning:
     left: Callable[[int, int], None] = lambda partition, left: None
     publishes: bool = False
     failed: Callable[[], None] = lambda: None
+    durable: Callable[[], int] = lambda: 0
+    committed: Callable[[bool], int] = lambda wait: 0
+    reading: set[int] = field(default_factory=set)
 
 
 class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     """Polls with `poll` from `position` on; leaves at the end of the log where `until_end`, or on `stop`: emits nothing more,
     lets an epoch pass, so that all that was emitted is delivered and snapshotted, and ends.
 
-    The position of a snapshot is safe when Bytewax asks for the next batch: that epoch is durable then. It is published once a
-    second at most, and at the end.
+    The epoch of a snapshot is durable when Bytewax asks this partition for its next batch, and its position safe when what came
+    of it is visible, too. It is published once a second at most, and at the end.
     """
 
     def __init__(
@@ -105,7 +110,9 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._number = shard_number(name)
         self._beginning = beginning
         self._decide_from = beginning.decide.get(self._number, 0)
+        beginning.reading.add(self._number)
         self._snapshotted: int | None = None
+        self._coming: deque[tuple[int, int]] = deque()
         self._safe = self._published = 0
         self._publish_at = 0.0
         if position < self._decide_from:
@@ -133,8 +140,13 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     def _durable(self, leaving: bool = False) -> None:
         """The epoch of the last snapshot is durable."""
         if self._snapshotted is not None:
-            self._safe = min(self._snapshotted, self._beginning.undecided.get(self._number, self._snapshotted))
+            safe = min(self._snapshotted, self._beginning.undecided.get(self._number, self._snapshotted))
+            self._coming.append((self._beginning.durable(), safe))
             self._snapshotted = None
+        if self._coming:
+            committed = self._beginning.committed(leaving)
+            while self._coming and self._coming[0][0] <= committed:
+                self._safe = self._coming.popleft()[1]
         if self._safe > self._published and self._beginning.publishes:
             now = time.monotonic()
             if leaving or now >= self._publish_at:
@@ -149,6 +161,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
                 self._leave_after = self._snapshots + 1
             if self._until_end or self._snapshots >= self._leave_after:
                 self._durable(leaving=True)
+                self._beginning.reading.discard(self._number)
                 raise StopIteration
             return []
         opened = self._gate.opens(self._round)

@@ -64,6 +64,7 @@ def run(
                 run_main(flow, epoch_interval=epoch, recovery_config=recovery)
         if pipeline.record:
             job.journal.flush()
+        job.finish()
     except BaseException as error:
         inner = innermost(error)
         if inner is error:
@@ -94,7 +95,11 @@ def native_errors_to(log: Path) -> Iterator[None]:
 
 def innermost(error: BaseException) -> BaseException:
     """The Python error at the bottom of what Bytewax raised."""
-    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
+    seen: set[int] = set()
+    while id(error) not in seen and (
+        error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__)
+    ):
+        seen.add(id(error))
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return error
 

@@ -33,6 +33,7 @@ class JobSettings(BaseSettings):
     poll_rows: int = Field(4096, ge=1, description="most messages taken from a partition at once")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics on 127.0.0.1:port+k; 0: none")
     order: str = Field("", pattern="^(arrival|event)?$", description="overrides the topic's order")
+    delivery: str = Field("", pattern="^(at_least_once|exactly_once)?$", description="overrides the pipeline's delivery")
     stored_age: Literal["event", "wall"] = Field(
         "event", description="stored features' age: at the event's time, or by the clock"
     )

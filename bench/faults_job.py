@@ -1,0 +1,91 @@
+"""The job that bench/faults.py kills: a number for each key, and in each decision what the job knew of the key before it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from features.schema import Integer, Schema, Text, Time
+from features.spec import Fields, Window
+from models.policy import Bands
+from models.registry import ModelNotFound, record, resolve
+from models.spec import Input, ModelSpec
+from sinks.staged import Lane, Stage
+from streams.pipeline import Decisions, Model, Pipeline
+from streams.settings import JobSettings
+from streams.topic import Topic
+
+NAME = "faults"
+BEGINS = np.datetime64("2026-01-01T00:00:00", "us")
+COUNT, SUM = "n_count_12h_by_key", "n_sum_12h_by_key"
+Tally = Schema(
+    "Tally",
+    version=1,
+    fields={"key": Text(max_bytes=20), "n": Integer(low=0), "at": Time(after="2026-01-01", before="2027-01-01")},
+)
+
+
+def pipeline(source: str, target: str) -> Pipeline:
+    """Each event decided on, with the count and the sum of its key before it."""
+    return Pipeline(
+        name=NAME,
+        events=Topic(source, schema=Tally, time="at", key="key", id="n"),
+        features=[Fields("n"), Window("key", "n", over="12h", aggs=("count", "sum"))],
+        model=Model(NAME),
+        policy=Bands(high=0.5, otherwise="low"),
+        sinks=[Decisions(target, features=True)],
+    )
+
+
+def event(key: str, n: int) -> bytes:
+    """Number n of a partition: ten milliseconds after the one before."""
+    return b'{"key":"%s","n":%d,"at":"%sZ"}' % (key.encode(), n, str(BEGINS + np.timedelta64(n * 10, "ms")).encode())
+
+
+def make_model(settings: JobSettings, folder: Path) -> None:
+    """A model that scores the logistic of nothing much, in the registry, if it is not there."""
+    try:
+        resolve(settings.registry_uri, NAME, into=Path(settings.home) / "models")
+        return
+    except ModelNotFound:
+        pass
+    inputs = tuple(Input(name, "number", ()) for name in ("n", COUNT, SUM))
+    numbers = {"w": np.full((3, 1), 1e-7, np.float32), "zero": np.float32([0.0])}
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "x"], ["full"]),
+        helper.make_node("MatMul", ["full", "w"], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        NAME,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(value, name) for name, value in numbers.items()],
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(folder / "model.onnx"))
+    ModelSpec(NAME, inputs).write(folder)
+    record(settings.registry_uri, NAME, folder, params={}, metrics={})
+
+
+def commit_in_snapshot() -> None:
+    """A bug for bench/faults.py to find: what is staged is committed before its epoch is durable."""
+    right: Callable[[Stage], dict[str, Any]] = Stage.snapshot
+
+    def snapshot(stage: Stage) -> dict[str, Any]:
+        state = right(stage)
+        stage._lane.durable()
+        stage._lane.commit()
+        return state | {"pending": b""}
+
+    Stage.snapshot = snapshot  # type: ignore[method-assign]
+    Lane.committed = lambda lane, stream: 0  # type: ignore[method-assign]
+
+
+PLANTS = {"commit-in-snapshot": "commit_in_snapshot"}
