@@ -5,8 +5,8 @@
 
 Each kill starts `headrace run` with one of the numbers of workers, so that the job is rescaled all along, and ends it by
 SIGKILL: at a point of delivery (ops/faults.py), of one worker, or at any time, of all. Messages come in meanwhile, some of them
-broken. Then the topics are read with read_committed: each message must have one decision or one dead letter, and what the decision
-says of its key (how many messages before, and their sum) must be what the messages say.
+broken. Then the topics are read with read_committed: each message must have one decision or one dead letter, and what the
+decision says of its key (how many messages before, and their sum) must be what the messages say.
 """
 
 import argparse
