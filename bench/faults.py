@@ -29,7 +29,7 @@ from typing import Any
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from bench.brokers import Served, broker, counting, make
-from bench.faults_job import COUNT, NAME, PLANTS, SUM, event, make_model
+from bench.faults_job import COUNT, PLANTS, SUM, event, make_model
 from bench.machine import commit, machine, versions
 from bench.show import say
 from bench.systems import ROOT
@@ -38,21 +38,39 @@ from ops.faults import KILL_AT, POINTS
 from ops.workers import as_environment
 from streams.settings import JobSettings
 
-SOURCE, TARGET, DEAD = "faults-in", "faults-out", "faults-in.dead"
 PARTITIONS, KEYS, BROKEN_EVERY = 3, 7, 97
 JOB = """
 from bench.faults_job import {plant}pipeline
 
-{call}job = pipeline("{input}", "{output}")
+{call}job = pipeline("{name}")
 """
 START_SECONDS, REACH_SECONDS, DRAIN_SECONDS = 150.0, 25.0, 120.0
 
 
 @dataclass
 class Load:
-    """What is sent: message n of each partition has key n mod KEYS of that partition; every so many are broken."""
+    """What is sent: message n of each partition has key n mod KEYS of that partition; every so many are broken.
 
+    name: of the job, and what its topics begin with.
+    """
+
+    name: str
     sent: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
+
+    @property
+    def source(self) -> str:
+        """The topic that is read."""
+        return f"{self.name}-in"
+
+    @property
+    def target(self) -> str:
+        """The topic of decisions."""
+        return f"{self.name}-out"
+
+    @property
+    def letters(self) -> str:
+        """The topic of dead letters."""
+        return f"{self.name}-in.dead"
 
     @staticmethod
     def broken(n: int) -> bool:
@@ -94,7 +112,7 @@ def sending(served: Served, load: Load, rate: float) -> Iterator[None]:
                 partition = sum(load.sent) % PARTITIONS
                 n = load.sent[partition]
                 key = load.key(partition, n)
-                producer.produce(SOURCE, b"{broken" if load.broken(n) else event(key, n), key.encode(), partition)
+                producer.produce(load.source, b"{broken" if load.broken(n) else event(key, n), key.encode(), partition)
                 load.sent[partition] += 1
             producer.poll(0)
 
@@ -114,7 +132,7 @@ def running(job: str, settings: JobSettings, kill_at: str, log: Path) -> Iterato
     """`headrace run` in a process group of its own; what is left of it at the end is killed."""
     environment = os.environ | as_environment(settings) | {KILL_AT: kill_at, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "ops", "run", job, "--from", "earliest"]
-    if (settings.home / "recovery" / NAME / "made").exists():
+    if any((settings.home / "recovery").glob("*/made")):
         command = command[:-2]
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -177,9 +195,9 @@ def kill(rng: random.Random, job: str, settings: JobSettings, point: str, log: P
     kills.workers[settings.workers] += 1
 
 
-def drain(served: Served, job: str, settings: JobSettings, log: Path) -> str:
+def drain(served: Served, load: Load, job: str, settings: JobSettings, log: Path) -> str:
     """One last life without a kill, until nothing comes any more; what it died of, if it did."""
-    with counting(served, TARGET) as count, running(job, settings, "", log) as process:
+    with counting(served, load.target) as count, running(job, settings, "", log) as process:
         if not ready(process, log, settings.workers):
             return words(log)
         deadline, seen, since = time.monotonic() + DRAIN_SECONDS, -1, time.monotonic()
@@ -229,7 +247,7 @@ def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[s
     expected, first = load.expected(), dict[str, dict[str, Any]]()
     contradict = 0
     for decision in decisions:
-        place = decision["decision_id"].removeprefix(f"{NAME}/{SOURCE}/")
+        place = decision["decision_id"].removeprefix(f"{load.name}/{load.source}/")
         said = first.setdefault(place, decision)
         contradict += any(said[name] != decision[name] for name in ("features", "score", "decision"))
     state = [
@@ -265,28 +283,27 @@ def faults(audited: dict[str, Any], kills: Kills, mode: str, died: str) -> list[
 
 def prove(options: argparse.Namespace, served: Served, home: Path) -> tuple[dict[str, Any], list[str]]:
     """Kills, drains and audits; returns what was seen, and what is not as promised."""
-    rng, load, kills = random.Random(options.seed), Load(), Kills()
-    make(served, [SOURCE, TARGET], PARTITIONS)
-    make(served, [DEAD], 1)
+    rng, load, kills = random.Random(options.seed), Load(options.name), Kills()
+    make(served, [load.source, load.target], PARTITIONS)
+    make(served, [load.letters], 1)
     values: dict[str, Any] = {"brokers": served.address, "home": home, "metrics_port": 0, "delivery": options.mode}
     base = JobSettings(**values, epoch_seconds=options.epoch)
     make_model(base, home / "model")
     plant = PLANTS.get(options.plant, "")
     file = home / "job.py"
     text = JOB.replace("{plant}", f"{plant}, " if plant else "").replace("{call}", f"{plant}()\n" if plant else "")
-    file.write_text(text.replace("{input}", SOURCE).replace("{output}", TARGET))
-    # at least once knows no transactions: what it passes is written and snapshotted
-    points = [point for point in POINTS if options.mode == "exactly_once"] or []
+    file.write_text(text.replace("{name}", load.name))
+    points = options.points if options.mode == "exactly_once" else []
     began = time.monotonic()
     with sending(served, load, options.rate):
         for number in range(options.kills):
-            turn = [*points, *["random"] * max(1, len(points) // 4)]
+            turn = [*points, *["random"] * (len(points) // 4 or not points)]
             point, workers = turn[number % len(turn)], options.workers[number % len(options.workers)]
             settings = base.model_copy(update={"workers": workers})
             kill(rng, f"{file}:job", settings, point, home / f"kill-{number}.log", kills)
             say(f"{time.monotonic() - began:6.0f} s  kill {number + 1} of {options.kills}: {point}, {workers} workers")
-    died = drain(served, f"{file}:job", base.model_copy(update={"workers": options.workers[-1]}), home / "last.log")
-    audited = audit(load, committed(served, TARGET), committed(served, DEAD))
+    died = drain(served, load, f"{file}:job", base.model_copy(update={"workers": options.workers[-1]}), home / "last.log")
+    audited = audit(load, committed(served, load.target), committed(served, load.letters))
     told = {"points": dict(kills.points), "workers": {str(k): n for k, n in kills.workers.items()}}
     told |= {"not_reached": kills.not_reached, "refused": kills.refused}
     return {"kills": told, **audited, "seconds": round(time.monotonic() - began)}, faults(audited, kills, options.mode, died)
@@ -300,6 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=["exactly_once", "at_least_once"], default="exactly_once")
     parser.add_argument("--rate", type=float, default=500, help="messages a second")
     parser.add_argument("--epoch", type=float, default=0.25)
+    parser.add_argument("--points", type=lambda text: text.split(","), default=list(POINTS), help="exactly once: where to kill")
+    parser.add_argument("--name", default="faults", help="of the job, and what its topics begin with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plant", choices=sorted(PLANTS), default="", help="a bug that has to be found")
     parser.add_argument("--broker", default="apache", help="apache or HOST:PORT")

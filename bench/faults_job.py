@@ -28,15 +28,15 @@ Tally = Schema(
 )
 
 
-def pipeline(source: str, target: str) -> Pipeline:
-    """Each event decided on, with the count and the sum of its key before it."""
+def pipeline(name: str) -> Pipeline:
+    """From NAME-in to NAME-out, each event decided on, with the count and the sum of its key before it."""
     return Pipeline(
-        name=NAME,
-        events=Topic(source, schema=Tally, time="at", key="key", id="n"),
+        name=name,
+        events=Topic(f"{name}-in", schema=Tally, time="at", key="key", id="n"),
         features=[Fields("n"), Window("key", "n", over="12h", aggs=("count", "sum"))],
         model=Model(NAME),
         policy=Bands(high=0.5, otherwise="low"),
-        sinks=[Decisions(target, features=True)],
+        sinks=[Decisions(f"{name}-out", features=True)],
     )
 
 

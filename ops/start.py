@@ -82,7 +82,8 @@ def positions(
 ) -> tuple[dict[int, int], str]:
     """Where the job was, by partition, and what says so; nothing if nothing does."""
     made, topic = made_for(store), pipeline.events.topic
-    if rebuild and made is not None and made.get("topic") == topic:
+    staged = (settings.delivery or pipeline.delivery) == "exactly_once"  # what the store has decided may not be committed
+    if rebuild and not staged and made is not None and made.get("topic") == topic:
         found = kept(store, pipeline.name)
         if found:
             return found, f"the recovery store {store}"

@@ -1,0 +1,29 @@
+"""Killed on Apache Kafka: nothing lost, nothing doubled, the state in what is written right; and a planted bug is found."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.faults import main
+from ops.broker import Broker
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.mark.parametrize("mode", ["exactly_once", "at_least_once"])
+def test_killed_again_and_again_nothing_is_lost_or_doubled(apache_kafka: Broker, tmp_path: Path, mode: str) -> None:
+    file = tmp_path / "faults.json"
+    arguments = ["--kills", "5", "--workers", "1,2", "--mode", mode, "--seed", "3", "--json", str(file)]
+    assert main([*arguments, "--name", mode.replace("_", "-"), "--broker", apache_kafka.address]) == 0
+    seen = json.loads(file.read_text())["seen"]
+    assert sum(seen["kills"]["points"].values()) >= 3
+    assert seen["decided"] > 500
+    assert seen["dead"] > 5
+
+
+def test_a_commit_before_the_epoch_is_durable_is_found(apache_kafka: Broker, tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    arguments = ["--plant", "commit-in-snapshot", "--kills", "3", "--workers", "1", "--points", "snapshot.after"]
+    assert main([*arguments, "--name", "planted", "--json", str(file), "--broker", apache_kafka.address]) == 1
+    assert json.loads(file.read_text())["seen"]["repeats"] > 0
