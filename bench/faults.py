@@ -304,7 +304,7 @@ def prove(options: argparse.Namespace, served: Served, home: Path) -> tuple[dict
             say(f"{time.monotonic() - began:6.0f} s  kill {number + 1} of {options.kills}: {point}, {workers} workers")
     died = drain(served, load, f"{file}:job", base.model_copy(update={"workers": options.workers[-1]}), home / "last.log")
     audited = audit(load, committed(served, load.target), committed(served, load.letters))
-    told = {"points": dict(kills.points), "workers": {str(k): n for k, n in kills.workers.items()}}
+    told: dict[str, Any] = {"points": dict(kills.points), "workers": {str(k): n for k, n in kills.workers.items()}}
     told |= {"not_reached": kills.not_reached, "refused": kills.refused}
     return {"kills": told, **audited, "seconds": round(time.monotonic() - began)}, faults(audited, kills, options.mode, died)
 

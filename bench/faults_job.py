@@ -53,7 +53,7 @@ def make_model(settings: JobSettings, folder: Path) -> None:
     except ModelNotFound:
         pass
     inputs = tuple(Input(name, "number", ()) for name in ("n", COUNT, SUM))
-    numbers = {"w": np.full((3, 1), 1e-7, np.float32), "zero": np.float32([0.0])}
+    numbers = {"w": np.full((3, 1), 1e-7, np.float32), "zero": np.zeros(1, np.float32)}
     nodes = [
         helper.make_node("IsNaN", ["x"], ["missing"]),
         helper.make_node("Where", ["missing", "zero", "x"], ["full"]),
@@ -84,8 +84,8 @@ def commit_in_snapshot() -> None:
         stage._lane.commit()
         return state | {"pending": b""}
 
-    Stage.snapshot = snapshot  # type: ignore[method-assign]
-    Lane.committed = lambda lane, stream: 0  # type: ignore[method-assign]
+    setattr(Stage, "snapshot", snapshot)  # noqa: B010
+    setattr(Lane, "committed", lambda lane, stream: 0)  # noqa: B010
 
 
 PLANTS = {"commit-in-snapshot": "commit_in_snapshot"}

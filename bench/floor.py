@@ -157,9 +157,11 @@ def _timed(job: Job, messages: int) -> dict[str, float]:
     encoder = Encoder()
     written = [messages for work in scored for messages in answers(job.deciding, work, job.pipeline.sinks, encoder)[1]]
     lap("encode", events)
+    output = job.output
+    assert output is not None
     for one in written:
-        job.output.write(one)
-    job.output.flush()
+        output.write(one)
+    output.flush()
     lap("produce", events)
     return took
 

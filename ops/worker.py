@@ -38,8 +38,17 @@ def work(pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         at = killed_at(os.environ, worker)
-        cluster = {"worker": worker, "addresses": addresses}
-        run(pipeline, settings, registry=registry, **cluster, stop=stop, on_ready=ready, say=say, at=at)
+        run(
+            pipeline,
+            settings,
+            registry=registry,
+            worker=worker,
+            addresses=addresses,
+            stop=stop,
+            on_ready=ready,
+            say=say,
+            at=at,
+        )
     finally:
         health.alive = False
         for number, handler in before.items():
