@@ -8,13 +8,15 @@ import numpy.typing as npt
 
 PRIVATE = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 HUGE = getattr(mmap, "MADV_HUGEPAGE", None)
-SMALL = 1 << 16
+HUGE_PAGE = 1 << 21
 
 
 class Growing:
-    """An array [rows, *shape] that begins at a page's start; new rows are zero.
+    """An array [rows, *shape]; new rows are zero.
 
-    From SMALL bytes on it is memory of its own, which moves without being copied (mremap).
+    From HUGE_PAGE bytes on it is memory of its own, which moves without being copied (mremap), in whole huge pages: a row
+    anywhere in it is then found without a walk through the page tables. With a length of any other number of bytes the system
+    begins it anywhere, and cuts its huge pages into small ones when it moves.
     """
 
     def __init__(self, shape: tuple[int, ...], kind: npt.DTypeLike) -> None:
@@ -32,11 +34,12 @@ class Growing:
         if before >= rows or self._row_bytes == 0:
             return
         size = max(before * 3 // 2, rows) * self._row_bytes
-        if size < SMALL:
+        if size < HUGE_PAGE:
             grown = np.zeros((size // self._row_bytes, *self._shape), self._kind)
             grown[:before] = self.array
             self.array = grown
             return
+        size = -(-size // HUGE_PAGE) * HUGE_PAGE
         if self._memory is not None and self._moved(size):
             memory = self._memory
         else:

@@ -68,7 +68,7 @@ class Tiles:
 
     def update(self, slots: I32, times: I64, values: F64, bits: npt.NDArray[np.uint32], out: F64) -> None:
         """Reads and updates, event by event; fills its rows of out."""
-        progress = np.zeros(6, np.int64)
+        progress = np.zeros(5, np.int64)
         number, code = self._inputs
         while progress[windows.NEXT] < len(slots):
             if progress[windows.WANTED]:

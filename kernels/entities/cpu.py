@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from kernels.prefetch import prefetch
+
 U64 = npt.NDArray[np.uint64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -25,6 +27,7 @@ LAST_SECOND = 2**32 - 1
 USED, LIVE, HAND, FREE, BATCH, ADDED, EXPIRED, EVICTED = range(8)
 BOOKS = 8
 LOOK = 16
+AHEAD = 16
 
 
 def new_books() -> I64:
@@ -92,6 +95,7 @@ def place(
     mask, shift = len(table) - 1, _shift(len(table))
     missing = -1
     for i in range(len(hashes)):
+        prefetch(table, hashes[min(i + AHEAD, len(hashes) - 1)] >> shift)
         h = hashes[i]
         out[i] = -1
         if h == ZERO:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from kernels.prefetch import prefetch
+
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
@@ -35,8 +37,8 @@ REGISTERS, RANKS = 256, 44
 START, FIRST, SIZE, PLACES = range(4)
 SMALLEST = 2
 TOP = 32
-NEXT, READ_ROW, USED_LATE, DROPPED_LATE, WANTED, TOUCHED = range(6)
-AHEAD = 64
+NEXT, READ_ROW, USED_LATE, DROPPED_LATE, WANTED = range(5)
+AHEAD = 16
 
 
 def new_heap() -> I64:
@@ -126,7 +128,7 @@ def _move(pool: F64, sketch: U8, source: int, to: int, rows: int) -> None:
             sketch[to + r, c] = sketch[source + r, c]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def _row(runs: I32, heap: I64, pool: F64, sketch: U8, slot: int, tile: float, widest: int, late: bool) -> int:
     """The row of an entity's tile, made if it is not there and in order; -1 for one that is gone.
 
@@ -208,8 +210,8 @@ def window(
     rows of out [.., number of reads]. columns int64 [7]: the pool's column of each of FIELDS, -1 where it is not kept.
     fading float64 [spans[-1]]: what is left of 1 after so many tiles, where half_life (in microseconds) is more than 0.
     State: runs int32 [s, 4] (START, FIRST, SIZE, PLACES; zeros at first), heap (`new_heap`), pool float64 [p, 2 + fields],
-    sketch uint8 [p, REGISTERS], or [0, 0] where nothing is counted distinct. progress int64 [6]: the next event, the next
-    row of out, late updates used and dropped (counted once for each window), the rows that the pool lacks, and a rest.
+    sketch uint8 [p, REGISTERS], or [0, 0] where nothing is counted distinct. progress int64 [5]: the next event, the next
+    row of out, late updates used and dropped (counted once for each window), and the rows that the pool lacks.
     """
     update = np.uint32(2 << condition)
     n, windows, p = len(slots), len(spans), len(pool)
@@ -220,17 +222,12 @@ def window(
     union = np.zeros(sketch.shape[1], np.uint8)
     row = progress[READ_ROW]
     progress[WANTED] = 0
-    touched = 0.0
     for i in range(progress[NEXT], n):
-        if i % AHEAD == 0 or i == progress[NEXT]:  # brings the memory of the next events, many at a time
-            ends = 0
-            for j in range(i, min(i + AHEAD, n)):
-                if slots[j] >= 0:
-                    ends += runs[slots[j], FIRST]
-            for j in range(i, min(i + AHEAD, n)):
-                if slots[j] >= 0 and runs[slots[j], SIZE]:
-                    touched += pool[runs[slots[j], FIRST], 0] + pool[runs[slots[j], FIRST] + runs[slots[j], SIZE] - 1, 0]
-            touched += ends
+        soon, later = slots[min(i + AHEAD, n - 1)], slots[min(i + 2 * AHEAD, n - 1)]
+        prefetch(runs, later)
+        if soon >= 0:
+            prefetch(pool, runs[soon, FIRST])
+            prefetch(pool, runs[soon, FIRST] + runs[soon, SIZE])
         slot = slots[i]
         updates = slot >= 0 and bits[i] & update and not np.isnan(values[i])
         if updates and heap[TOP] + max(2 * runs[slot, PLACES], SMALLEST) > p:
@@ -337,7 +334,6 @@ def window(
             pool[at, total] += value
         pool[at, 1] = count + 1.0
     progress[NEXT], progress[READ_ROW] = n, row
-    progress[TOUCHED] = np.int64(touched != 0.0)
 
 
 @njit(cache=True, nogil=True)
