@@ -220,7 +220,7 @@ def topic_partitions(topic: str, brokers: str, config: Mapping[str, str], timeou
     return len(found.partitions)
 
 
-class _MemoryPartition(Partition):
+class MemoryPartition(Partition):
     def __init__(
         self,
         name: str,
@@ -288,8 +288,8 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
     def list_parts(self) -> list[str]:
         return [shard_name(partition) for partition in range(self.partitions)]
 
-    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> _MemoryPartition:
-        return _MemoryPartition(
+    def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> MemoryPartition:
+        return MemoryPartition(
             for_part,
             self._logs[shard_number(for_part)],
             resume_state,
