@@ -12,8 +12,8 @@ from features.state import State, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
-VERSION = 4
-PAGES = 32
+VERSION = 5
+PAGES = 128
 
 
 class Ledger:
