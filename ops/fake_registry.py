@@ -39,6 +39,16 @@ class FakeRegistry:
                 return 200, self.subjects[subject, int(version)]
         return 404, {"error_code": 40403, "message": "not found"}
 
+    def take(self, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """The status and body for a schema that is sent to a path: the id that it has, or gets."""
+        match path.strip("/").split("/"):
+            case _ if self.failing:
+                return self.failing, {"error_code": self.failing}
+            case ["subjects", _, "versions"]:
+                known = (id for id, each in self.schemas.items() if each["schema"] == body["schema"])
+                return 200, {"id": next(known, 0) or self.add(body["schema"])}
+        return 404, {"error_code": 40401, "message": "not found"}
+
 
 @contextmanager
 def fake_registry(port: int = 0) -> Iterator[FakeRegistry]:
@@ -47,9 +57,15 @@ def fake_registry(port: int = 0) -> Iterator[FakeRegistry]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self._answer(*registry.answer(self.path))
+
+        def do_POST(self) -> None:
+            sent = self.rfile.read(int(self.headers["Content-Length"]))
+            self._answer(*registry.take(self.path, json.loads(sent)))
+
+        def _answer(self, status: int, body: dict[str, Any]) -> None:
             registry.asked.append(self.path)
             registry.logins.append(self.headers.get("Authorization"))
-            status, body = registry.answer(self.path)
             told = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/vnd.schemaregistry.v1+json")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from features.schema import Field, Kind, Number, Schema, Text, Time
+from ops.avro_messages import avro_schema, encode_avro, register
 from ops.errors import PREFIX, USAGE, report
 from ops.malformed import malformed
 from ops.topics import require
@@ -24,6 +25,7 @@ from streams.lookup import client_options
 
 if TYPE_CHECKING:
     from streams.pipeline import Pipeline
+    from streams.topic import Topic
 
 PRODUCER = {
     "acks": "all",
@@ -231,10 +233,12 @@ def send(pipeline: "Pipeline", options: argparse.Namespace) -> None:
     events = pipeline.events
     if pipeline.model.history is None:
         raise ValueError(f"pipeline {pipeline.name} has no history to replay: its Model needs history")
+    if options.malformed and events.format is not None:
+        raise ValueError(f"pipeline {pipeline.name}: --malformed plants broken JSON, and its events are Avro")
     config = {"bootstrap.servers": options.brokers} | client_options(dict(pair.split("=", 1) for pair in options.config))
     require(options.brokers, [events.topic], config, options.pipeline)
     table = between(pipeline.model.history(), events.time, options.start, options.end)
-    keys, values = encode(table, events.schema, events.keys)
+    keys, values = _encoded(table, events)
     times = table[events.time].cast(pa.int64()).to_numpy()
     bad = malformed(events.schema, values[:1000]) if options.malformed else []
     keys, values, times = plant(keys, values, bad, times) if bad else (keys, values, times)
@@ -245,6 +249,21 @@ def send(pipeline: "Pipeline", options: argparse.Namespace) -> None:
     replay(config, events.topic, keys, values, times, options.speed)
     sent = {"sent": len(values), "malformed": len(bad), "bytes": sum(map(len, values))}
     print(json.dumps(sent | {"began": began, "seconds": round(time.time() - began, 3)}), flush=True)
+
+
+def _encoded(table: pa.Table, events: "Topic") -> tuple[list[bytes], list[bytes]]:
+    """Keys and values in the topic's format; in Avro by a schema that is added to the registry."""
+    if events.format is None:
+        return encode(table, events.schema, events.keys)
+    from streams.settings import JobSettings
+
+    settings = JobSettings()
+    address = events.format.registry or settings.schema_registry.get_secret_value()
+    if not address:
+        raise ValueError(f"topic {events.topic}: expected a schema registry for Avro, got none: set HEADRACE_SCHEMA_REGISTRY")
+    login = settings.schema_registry_login.get_secret_value()
+    id = register(address, f"{events.topic}-value", avro_schema(events.schema), login)
+    return encode_avro(table, events.schema, events.keys, id)
 
 
 def between(table: pa.Table, time: str, start: datetime | None, end: datetime | None) -> pa.Table:

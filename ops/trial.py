@@ -5,7 +5,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,9 @@ from features.training import labels
 from models.metrics import auc
 from models.registry import ModelNotFound, Version, resolve
 from models.spec import ModelSpec
+from ops.avro_messages import avro_schema, encode_avro
 from ops.broker import embedded
+from ops.fake_registry import fake_registry
 from ops.register import stored_names
 from ops.replay import between, encode, replay
 from ops.topics import counts, create
@@ -66,7 +68,7 @@ def trial(pipeline: Pipeline, settings: JobSettings, *, seed: int, progress: Pro
     if model.history is None:
         raise CannotTryError(f"pipeline {pipeline.name}: its Model needs history, which is what it is tried on")
     if topic.decoder is not None:
-        raise CannotTryError(f"pipeline {pipeline.name}: expected events in JSON, got a decoder of its own")
+        raise CannotTryError(f"pipeline {pipeline.name}: expected events in JSON or Avro, got a decoder of its own")
     trained = False
     try:
         prepare_stored(pipeline, settings, progress)
@@ -101,6 +103,7 @@ def decide(
     pipeline: Pipeline, events: Sequence[Mapping[str, Any]], settings: JobSettings | None = None
 ) -> list[dict[str, Any]]:
     """The messages of the first sink for these events, each as it would be on the topic, decided in memory by the champion.
+    The events are JSON's objects, whatever format the topic has.
 
     Raises ValueError with the reason of the first event that cannot be decoded, and what the job raises.
     """
@@ -109,7 +112,8 @@ def decide(
     with tempfile.TemporaryDirectory() as temporary:
         job = _job(settings or JobSettings(), Path(temporary), recovery=False)
         source = MemorySource([[(None, value) for value in values]])
-        run(pipeline, job, registry=CollectorRegistry(), source=source, sink=sink)
+        told = replace(pipeline, events=replace(pipeline.events, format=None))
+        run(told, job, registry=CollectorRegistry(), source=source, sink=sink)
     if dead := sink.values(pipeline.events.dead):
         raise ValueError(json.loads(dead[0])["reason"])
     return [json.loads(value) for value in sink.values(pipeline.sinks[0].topic)]
@@ -127,8 +131,13 @@ def _through_a_broker(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
     """The decisions, the dead letters, and the seconds that they took."""
     topic = pipeline.events
-    keys, values = encode(table, topic.schema, topic.keys or (topic.id,))
-    with tempfile.TemporaryDirectory() as temporary, embedded() as broker:
+    with tempfile.TemporaryDirectory() as temporary, fake_registry() as registry, embedded() as broker:
+        if topic.format is None:
+            keys, values = encode(table, topic.schema, topic.keys or (topic.id,))
+        else:
+            id = registry.add(avro_schema(topic.schema))
+            keys, values = encode_avro(table, topic.schema, topic.keys or (topic.id,), id)
+            pipeline = replace(pipeline, events=replace(topic, format=replace(topic.format, registry=registry.address)))
         progress("an embedded broker: sending the events", 0.0)
         create(broker.address, pipeline.topics(), 1, {})
         replay({"bootstrap.servers": broker.address}, topic.topic, keys, values, np.zeros(len(values), np.int64), None)

@@ -42,7 +42,7 @@ def imports(path: Path) -> set[str]:
 
 def test_the_pipeline_is_made_with_what_init_gives_everybody() -> None:
     given = imports(TEMPLATE / "pipeline.py") | imports(TEMPLATE / "training.py")
-    assert imports(EXAMPLE / "pipeline.py") <= given
+    assert imports(EXAMPLE / "pipeline.py") <= given | {"streams.avro"}
     assert imports(EXAMPLE / "learn.py") <= given | {"models.network"}
     assert not any(imports(EXAMPLE / f"{name}.py") for name in ("world", "frauds", "samples", "judge"))
 
@@ -100,6 +100,59 @@ def test_the_worlds_are_seeded_and_as_honest_as_they_say() -> None:
     assert told["late"][0] >= 1
     assert told["late"][1] <= 30
     assert not {"fraud", "label", "truth"} & set(told["columns"])
+
+
+IN_AVRO = """
+import json, sys
+import numpy as np, pyarrow as pa
+from dataclasses import replace
+from pipeline import Payment, pipeline
+from samples import *
+from features.schema import Text
+from ops.avro_messages import avro_schema, encode_avro
+from ops.fake_registry import fake_registry
+from streams.schema_registry import RegistryError
+from streams.settings import JobSettings
+
+past, kinds = world_payments(make_world(3, 2_000), 2, 0)
+table = in_order(past, reported(past, kinds, 3)).unify_dictionaries()
+later = replace(Payment, fields={"terminal": Text(path="place.terminal"), **Payment.fields})
+with fake_registry() as registry:
+    half = table.num_rows // 2
+    first, second = registry.add(avro_schema(Payment)), registry.add(avro_schema(later))
+    _, values = encode_avro(table.slice(0, half), Payment, ["card"], first)
+    rest = table.slice(half)
+    rest = rest.append_column("terminal", pa.array([f"t{k}" for k in range(rest.num_rows)]))
+    values += encode_avro(rest, later, ["card"], second)[1]
+    values.insert(half, b"\\0\\0\\0\\0\\x63" + values[0][5:])
+    n = len(values)
+    zero = pa.array(np.zeros(n, np.int64))
+    columns = [pa.nulls(n, pa.binary()), pa.array(values, pa.binary()), zero.cast(pa.int32()), pa.array(np.arange(n))]
+    columns += [zero, zero]
+    raw = pa.RecordBatch.from_arrays(columns, ["_key", "_value", "_partition", "_offset", "_appended_at", "_polled_at"])
+    decoded = pipeline.events.decode("payments/decode", JobSettings(schema_registry=registry.address))(raw)
+rows = pa.Table.from_batches([decoded.rows]).select(table.column_names)
+try:
+    pipeline.events.decode("payments/decode", JobSettings(schema_registry=registry.address))(raw)
+except RegistryError as error:
+    said = str(error)
+print(json.dumps({
+    "reports": sum(kind == "report" for kind in rows["kind"].to_pylist()), "same": rows.to_pylist() == table.to_pylist(),
+    "half": half,
+    "dead": [decoded.dead["code"].to_pylist(), decoded.dead["_offset"].to_pylist()],
+    "asked": registry.asked, "said": said,
+}))
+"""
+
+
+def test_payments_are_avro_a_field_is_added_an_unknown_schema_is_set_aside_and_a_registry_that_is_down_is_named() -> None:
+    told = json.loads(in_example(EXAMPLE, IN_AVRO))
+    assert told["same"]
+    assert told["reports"] > 10
+    assert told["dead"] == [["unknown_schema"], [told["half"]]]
+    assert sorted(told["asked"]) == ["/schemas/ids/1", "/schemas/ids/2", "/schemas/ids/99"]
+    assert "no schema registry answers at http://127.0.0.1:" in told["said"]
+    assert "\n" not in told["said"]
 
 
 JUDGE = """

@@ -12,6 +12,7 @@ from samples import Size, history, profiles
 from features.schema import Integer, Kind, Number, Schema, Text, Time
 from features.spec import Derived, Fields, Label, Last, Stored, Window
 from models.policy import Bands
+from streams.avro import Avro
 from streams.pipeline import Decisions, Drift, Model, Pipeline
 from streams.topic import Topic
 
@@ -87,7 +88,7 @@ def payments(size: Size) -> Pipeline:
     """The pipeline, with made-up events of a size."""
     return Pipeline(
         name="payments",
-        events=Topic("payment-events", schema=Payment, time="at", key="card", id="payment_id"),
+        events=Topic("payment-events", schema=Payment, time="at", key="card", id="payment_id", format=Avro()),
         decide_on=PAYMENT,  # reports of fraud get no decision: they are what is learned from
         features=FEATURES,
         model=Model("payments", train=train, history=partial(history, size), until=f"{size.trained_on}"),
