@@ -22,6 +22,8 @@ from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 
 Progress = Callable[[str, float], None]
+SCORED = 50_000
+"""Rows that are scored at once, so that memory is bounded."""
 
 
 class CannotTrainError(RuntimeError):
@@ -103,7 +105,7 @@ def write_reference(rows: pa.Table, folder: Path) -> npt.NDArray[np.float32]:
     names = [each.name for each in engine.spec.inputs]
     categorical = [each.kind == "category" for each in engine.spec.inputs]
     times = rows["event_time"].combine_chunks().cast(pa.int64()).to_numpy()
-    scores = engine.infer(matrix)
+    scores = np.concatenate([engine.infer(matrix[k : k + SCORED]) for k in range(0, len(matrix), SCORED)])
     engine.close()
     numbers = [each.kind == "number" and not np.isnan(matrix[:, k]).all() for k, each in enumerate(engine.spec.inputs)]
     medians = {name: float(np.nanmedian(matrix[:, k])) for k, name in enumerate(names) if numbers[k]}

@@ -24,7 +24,7 @@ from demo import main
 from samples import Size
 from streams.settings import JobSettings
 
-size = Size(cards=3000, days=15, held_out_cards=2500, held_out_days=3)
+size = Size(cards=3000, days=15, validation_cards=2000, validation_days=5, held_out_cards=2500, held_out_days=3)
 print(main(JobSettings(home=Path("home")), Path("out.json"), lambda doing, share: None, size))
 """
 
@@ -43,7 +43,7 @@ def imports(path: Path) -> set[str]:
 def test_the_pipeline_is_made_with_what_init_gives_everybody() -> None:
     given = imports(TEMPLATE / "pipeline.py") | imports(TEMPLATE / "training.py")
     assert imports(EXAMPLE / "pipeline.py") <= given | {"streams.avro"}
-    assert imports(EXAMPLE / "learn.py") <= given | {"models.network"}
+    assert imports(EXAMPLE / "learn.py") <= given | {"models.engine", "models.network", "models.spec"}
     assert not any(imports(EXAMPLE / f"{name}.py") for name in ("world", "frauds", "samples", "judge"))
 
 
@@ -211,3 +211,18 @@ def test_from_made_up_worlds_to_decisions_and_what_they_find(tmp_path: Path) -> 
     assert decided["precision"] > 20 * 0.002
     assert best["all"] == 0 or best["precision"] >= 0.7
     assert state(CHECKOUT) == before
+
+
+CHOSEN = """
+import json
+import numpy as np
+from judge import threshold
+
+scores = np.array([0.9, 0.8, 0.8, 0.7, 0.6, 0.5, 0.5, 0.1])
+reported = np.array([True, True, False, True, False, True, True, False])
+print(json.dumps([threshold(scores, reported, share) for share in (1.0, 0.75, 0.7, 0.1)] + [threshold(-scores, reported, 0.9)]))
+"""
+
+
+def test_the_threshold_is_the_lowest_at_which_so_much_was_reported() -> None:
+    assert json.loads(in_example(EXAMPLE, CHOSEN)) == [0.9, 0.7, 0.5, 0.1, float("inf")]

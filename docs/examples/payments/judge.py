@@ -61,6 +61,18 @@ def best(name: str, scores: Scores, kinds: Kinds, precision: float = PRECISION) 
     return found(name, refused, kinds)
 
 
+def threshold(scores: Scores, reported: npt.NDArray[np.bool_], precision: float = PRECISION) -> float:
+    """The lowest threshold at which this share of what it refuses was reported, infinity where there is none.
+
+    As one fraud in twenty is never reported, the share that is fraud is a little higher: that is the margin.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    precise = np.cumsum(reported[order]) / np.arange(1, len(order) + 1) >= precision
+    good = np.flatnonzero(precise & np.append(ranked[1:] != ranked[:-1], True))
+    return float(ranked[good[-1]]) if len(good) else float("inf")
+
+
 def best_rule(frame: pa.Table, names: Sequence[str], kinds: Kinds) -> list[Found]:
     """The best rules "refuse where one number is above (below) a threshold", chosen in hindsight: that which finds most fraud,
     then for each kind that which finds most of it."""

@@ -52,11 +52,12 @@ FEATURES = [
     Derived("times_typical", "amount / card_profile__typical_amount"),
     # the card: how often, how much, at how many merchants
     card("amount", over="2m", tile="10s", aggs=("count", "mean", "max")),
-    card("amount", over="10m", tile="1m", aggs=("count", "mean", "max", "std")),
+    card("amount", over="10m", tile="1m", aggs=("count", "mean", "max", "std", "distinct")),
     card("amount", over="1h", tile="1m", aggs=("count", "mean", "max")),
     card("amount", over="1d", aggs=("count", "sum", "mean", "max", "age")),
     card("merchant", over="10m", tile="1m", aggs=("distinct",)),
     Derived("pace", "amount_count_2m_by_card / max(amount_count_10m_by_card, 1.0)"),
+    Derived("prices", "amount_distinct_10m_by_card / max(amount_count_10m_by_card, 1.0)"),
     Derived("per_merchant_10m", "amount_count_10m_by_card / max(merchant_distinct_10m_by_card, 1.0)"),
     # the card: where it was last, and when it was last near home, and how fast it would have had to travel
     Last("card", "lat", "lon", within="1d", where=IN_SHOP),
@@ -84,15 +85,19 @@ FEATURES = [
 ]
 
 
-def payments(size: Size) -> Pipeline:
-    """The pipeline, with made-up events of a size."""
+BLOCK = 0.12
+"""What `headrace demo payments` chooses as it is."""
+
+
+def payments(size: Size, block: float = BLOCK) -> Pipeline:
+    """The pipeline, with made-up events of a size. block: the score from which on a payment is refused."""
     return Pipeline(
         name="payments",
         events=Topic("payment-events", schema=Payment, time="at", key="card", id="payment_id", format=Avro()),
         decide_on=PAYMENT,  # reports of fraud get no decision: they are what is learned from
         features=FEATURES,
         model=Model("payments", train=train, history=partial(history, size), until=f"{size.trained_on}"),
-        policy=Bands(block=0.3, review=0.1, otherwise="allow"),
+        policy=Bands(block=block, review=block / 3, otherwise="allow"),
         label=Label(join="payment_id", value=REPORT, where=REPORT, within="31d", absent=False),
         drift=Drift("payment-drift", window="1d", rate=0.02),
         sinks=[Decisions("payment-decisions")],

@@ -20,14 +20,18 @@ CURRENCIES = ("EUR", "USD", "GBP", "JPY")
 
 @dataclass(frozen=True)
 class Size:
-    """How much is made: cards and days to learn from, then, a month later, cards of another world and days to decide."""
+    """How much is made: cards and days to learn from, cards of another world and days to choose the threshold on, and, a month
+    later, cards of a third world and days to decide."""
 
-    cards: int = 70_000
-    days: int = 28
-    held_out_cards: int = 80_000
-    held_out_days: int = 8
+    cards: int = 60_000
+    days: int = 10
+    validation_cards: int = 20_000
+    validation_days: int = 10
+    held_out_cards: int = 25_000
+    held_out_days: int = 10
     seed: int = 1
-    held_out_seed: int = 3
+    validation_seed: int = 2
+    held_out_seed: int = 5
 
     @property
     def trained_on(self) -> np.datetime64:
@@ -37,8 +41,18 @@ class Size:
 
 def history(size: Size) -> pa.Table:
     """Payments and reports up to when the model is made, and the held-out payments after it; nobody has reported those yet."""
-    past, kinds = world_payments(make_world(size.seed, size.cards), size.days, 0)
-    return pa.concat_tables([in_order(past, reported(past, kinds, size.seed)), held_out(size)]).unify_dictionaries()
+    return pa.concat_tables([with_reports(size.seed, size.cards, size.days), held_out(size)]).unify_dictionaries()
+
+
+def validation(size: Size) -> pa.Table:
+    """Payments and reports of a world that nothing is learned from: the threshold is chosen on it."""
+    return with_reports(size.validation_seed, size.validation_cards, size.validation_days)
+
+
+def with_reports(seed: int, cards: int, days: int) -> pa.Table:
+    """What is paid in a world from START on, and what is reported of it, in order of time."""
+    past, kinds = world_payments(make_world(seed, cards), days, 0)
+    return in_order(past, reported(past, kinds, seed)).unify_dictionaries()
 
 
 def held_out(size: Size) -> pa.Table:
@@ -116,13 +130,17 @@ def reported(table: pa.Table, kinds: Array, seed: int) -> pa.Table:
 
 
 def profiles(size: Size) -> Callable[[Path], dict[str, int]]:
-    """What writes cards.parquet, which feature_repo/definitions.py reads: what the bank knows of each card of both worlds."""
+    """What writes cards.parquet, which feature_repo/definitions.py reads: what the bank knows of each card of all worlds."""
+    worlds = [
+        (size.seed, size.cards, START),
+        (size.validation_seed, size.validation_cards, START),
+        (size.held_out_seed, size.held_out_cards, size.trained_on),
+    ]
 
     def write(folder: Path) -> dict[str, int]:
-        later = (make_world(size.held_out_seed, size.held_out_cards), size.trained_on)
-        both = pl.concat(_profiles(world, when) for world, when in [(make_world(size.seed, size.cards), START), later])
-        both.write_parquet(folder / "cards.parquet")
-        return {"cards": both.height}
+        known = pl.concat(_profiles(make_world(seed, cards), when) for seed, cards, when in worlds)
+        known.write_parquet(folder / "cards.parquet")
+        return {"cards": known.height}
 
     return write
 
@@ -134,8 +152,6 @@ def _profiles(world: World, when: np.datetime64) -> pl.DataFrame:
         {
             "card": pl.Series(_names(f"c{world.seed}-", world.cards)),
             "typical_amount": known.astype(np.float32),
-            "home_lat": world.home_place[0].round(3).astype(np.float32),
-            "home_lon": world.home_place[1].round(3).astype(np.float32),
             "payments_a_day": world.rate.astype(np.float32),
             "age_days": world.since_days.astype(np.float32),
             "event_timestamp": pl.Series(np.full(world.cards, when - np.timedelta64(1, "h"))).dt.replace_time_zone("UTC"),

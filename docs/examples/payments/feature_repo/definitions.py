@@ -14,8 +14,6 @@ card_profile = FeatureView(
     schema=[
         Field(name="card", dtype=String),
         Field(name="typical_amount", dtype=Float32, description="what is usually paid with it, in euros"),
-        Field(name="home_lat", dtype=Float32, description="where its owner lives, degrees"),
-        Field(name="home_lon", dtype=Float32, description="where its owner lives, degrees"),
         Field(name="payments_a_day", dtype=Float32),
         Field(name="age_days", dtype=Float32, description="since it was issued"),
     ],
