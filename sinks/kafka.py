@@ -21,7 +21,7 @@ class KafkaSink:
     """A sink (sinks/messages.py) that writes to Kafka through librdkafka, in order per key, idempotent, acknowledged by all.
 
     brokers: bootstrap servers. config: further librdkafka settings, which win over the sink's own; of note
-    `delivery.timeout.ms` (30,000: how long a message is tried, and a full queue is waited for), `linger.ms` (1) and
+    `delivery.timeout.ms` (120,000: how long a message is tried, and a full queue is waited for), `linger.ms` (1) and
     `queue.buffering.max.messages` / `.kbytes`. clock: seconds, monotonic.
 
     Nothing is opened here that could fail for want of a broker: an unreachable one shows as DeliveryError when the delivery
@@ -37,7 +37,7 @@ class KafkaSink:
             "enable.idempotence": True,
             "partitioner": "murmur2_random",
             "linger.ms": 1,
-            "delivery.timeout.ms": 30_000,
+            "delivery.timeout.ms": 120_000,
             "message.max.bytes": MAX_BYTES,
             "queue.buffering.max.messages": QUEUE_MESSAGES,
             "queue.buffering.max.kbytes": QUEUE_KBYTES,

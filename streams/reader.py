@@ -14,6 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streams.door import Trouble
 
 ANSWER_SECONDS, REFUSED_SECONDS = 5.0, 30.0
+LOOK_SECONDS, LOOK_TIMEOUT = 5.0, 1.0
 AHEAD = 16
 
 
@@ -36,6 +37,7 @@ class Reader:
         self._held = self._due = 0
         self._alone = self._assigned = False
         self._trouble = Trouble()
+        self._look_at, self._gone = time.monotonic() + LOOK_SECONDS, 0
         self._config = {**config, "on_commit": self._answered, "error_cb": self._trouble}
         self._consumer: Consumer | None = None
 
@@ -64,6 +66,7 @@ class Reader:
             if self._alone:
                 messages = self._open.consume(most, 0)
                 self._note(partition, messages)
+                self._look(bool(messages))
                 return messages
             while self._pull(most * len(self._waiting), 0) and not waiting and not self._at_end[partition]:
                 if self._held > AHEAD * most * len(self._waiting):
@@ -95,6 +98,7 @@ class Reader:
     def _pull(self, most: int, seconds: float) -> bool:
         """Deals out what has come; returns whether anything has."""
         messages = self._open.consume(most, seconds)
+        self._look(bool(messages))
         for partition, run in groupby(messages, methodcaller("partition")):
             own = list(run)
             if partition in self._waiting:
@@ -104,6 +108,24 @@ class Reader:
             elif (error := own[-1].error()) is not None and error.code() != KafkaError._PARTITION_EOF:
                 raise SourceError(f"{self._topic}: {error.str()}")
         return bool(messages)
+
+    def _look(self, came: bool) -> None:
+        """Asks now and then, while nothing comes, whether there is still such a topic: the client says nothing of one that was
+        deleted. Raises SourceError when it is told twice in a row that there is none; a broker that has just started may err.
+        """
+        now = time.monotonic()
+        if came:
+            self._look_at, self._gone = now + LOOK_SECONDS, 0
+        if now < self._look_at:
+            return
+        self._look_at = now + LOOK_SECONDS
+        try:
+            error = self._open.list_topics(self._topic, timeout=LOOK_TIMEOUT).topics[self._topic].error
+        except KafkaException:
+            return
+        self._gone = self._gone + 1 if error is not None and error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART else 0
+        if self._gone > 1:
+            raise SourceError(f"{self._topic}: the broker has no such topic any more")
 
     def _note(self, partition: int, messages: list[Message]) -> None:
         """How far a partition has come."""
