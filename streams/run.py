@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from streams.flow import build
 from streams.job import Job
 from streams.pipeline import Pipeline
+from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
 from streams.settings import JobSettings
 from streams.start import MADE, Start, check, needs, store_of
@@ -111,6 +112,8 @@ def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, 
     """
     folder = store_of(pipeline, settings)
     made = folder / MADE
+    if worker == 0 and made.exists():
+        forget_unfinished(folder)
     if worker == 0 and not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         init_db_dir(folder, RECOVERY_PARTITIONS)
