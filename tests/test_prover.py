@@ -24,6 +24,6 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(apache_kafka: Broker,
 
 def test_a_commit_before_the_epoch_is_durable_is_found(apache_kafka: Broker, tmp_path: Path) -> None:
     file = tmp_path / "faults.json"
-    arguments = ["--plant", "commit-in-snapshot", "--kills", "3", "--workers", "1", "--points", "snapshot.after"]
+    arguments = ["--plant", "commit-in-snapshot", "--kills", "3", "--workers", "1", "--points", "commit.after"]
     assert main([*arguments, "--name", "planted", "--json", str(file), "--broker", apache_kafka.address]) == 1
     assert json.loads(file.read_text())["seen"]["repeats"] > 0
