@@ -101,7 +101,7 @@ def held(state: dict[str, Any]) -> int:
 
 
 def test_many_samples_that_wait_are_one_piece_of_a_snapshot(reference: Reference, thread: Executor) -> None:
-    logic = counter(reference, thread)
+    logic = counter(reference, thread, submit_rows=10_000)
     given = items(1, 2000, seed=3)
     logic.on_batch(given)
     state = logic.snapshot()
