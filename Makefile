@@ -1,5 +1,5 @@
 # make demo [ARGS="--all --json out.json"]    a year of real flights through the whole way
-# make test [ALL=1]                           lint, types, imports, tests; with ALL=1 the slow ones too, as CI does
+# make test [ALL=1] [LONG=1]                  lint, types, imports, tests; with ALL=1 the slow ones too, as CI does; LONG=1: the longest
 # PYTHON=/path/to/python3.12 names the Python to build .venv with.
 
 SHELL := /bin/bash
@@ -19,8 +19,9 @@ test: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -q -m "not slow and not long" --numprocesses 2 --dist loadfile $(ARGS)
 	$(if $(ALL),$(BIN)/python -m pytest -q -m slow $(ARGS))
+	$(if $(LONG),$(BIN)/python -m pytest -q -m long $(ARGS))
 
 clean:
 	rm -rf $(VENV) .headrace features/repo/data

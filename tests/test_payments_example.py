@@ -193,7 +193,7 @@ def test_other_demos_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "demo payments: expected no flags but" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_made_up_worlds_to_decisions_and_what_they_find(tmp_path: Path) -> None:
     before = state(CHECKOUT)
     folder = tmp_path / "payments"

@@ -8,10 +8,12 @@ import pytest
 from bench.faults import main
 from ops.broker import Broker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
-@pytest.mark.parametrize("mode", ["exactly_once", "at_least_once"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param("exactly_once", marks=pytest.mark.slow), pytest.param("at_least_once", marks=pytest.mark.long)]
+)
 def test_killed_again_and_again_nothing_is_lost_or_doubled(apache_kafka: Broker, tmp_path: Path, mode: str) -> None:
     file = tmp_path / "faults.json"
     arguments = ["--kills", "5", "--workers", "1,2", "--mode", mode, "--seed", "3", "--json", str(file)]
@@ -22,6 +24,7 @@ def test_killed_again_and_again_nothing_is_lost_or_doubled(apache_kafka: Broker,
     assert seen["dead"] > 5
 
 
+@pytest.mark.long
 def test_a_commit_before_the_epoch_is_durable_is_found(apache_kafka: Broker, tmp_path: Path) -> None:
     file = tmp_path / "faults.json"
     arguments = ["--plant", "commit-in-snapshot", "--kills", "3", "--workers", "1", "--points", "commit.after"]
