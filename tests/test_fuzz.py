@@ -86,7 +86,8 @@ def test_each_fuzzed_message_is_decided_or_a_dead_letter_and_memory_is_flat(
     assert len(sink.decided) > N // 100
     assert len(sink.dead) > N // 3
     assert len(sink.codes) >= 5
-    assert max(sink.resident) - sink.resident[len(sink.resident) // 4] < MOST_GROWTH
+    half = len(sink.resident) // 2
+    assert max(sink.resident[half:]) - max(sink.resident[:half]) < MOST_GROWTH
 
 
 @pytest.mark.slow
