@@ -49,7 +49,7 @@ def groups(results: Iterable[Result]) -> list[Group]:
     for (kind, workload), several in alike.items():
         apart = _apart(several)
         for number, members in enumerate(several):
-            title = workload + "".join(f", {name} {said(value)}" for name, value in apart[number].items())
+            title = workload + "".join(f", {name} {value}" for name, value in apart[number].items())
             name = f"{kind}-{workload}" + (f"-{number + 1}" if len(several) > 1 else "")
             found.append(_group(name, title, members))
     return found
@@ -77,8 +77,11 @@ def _group(name: str, title: str, results: list[Result]) -> Group:
     return Group(name, title, results[0]["kind"], results, systems, runs, {rate: summarise(at) for rate, at in runs.items()})
 
 
-def _apart(several: Sequence[Sequence[Result]]) -> list[dict[str, str | None]]:
-    """For each list of results the settings (and messages, machine, commit) in which the lists are not all the same."""
+def _apart(several: Sequence[Sequence[Result]]) -> list[dict[str, str]]:
+    """For each list of results the settings (and messages, machine, commit) in which the lists are not all the same.
+
+    A setting that a list does not have, being older than the setting, tells nothing apart.
+    """
     flat = []
     for members in several:
         first = members[0]
@@ -87,8 +90,8 @@ def _apart(several: Sequence[Sequence[Result]]) -> list[dict[str, str | None]]:
         sent = {} if first["kind"] == "latency" else sent
         flat.append({**settings, **sent, "cpu": first["machine"].get("cpu"), "commit": first["commit"][:10] or "unknown"})
     names = dict.fromkeys(name for one in flat for name in one)
-    differ = [name for name in names if len({one.get(name) for one in flat}) > 1]
-    return [{name: one.get(name) for name in differ} for one in flat]
+    differ = [name for name in names if len({one[name] for one in flat if name in one}) > 1]
+    return [{name: str(one[name]) for name in differ if name in one} for one in flat]
 
 
 def said(value: object) -> str:

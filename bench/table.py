@@ -106,7 +106,7 @@ def _conditions(of_kind: Sequence[Group]) -> str:
     common = [
         f"{name} {said(value)}"
         for name, value in first["settings"].items()
-        if name not in LOAD and all(other["settings"].get(name) == value for other in results)
+        if name not in LOAD and value is not None and all(other["settings"].get(name) == value for other in results)
     ]
     machines = dict.fromkeys(
         f"{one['machine'].get('cpu', '?')} with {one['machine'].get('cores', '?')} cores" for one in results
