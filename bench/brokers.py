@@ -89,14 +89,14 @@ def topics(served: Served, partitions: int, extra: Sequence[str], source: str = 
         drop(served, [sink, *plain])
 
 
-def make(served: Served, names: Sequence[str], partitions: int, appended: bool = False) -> None:
+def make(served: Served, names: Sequence[str], partitions: int, appended: bool = False, replicas: int = 1) -> None:
     """Makes topics; appended: their messages get the broker's time. Returns when the broker shows them."""
     client = AdminClient({"bootstrap.servers": served.address, "log_level": 0})
     config = {"max.message.bytes": str(MAX_MESSAGE)}
     config |= {"message.timestamp.type": "LogAppendTime"} if appended else {}
     if not names:
         return
-    wanted = [NewTopic(name, num_partitions=partitions, replication_factor=1, config=config) for name in names]
+    wanted = [NewTopic(name, num_partitions=partitions, replication_factor=replicas, config=config) for name in names]
     for future in client.create_topics(wanted).values():
         future.result(30)
     deadline = time.monotonic() + 20

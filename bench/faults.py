@@ -1,341 +1,224 @@
 """The prover: a job on Apache Kafka is killed again and again, and then every message of its topics is counted.
 
-    python -m bench.faults --kills 60 --workers 1,2,3 --mode exactly_once --json faults.json
+    python -m bench.faults --kills 200 --workers 1,2,3 --mode exactly_once --json faults.json
     python -m bench.faults --kills 9 --plant commit-in-snapshot      # a bug that it has to find: ends with code 1
+    python -m bench.faults --rescale 1,3,2      # stopped and killed, and started with another number of workers
+    python -m bench.faults --outage 30          # the broker stands still, and is stopped and started again
+    python -m bench.faults --leader-change      # two brokers, of which one is stopped and killed
+    python -m bench.faults --grow               # partitions are added to the topic
 
 Each kill starts `headrace run` with one of the numbers of workers, so that the job is rescaled all along, and ends it by
 SIGKILL: at a point of delivery (ops/faults.py), of one worker, or at any time, of all. Messages come in meanwhile, some of them
 broken. Then the topics are read with read_committed: each message must have one decision or one dead letter, and what the
 decision says of its key (how many messages before, and their sum) must be what the messages say.
+
+Kills are made in chunks, each with a job and topics of its own, audited at its end and added to the JSON file. Started again
+with the same file, it goes on with the chunk after the last that is in it. The other faults are audited in the same way.
 """
 
 import argparse
 import json
-import os
 import random
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
-
-from bench.brokers import Served, broker, counting, make
-from bench.faults_job import COUNT, PLANTS, SUM, event, make_model
+from bench.brokers import Served, broker, make
 from bench.machine import commit, machine, versions
+from bench.proving.audit import added, audit, committed, wrong
+from bench.proving.job import PLANTS
+from bench.proving.lives import RANDOM, STARTING, Kills, Stand, StuckError, drain, kill, medians
+from bench.proving.load import PARTITIONS, sending
+from bench.proving.scenes import grow, leaders, outage, own, rescale
 from bench.show import say
-from bench.systems import ROOT
-from ops.broker import BrokerError
-from ops.faults import KILL_AT, POINTS
-from ops.workers import as_environment
-from streams.settings import JobSettings
+from ops.faults import AT_ONCE, POINTS
 
-PARTITIONS, KEYS, BROKEN_EVERY = 3, 7, 97
-JOB = """
-from bench.faults_job import {plant}pipeline
-
-{call}job = pipeline("{name}")
-"""
-START_SECONDS, REACH_SECONDS, DRAIN_SECONDS = 150.0, 25.0, 120.0
-
-
-@dataclass
-class Load:
-    """What is sent: message n of each partition has key n mod KEYS of that partition; every so many are broken.
-
-    name: of the job, and what its topics begin with.
-    """
-
-    name: str
-    sent: list[int] = field(default_factory=lambda: [0] * PARTITIONS)
-
-    @property
-    def source(self) -> str:
-        """The topic that is read."""
-        return f"{self.name}-in"
-
-    @property
-    def target(self) -> str:
-        """The topic of decisions."""
-        return f"{self.name}-out"
-
-    @property
-    def letters(self) -> str:
-        """The topic of dead letters."""
-        return f"{self.name}-in.dead"
-
-    @staticmethod
-    def broken(n: int) -> bool:
-        """Whether message n of a partition is."""
-        return n % BROKEN_EVERY == BROKEN_EVERY - 1
-
-    @staticmethod
-    def key(partition: int, n: int) -> str:
-        """The key of message n."""
-        return f"p{partition}-k{n % KEYS}"
-
-    def expected(self) -> dict[str, tuple[int, int]]:
-        """By the place "partition/offset" of what is decided on: how many of its key came before, and their sum."""
-        found: dict[str, tuple[int, int]] = {}
-        for partition, sent in enumerate(self.sent):
-            held: dict[str, tuple[int, int]] = {}
-            for n in range(sent):
-                if not self.broken(n):
-                    count, total = held.get(self.key(partition, n), (0, 0))
-                    found[f"{partition}/{n}"] = count, total
-                    held[self.key(partition, n)] = count + 1, total + n
-        return found
-
-    def dead(self) -> set[str]:
-        """The places of the broken ones."""
-        return {f"{p}/{n}" for p, sent in enumerate(self.sent) for n in range(sent) if self.broken(n)}
-
-
-@contextmanager
-def sending(served: Served, load: Load, rate: float) -> Iterator[None]:
-    """Sends `rate` messages a second while this lasts, in order, each once."""
-    producer = Producer({"bootstrap.servers": served.address, "enable.idempotence": True, "linger.ms": 5})
-    ended = threading.Event()
-
-    def send() -> None:
-        began = time.monotonic()
-        while not ended.wait(0.02):
-            while sum(load.sent) < rate * (time.monotonic() - began):
-                partition = sum(load.sent) % PARTITIONS
-                n = load.sent[partition]
-                key = load.key(partition, n)
-                producer.produce(load.source, b"{broken" if load.broken(n) else event(key, n), key.encode(), partition)
-                load.sent[partition] += 1
-            producer.poll(0)
-
-    thread = threading.Thread(target=send, name="load")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        if producer.flush(30):
-            raise BrokerError("the load was not delivered")
-
-
-@contextmanager
-def running(job: str, settings: JobSettings, kill_at: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`headrace run` in a process group of its own; what is left of it at the end is killed."""
-    environment = os.environ | as_environment(settings) | {KILL_AT: kill_at, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "ops", "run", job, "--from", "earliest"]
-    if any((settings.home / "recovery").glob("*/made")):
-        command = command[:-2]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def ready(process: subprocess.Popen[bytes], log: Path, workers: int) -> bool:
-    """Waits until all workers say that they are ready; False if the job has died before."""
-    deadline = time.monotonic() + START_SECONDS
-    while log.read_text().count(" ready") < workers:
-        if process.poll() is not None:
-            return False
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the job was not ready within {START_SECONDS:.0f} s: {words(log)}")
-        time.sleep(0.02)
-    return True
-
-
-def words(log: Path) -> str:
-    """The last thing a job said."""
-    return (log.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
-
-
-@dataclass
-class Kills:
-    """What became of the kills: by point and by number of workers; not_reached: points that the job did not pass in time."""
-
-    points: Counter[str] = field(default_factory=Counter)
-    workers: Counter[int] = field(default_factory=Counter)
-    not_reached: int = 0
-    refused: list[str] = field(default_factory=list)
-
-
-def kill(rng: random.Random, job: str, settings: JobSettings, point: str, log: Path, kills: Kills) -> None:
-    """One life of the job, from its start to its end by SIGKILL."""
-    victim = rng.randrange(settings.workers)
-    times = rng.randint(1, 40) if point.startswith("stage") else rng.randint(1, 5)
-    with running(job, settings, f"{point}:{times}:{victim}" if point != "random" else "", log) as process:
-        alive = ready(process, log, settings.workers)
-        if point == "random" and alive:
-            time.sleep(rng.uniform(0, 1.5))
-            os.killpg(process.pid, signal.SIGKILL)
-        try:
-            process.wait(REACH_SECONDS)
-        except subprocess.TimeoutExpired:
-            kills.not_reached += 1
-            return
-    said = words(log)
-    if point != "random" and "SIGKILL" not in said and process.returncode != -signal.SIGKILL:
-        kills.refused.append(f"{point}, {settings.workers} workers: {said}")
-        return
-    kills.points[point] += 1
-    kills.workers[settings.workers] += 1
-
-
-def drain(served: Served, load: Load, job: str, settings: JobSettings, log: Path) -> str:
-    """One last life without a kill, until nothing comes any more; what it died of, if it did."""
-    with counting(served, load.target) as count, running(job, settings, "", log) as process:
-        if not ready(process, log, settings.workers):
-            return words(log)
-        deadline, seen, since = time.monotonic() + DRAIN_SECONDS, -1, time.monotonic()
-        while time.monotonic() < deadline and time.monotonic() - since < 5:
-            if (now := count()) != seen:
-                seen, since = now, time.monotonic()
-            if process.poll() is not None:
-                return words(log)
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        if process.wait(60):
-            return words(log)
-    return ""
-
-
-def committed(served: Served, topic: str) -> list[dict[str, Any]]:
-    """All that a consumer with read_committed gets of a topic."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": served.address,
-            "group.id": "faults",
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-        }
-    )
-    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-    found, left = [], set(partitions)
-    deadline = time.monotonic() + 60
-    while left:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{topic}: partitions {sorted(left)} have no end: a transaction is open")
-        for message in consumer.consume(10_000, 0.1):
-            if message.error() is None:
-                found.append(json.loads(message.value()))
-            elif message.error().code() == KafkaError._PARTITION_EOF:
-                left.discard(message.partition())
-            else:
-                raise KafkaException(message.error())
-    consumer.close()
-    return found
-
-
-def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What a consumer sees. contradict: repeats that say something else than the first message of their id."""
-    expected, first = load.expected(), dict[str, dict[str, Any]]()
-    contradict = 0
-    for decision in decisions:
-        place = decision["decision_id"].removeprefix(f"{load.name}/{load.source}/")
-        said = first.setdefault(place, decision)
-        contradict += any(said[name] != decision[name] for name in ("features", "score", "decision"))
-    state = [
-        f"{place}: expected {expected[place]}, got {(said['features'][COUNT], said['features'][SUM])}"
-        for place, said in first.items()
-        if place in expected and (said["features"][COUNT], said["features"][SUM] or 0) != expected[place]
-    ]
-    letters = Counter(f"{letter['partition']}/{letter['offset']}" for letter in dead)
-    return {
-        "messages": sum(load.sent),
-        "decided": len(first),
-        "lost": len(expected.keys() - first.keys()),
-        "unknown": len(first.keys() - expected.keys()),
-        "repeats": len(decisions) - len(first),
-        "contradict": contradict,
-        "state_wrong": len(state),
-        "first_wrong": state[:1],
-        "dead": len(letters),
-        "dead_lost": len(load.dead() - letters.keys()),
-        "dead_repeats": len(dead) - len(letters),
-    }
-
-
-def faults(audited: dict[str, Any], kills: Kills, mode: str, died: str) -> list[str]:
-    """What is not as promised."""
-    wrong = ["lost", "unknown", "state_wrong", "dead_lost"]
-    if mode == "exactly_once":
-        wrong += ["repeats", "dead_repeats"]
-    found = [f"{name}: {audited[name]:,}" for name in wrong if audited[name]]
-    found += [f"the job did not go on: {said}" for said in kills.refused[:3]]
-    return found + ([f"the last run died: {died}"] if died else [])
-
-
-def prove(options: argparse.Namespace, served: Served, home: Path) -> tuple[dict[str, Any], list[str]]:
-    """Kills, drains and audits; returns what was seen, and what is not as promised."""
-    rng, load, kills = random.Random(options.seed), Load(options.name), Kills()
-    make(served, [load.source, load.target], PARTITIONS)
-    make(served, [load.letters], 1)
-    values: dict[str, Any] = {"brokers": served.address, "home": home, "metrics_port": 0, "delivery": options.mode}
-    base = JobSettings(**values, epoch_seconds=options.epoch)
-    make_model(base, home / "model")
-    plant = PLANTS.get(options.plant, "")
-    file = home / "job.py"
-    text = JOB.replace("{plant}", f"{plant}, " if plant else "").replace("{call}", f"{plant}()\n" if plant else "")
-    file.write_text(text.replace("{name}", load.name))
-    points = options.points if options.mode == "exactly_once" else []
-    began = time.monotonic()
-    with sending(served, load, options.rate):
-        for number in range(options.kills):
-            turn = [*points, *["random"] * (len(points) // 4 or not points)]
-            point, workers = turn[number % len(turn)], options.workers[number % len(options.workers)]
-            settings = base.model_copy(update={"workers": workers})
-            kill(rng, f"{file}:job", settings, point, home / f"kill-{number}.log", kills)
-            say(f"{time.monotonic() - began:6.0f} s  kill {number + 1} of {options.kills}: {point}, {workers} workers")
-    died = drain(served, load, f"{file}:job", base.model_copy(update={"workers": options.workers[-1]}), home / "last.log")
-    audited = audit(load, committed(served, load.target), committed(served, load.letters))
-    told: dict[str, Any] = {"points": dict(kills.points), "workers": {str(k): n for k, n in kills.workers.items()}}
-    told |= {"not_reached": kills.not_reached, "refused": kills.refused}
-    return {"kills": told, **audited, "seconds": round(time.monotonic() - began)}, faults(audited, kills, options.mode, died)
+SETTINGS = ("mode", "epoch", "rate", "seed", "kills", "chunk", "points", "workers", "plant")
+SCENES = ("rescale", "outage", "leaders", "grow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; 1 if anything was lost, doubled or wrong."""
+    """The command; 1 if anything was lost, doubled or wrong, or a point was never reached."""
+    options = parsed(arguments)
+    if scene := next((name for name in SCENES if getattr(options, name)), ""):
+        return staged(options, scene)
+    settings = {
+        name: getattr(options, name)
+        for name in ("mode", "epoch", "rate", "seed", "kills", "chunk", "points", "workers", "plant")
+    }
+    whole = resumed(options.json, settings)
+    began = time.monotonic()
+    todo = [number for number in range(-(-options.kills // options.chunk)) if number >= len(whole["chunks"])]
+    with tempfile.TemporaryDirectory(prefix="headrace-faults-") as home, broker(options.broker) as served:
+        for number in todo:
+            if options.minutes and time.monotonic() - began > 60 * options.minutes:
+                say(f"{60 * options.minutes:.0f} s are over: the same command goes on with chunk {number + 1}")
+                break
+            whole["chunks"].append(chunk(options, served, Path(home), number))
+            if options.json:
+                options.json.write_text(json.dumps(whole | judged(whole, options.mode), indent=1) + "\n")
+    told = judged(whole, options.mode)
+    print("\n".join(report(told)))
+    return bool(told["wrong"])
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.faults", description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--chunk", type=int, default=20, help="kills between two audits")
+    parser.add_argument("--minutes", type=float, default=0, help="begin no chunk after so many; the same command goes on")
     parser.add_argument("--workers", type=lambda text: [int(each) for each in text.split(",")], default=[1, 2, 3])
     parser.add_argument("--mode", choices=["exactly_once", "at_least_once"], default="exactly_once")
     parser.add_argument("--rate", type=float, default=500, help="messages a second")
     parser.add_argument("--epoch", type=float, default=0.25)
-    parser.add_argument("--points", type=lambda text: text.split(","), default=list(POINTS), help="exactly once: where to kill")
+    parser.add_argument("--rescale", type=lambda text: [int(each) for each in text.split(",")], default=None)
+    parser.add_argument("--outage", type=float, default=None, metavar="SECONDS")
+    parser.add_argument("--leader-change", dest="leaders", action="store_true")
+    parser.add_argument("--grow", action="store_true")
+    parser.add_argument("--points", type=lambda text: text.split(","), default=None, help="where to kill, all if not said")
     parser.add_argument("--name", default="faults", help="of the job, and what its topics begin with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--plant", choices=sorted(PLANTS), default="", help="a bug that has to be found")
     parser.add_argument("--broker", default="apache", help="apache or HOST:PORT")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="headrace-faults-") as home, broker(options.broker) as served:
-        seen, wrong = prove(options, served, Path(home))
-    settings = {"mode": options.mode, "epoch_seconds": options.epoch, "rate": options.rate, "seed": options.seed}
-    settings |= {"partitions": PARTITIONS, "workers": options.workers, "plant": options.plant}
+    if options.points is None:
+        options.points = [*(POINTS if options.mode == "exactly_once" else AT_ONCE), RANDOM, STARTING]
+    return options
+
+
+def resumed(file: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a result file holds so far. Raises ValueError if it was made with other settings."""
     head, dirty = commit()
-    whole = {"kind": "faults", "settings": settings, "seen": seen, "wrong": wrong, "commit": head, "dirty": dirty}
+    begun = {"kind": "faults", "settings": settings, "partitions": PARTITIONS, "commit": head, "dirty": dirty, "chunks": []}
+    if file is None or not file.exists():
+        return begun | {"machine": machine(), "versions": versions()}
+    found: dict[str, Any] = json.loads(file.read_text())
+    if differs := [name for name in settings if found["settings"].get(name) != settings[name]]:
+        raise ValueError(f"{file}: made with another {', '.join(differs)}: name another file, or the same settings")
+    return found
+
+
+def turns(seed: int, points: Sequence[str], workers: Sequence[int], kills: int) -> list[tuple[str, int]]:
+    """(point, workers) of each kill: each of them with each in a round, in another order each round."""
+    rng, made = random.Random(seed), list[tuple[str, int]]()
+    while len(made) < kills:
+        made += rng.sample(each := list(product(points, workers)), len(each))
+    return made[:kills]
+
+
+def staged(options: argparse.Namespace, scene: str) -> int:
+    """One of the SCENES, drained and audited; 1 if anything is not as promised."""
+    settings, workers = {"delivery": options.mode, "epoch_seconds": options.epoch}, options.workers[0]
+    began, head = time.monotonic(), commit()
+    with tempfile.TemporaryDirectory(prefix="headrace-faults-") as folder, own(Path(folder), scene == "leaders") as broker:
+        two = 2 if scene == "leaders" else 1
+        stand = Stand.made(broker.served, Path(folder), options.name, "", settings)
+        make(stand.served, [stand.load.source, stand.load.target], PARTITIONS, replicas=two)
+        make(stand.served, [stand.load.letters], 1, replicas=two)
+        plays: dict[str, Callable[[], dict[str, Any]]] = {
+            "rescale": lambda: rescale(stand, options.rescale),
+            "outage": lambda: outage(stand, broker, workers, options.outage),
+            "leaders": lambda: leaders(stand, broker, workers),
+            "grow": lambda: grow(stand, options.workers),
+        }
+        found, told = list[str](), dict[str, Any]()
+        with sending(stand.served.address, stand.load, options.rate):
+            try:
+                told = plays[scene]()
+            except StuckError as error:
+                found.append(str(error))
+        if died := drain(stand, workers):
+            found.append(f"the last run died: {died}")
+        topics = [committed(stand.served.address, topic) for topic in (stand.load.target, stand.load.letters)]
+        seen = audit(stand.load, *topics)
+    found += wrong(seen, options.mode) + told.get("slow", [])
+    whole = {"kind": "faults", "scene": scene, "settings": {name: getattr(options, name) for name in ("mode", "epoch", "rate")}}
+    whole |= {"workers": options.rescale or options.workers, "commit": head[0], "dirty": head[1], "machine": machine()}
+    whole |= {"versions": versions(), "told": told, "seen": seen, "wrong": found, "seconds": round(time.monotonic() - began)}
     if options.json:
-        options.json.write_text(json.dumps(whole | {"machine": machine(), "versions": versions()}, indent=1) + "\n")
-    print(json.dumps(seen, indent=1))
-    print(f"{seen['repeats']:,} repeats, of which {seen['contradict']:,} contradict the first message of their id")
-    print("WRONG: " + "; ".join(wrong) if wrong else "as promised: nothing lost, nothing doubled, state right")
-    return bool(wrong)
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
+    print(json.dumps(told, indent=1))
+    print("\n".join([*counted(seen), verdict(found, seen["first_wrong"])]))
+    return bool(found)
+
+
+def chunk(options: argparse.Namespace, served: Served, home: Path, number: int) -> dict[str, Any]:
+    """Some kills of a job of its own, drained and audited."""
+    settings = {"delivery": options.mode, "epoch_seconds": options.epoch}
+    stand = Stand.made(served, home, f"{options.name}-{number}", PLANTS.get(options.plant, ""), settings)
+    make(served, [stand.load.source, stand.load.target], PARTITIONS)
+    make(served, [stand.load.letters], 1)
+    rng, kills, began = random.Random(f"{options.seed}/{number}"), Kills(), time.monotonic()
+    first = number * options.chunk
+    todo = turns(options.seed, options.points, options.workers, options.kills)[first : first + options.chunk]
+    with sending(served.address, stand.load, options.rate):
+        for done, (point, workers) in enumerate(todo):
+            kill(rng, stand, point, workers, done, kills)
+            spent = time.monotonic() - began
+            made = first + done + 1
+            left = (options.kills - made) * spent / (done + 1) / 60
+            say(f"{spent:6.0f} s  kill {made} of {options.kills}: {point}, {workers} workers; {left:.0f} min to go")
+    died = drain(stand, options.workers[number % len(options.workers)])
+    seen = audit(stand.load, committed(served.address, stand.load.target), committed(served.address, stand.load.letters))
+    say(f"        chunk {number + 1}: {'; '.join(wrong(seen, options.mode)) or 'as promised'}, {seen['messages']:,} messages")
+    return {"kills": kills.told(), "died": died, **seen, "seconds": round(time.monotonic() - began)}
+
+
+def judged(whole: dict[str, Any], mode: str) -> dict[str, Any]:
+    """All chunks together, and what is not as promised."""
+    chunks = whole["chunks"]
+    seen = added(chunks)
+    hit, missed, refused, start_s = (
+        [one for each in chunks for one in each["kills"][name]] for name in ("hit", "missed", "refused", "start_s")
+    )
+    seen["hit"] = dict(sorted(Counter(point for point, _ in hit).items()))
+    seen["workers"] = dict(sorted(Counter(str(workers) for _, workers in hit).items()))
+    seen["missed"] = dict(sorted(Counter(point for point, _ in missed).items()))
+    seen["start_s"] = medians(start_s)
+    seen["first_wrong"] = [said for each in chunks for said in each["first_wrong"]][:3]
+    never = sorted(seen["missed"].keys() - seen["hit"].keys())
+    found = wrong(seen, mode) + [f"never reached: {point}" for point in never]
+    found += [f"the job did not go on: {said}" for said in refused[:3]]
+    found += [f"the last run died: {each['died']}" for each in chunks if each["died"]][:3]
+    if len(chunks) == -(-whole["settings"]["kills"] // whole["settings"]["chunk"]):
+        untried = set(whole["settings"]["points"]) - seen["hit"].keys() - set(never)
+        found += [f"never killed at: {point}" for point in sorted(untried)]
+    return {"seen": seen, "wrong": found}
+
+
+def report(told: dict[str, Any]) -> list[str]:
+    """What is printed."""
+    seen, found = told["seen"], told["wrong"]
+    lines = [
+        f"kills by point: {', '.join(f'{point} {count}' for point, count in seen['hit'].items())}",
+        f"kills by workers: {', '.join(f'{workers}: {count}' for workers, count in seen['workers'].items())}; "
+        f"started again in (s): {', '.join(f'{workers}: {took}' for workers, took in seen['start_s'].items())}",
+        *([f"points not passed in time, killed otherwise: {seen['missed']}"] if seen["missed"] else []),
+        *counted(seen),
+    ]
+    return [*lines, verdict(found, seen["first_wrong"])]
+
+
+def counted(seen: dict[str, Any]) -> list[str]:
+    """What was audited."""
+    return [
+        f"{seen['messages']:,} messages, {seen['decided']:,} decided, {seen['lost']:,} lost, {seen['dead']:,} dead letters, "
+        f"{seen['dead_lost']:,} lost; {seen['state_wrong']:,} wrong of their own key, {seen['shared_wrong']:,} of a shared one",
+        f"{seen['repeats']:,} repeats, of which {seen['contradict_own']:,} contradict the first of their id in what is of one "
+        f"partition, {seen['contradict_shared']:,} in what depends on how far other partitions were",
+    ]
+
+
+def verdict(found: Sequence[str], examples: Sequence[str]) -> str:
+    """The last line."""
+    return "WRONG: " + "; ".join([*found, *examples]) if found else "as promised"
 
 
 if __name__ == "__main__":

@@ -82,23 +82,28 @@ def apache(
     listeners: Sequence[str] = (),
     more: Mapping[str, str] | None = None,
     users: Sequence[str] = (),
+    joins: Path | None = None,
 ) -> Iterator[Broker]:
     """One Apache Kafka broker on 127.0.0.1, from the download in `home`, with its data in `folder`, which it finds again there.
 
     Port 0: a free one. listeners: further ones, NAME://HOST:PORT, each named as its protocol; more: further properties; users:
-    what kafka-storage takes as --add-scram. Raises BrokerError.
+    what kafka-storage takes as --add-scram. joins: the folder of a broker that runs, to whose cluster this one is added; what
+    elects leaders stays with that one. Raises BrokerError.
     """
     _java()
     if not (home / START).is_file():
         raise BrokerError(f"no Apache Kafka at {home}: found no {START}")
     address, controller = f"127.0.0.1:{_free(port)}", f"127.0.0.1:{free_port()}"
     folder.mkdir(parents=True, exist_ok=True)
+    first = joins is None
+    elects = controller if joins is None else _said(joins / "server.properties", "controller.quorum.bootstrap.servers")
+    own = [f"PLAINTEXT://{address}", *([f"CONTROLLER://{controller}"] if first else []), *listeners]
     properties = {
-        "process.roles": "broker,controller",
-        "node.id": 1,
-        "controller.quorum.bootstrap.servers": controller,
+        "process.roles": "broker,controller" if first else "broker",
+        "node.id": 1 if first else 2,
+        "controller.quorum.bootstrap.servers": elects,
         "controller.listener.names": "CONTROLLER",
-        "listeners": ",".join([f"PLAINTEXT://{address}", f"CONTROLLER://{controller}", *listeners]),
+        "listeners": ",".join(own),
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SASL_SSL:SASL_SSL,SSL:SSL",
         "log.dirs": folder / "data",
         "offsets.topic.replication.factor": 1,
@@ -114,8 +119,9 @@ def apache(
     file.write_text("".join(f"{name}={value}\n" for name, value in properties.items()))
     log = folder / "broker.log"
     if not (folder / "data" / "meta.properties").exists():
-        cluster = uuid.uuid4().hex[:22]
-        command = [str(home / "bin" / "kafka-storage.sh"), "format", "--standalone", "-t", cluster, "-c", str(file)]
+        cluster = uuid.uuid4().hex[:22] if joins is None else _said(joins / "data" / "meta.properties", "cluster.id")
+        how = "--standalone" if first else "--no-initial-controllers"
+        command = [str(home / "bin" / "kafka-storage.sh"), "format", how, "-t", cluster, "-c", str(file)]
         command += [part for user in users for part in ("--add-scram", user)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -124,6 +130,11 @@ def apache(
     command = [str(home / START), str(file)]
     with _running(command, address, 60, 20, dict(os.environ, LOG_DIR=str(folder / "logs")), log) as broker:
         yield broker
+
+
+def _said(file: Path, name: str) -> str:
+    """A property in a file."""
+    return next(line.partition("=")[2] for line in file.read_text().splitlines() if line.startswith(f"{name}="))
 
 
 @contextmanager

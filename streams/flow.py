@@ -124,7 +124,8 @@ def build(job: Job) -> Dataflow:
             job.journal.begin_flush()
 
     def sink(name: str) -> Output:
-        return Output(name, lambda: job.events.partitions, lambda: job.output, lambda: job.outbox, meters, begin_flush)
+        partitions = lambda: job.events.partitions  # noqa: E731
+        return Output(name, partitions, lambda: job.output, lambda: job.outbox, meters, begin_flush, job.at)
 
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)

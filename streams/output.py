@@ -17,21 +17,26 @@ Staged = dict[str, Any]
 class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
     """At least once: written as it comes."""
 
-    def __init__(self, sink: Sink, meters: Meters, before_flush: Callable[[], None]) -> None:
+    def __init__(self, sink: Sink, meters: Meters, before_flush: Callable[[], None], at: Callable[[str], None]) -> None:
         self._sink = sink
         self._meters = meters
         self._before_flush = before_flush
+        self._at = at
 
     def write_batch(self, values: list[Messages]) -> None:
         with self._meters.stage("sink", sum(len(messages.values) for messages in values)):
+            self._at("produce.before")
             for messages in values:
                 self._sink.write(messages)
+            self._at("produce.after")
 
     def snapshot(self) -> None:
         """The epoch becomes durable after this returns, and with it the source's position: all must be delivered by then."""
         with self._meters.stage("sink"):
+            self._at("snapshot.before")
             self._before_flush()
             self._sink.flush()
+            self._at("snapshot.after")
 
 
 class _Staged(StatefulSinkPartition[Messages, Staged | None]):
@@ -58,7 +63,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
     """Writes each item's messages to the worker's one sink or outbox, whatever the number of steps that do so.
 
     name: of the step, by which it finds what it had staged. sink: None where output is staged. before_flush: begins what can be
-    done while the sink waits for its deliveries.
+    done while the sink waits for its deliveries. at: called with the name of each point that is passed.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
         outbox: Callable[[], Outbox],
         meters: Meters,
         before_flush: Callable[[], None] = lambda: None,
+        at: Callable[[str], None] = lambda point: None,
     ) -> None:
         self._name = name
         self._partitions = partitions
@@ -76,6 +82,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
         self._outbox = outbox
         self._meters = meters
         self._before_flush = before_flush
+        self._at = at
 
     def list_parts(self) -> list[str]:
         return [shard_name(number) for number in range(self._partitions())]
@@ -87,8 +94,8 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
         """What an earlier run has left staged is committed, however this one delivers."""
         sink = self._sink()
         if sink is not None and resume_state is None:
-            return _AtOnce(sink, self._meters, self._before_flush)
+            return _AtOnce(sink, self._meters, self._before_flush, self._at)
         stage = self._outbox().stage(self._name, shard_number(for_part), resume_state)
         if sink is not None:
-            return _AtOnce(sink, self._meters, self._before_flush)
+            return _AtOnce(sink, self._meters, self._before_flush, self._at)
         return _Staged(stage, self._meters, self._before_flush)

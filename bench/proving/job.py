@@ -1,4 +1,4 @@
-"""The job that bench/faults.py kills: a number for each key, and in each decision what the job knew of the key before it."""
+"""The job that bench/faults.py kills: a number for each key, and in each decision what the job knew of its keys before it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,29 +20,40 @@ from streams.topic import Topic
 
 NAME = "faults"
 BEGINS = np.datetime64("2026-01-01T00:00:00", "us")
-COUNT, SUM = "n_count_12h_by_key", "n_sum_12h_by_key"
+COUNT, SUM, ALL = "n_count_12h_by_key", "n_sum_12h_by_key", "n_count_12h_by_shared"
 Tally = Schema(
     "Tally",
     version=1,
-    fields={"key": Text(max_bytes=20), "n": Integer(low=0), "at": Time(after="2026-01-01", before="2027-01-01")},
+    fields={
+        "key": Text(max_bytes=20),
+        "shared": Text(max_bytes=20),
+        "n": Integer(low=0),
+        "at": Time(after="2026-01-01", before="2027-01-01"),
+    },
 )
 
 
 def pipeline(name: str) -> Pipeline:
-    """From NAME-in to NAME-out, each event decided on, with the count and the sum of its key before it."""
+    """From NAME-in to NAME-out, each event decided on, with the count and the sum of its key before it, and the count of a key
+    that other partitions have, too."""
     return Pipeline(
         name=name,
         events=Topic(f"{name}-in", schema=Tally, time="at", key="key", id="n"),
-        features=[Fields("n"), Window("key", "n", over="12h", aggs=("count", "sum"))],
+        features=[
+            Fields("n"),
+            Window("key", "n", over="12h", aggs=("count", "sum")),
+            Window("shared", "n", over="12h", aggs=("count",), tile="1h"),
+        ],
         model=Model(NAME),
         policy=Bands(high=0.5, otherwise="low"),
         sinks=[Decisions(f"{name}-out", features=True)],
     )
 
 
-def event(key: str, n: int) -> bytes:
-    """Number n of a partition: ten milliseconds after the one before."""
-    return b'{"key":"%s","n":%d,"at":"%sZ"}' % (key.encode(), n, str(BEGINS + np.timedelta64(n * 10, "ms")).encode())
+def event(key: str, shared: str, n: int) -> bytes:
+    """Number n of a partition: a millisecond after the one before."""
+    at = str(BEGINS + np.timedelta64(n, "ms"))
+    return b'{"key":"%s","shared":"%s","n":%d,"at":"%sZ"}' % (key.encode(), shared.encode(), n, at.encode())
 
 
 def make_model(settings: JobSettings, folder: Path) -> None:
@@ -52,8 +63,8 @@ def make_model(settings: JobSettings, folder: Path) -> None:
         return
     except ModelNotFound:
         pass
-    inputs = tuple(Input(name, "number", ()) for name in ("n", COUNT, SUM))
-    numbers = {"w": np.full((3, 1), 1e-7, np.float32), "zero": np.zeros(1, np.float32)}
+    inputs = tuple(Input(name, "number", ()) for name in ("n", COUNT, SUM, ALL))
+    numbers = {"w": np.full((4, 1), 1e-7, np.float32), "zero": np.zeros(1, np.float32)}
     nodes = [
         helper.make_node("IsNaN", ["x"], ["missing"]),
         helper.make_node("Where", ["missing", "zero", "x"], ["full"]),
@@ -63,7 +74,7 @@ def make_model(settings: JobSettings, folder: Path) -> None:
     graph = helper.make_graph(
         nodes,
         NAME,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
         [numpy_helper.from_array(value, name) for name, value in numbers.items()],
     )

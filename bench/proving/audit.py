@@ -1,0 +1,105 @@
+"""What a consumer sees of a job that was killed, against what was sent."""
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+
+from bench.proving.job import ALL, COUNT, SUM
+from bench.proving.load import Load
+
+READ_SECONDS = 90.0
+NEVER = ("lost", "unknown", "state_wrong", "contradict_own", "dead_lost")
+NEVER_TWICE = ("repeats", "shared_wrong", "dead_repeats")
+
+
+def committed(brokers: str, topic: str) -> list[dict[str, Any]]:
+    """All that a consumer with read_committed gets of a topic. Raises TimeoutError where a transaction is left open."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "faults",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "log_level": 0,
+        }
+    )
+    partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+    consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
+    found, left = [], set(partitions)
+    deadline = time.monotonic() + READ_SECONDS
+    while left:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{topic}: partitions {sorted(left)} have no end: a transaction is open")
+        for message in consumer.consume(10_000, 0.1):
+            error = message.error()
+            if error is None:
+                found.append(json.loads(message.value() or b""))
+            elif error.code() == KafkaError._PARTITION_EOF:
+                left.discard(message.partition())
+            elif not error.retriable():
+                raise KafkaException(error)
+    consumer.close()
+    return found
+
+
+def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What is lost, doubled and wrong; decisions and dead letters in the order in which each partition has them.
+
+    repeats: decisions under an id that had one. contradict_own: those that say something else of a key that is in one
+    partition than the first of their id does; contradict_shared: the others whose score, decision or shared key differs.
+    state_wrong: first decisions that know something else of their own key than the messages before say. shared_wrong: of each
+    shared key's N first decisions, those whose count of events before is not another one of 0 to N - 1.
+    """
+    expected, first = load.expected(), dict[str, dict[str, Any]]()
+    own = shared = 0
+    for decision in decisions:
+        place = decision["decision_id"].removeprefix(f"{load.name}/{load.source}/")
+        said = first.setdefault(place, decision)
+        if any(said["features"][name] != decision["features"][name] for name in ("n", COUNT, SUM)):
+            own += 1
+        elif any(said[name] != decision[name] for name in ("features", "score", "decision")):
+            shared += 1
+    state = [
+        f"{place}: expected {expected[place]}, got {(said['features'][COUNT], said['features'][SUM])}"
+        for place, said in first.items()
+        if place in expected and (said["features"][COUNT], said["features"][SUM] or 0) != expected[place]
+    ]
+    counts: defaultdict[str, set[int]] = defaultdict(set)
+    turns: Counter[str] = Counter()
+    for place, _, n in load.decided_on():
+        if place in first:
+            turns[load.shared(n)] += 1
+            counts[load.shared(n)].add(int(first[place]["features"][ALL]))
+    letters = Counter(f"{letter['partition']}/{letter['offset']}" for letter in dead)
+    return {
+        "messages": load.sent,
+        "decided": len(first),
+        "lost": len(expected.keys() - first.keys()),
+        "unknown": len(first.keys() - expected.keys()),
+        "repeats": len(decisions) - len(first),
+        "contradict_own": own,
+        "contradict_shared": shared,
+        "state_wrong": len(state),
+        "shared_wrong": sum(turns[key] - len(seen & set(range(turns[key]))) for key, seen in counts.items()),
+        "first_wrong": state[:1],
+        "dead": len(letters),
+        "dead_lost": len(load.dead() - letters.keys()),
+        "dead_repeats": len(dead) - len(letters),
+    }
+
+
+def wrong(audited: dict[str, Any], mode: str) -> list[str]:
+    """What is not as promised, in words."""
+    names = [*NEVER, *(NEVER_TWICE if mode == "exactly_once" else ())]
+    return [f"{name}: {audited[name]:,}" for name in names if audited[name]]
+
+
+def added(many: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several audits as one."""
+    names = [name for name in many[0] if isinstance(many[0][name], int)]
+    return {name: sum(each[name] for each in many) for name in names}

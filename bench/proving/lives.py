@@ -1,0 +1,225 @@
+"""The lives of a job: started by `headrace run`, ended by SIGKILL or SIGTERM, and drained at last."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.brokers import Served, counting
+from bench.proving.job import make_model
+from bench.proving.load import Load
+from bench.show import say
+from bench.systems import ROOT
+from ops.faults import KILL_AT, last_words
+from ops.workers import as_environment
+from streams.settings import JobSettings
+
+JOB = """
+from bench.proving.job import {plant}pipeline
+
+{call}job = pipeline("{name}")
+"""
+RANDOM, STARTING = "random", "starting"
+GUESSED_START_SECONDS = 4.0
+SAY_SECONDS, START_SECONDS, REACH_SECONDS = 30.0, 600.0, 30.0
+DRAIN_SECONDS, QUIET_SECONDS, LEAVE_SECONDS = 180.0, 5.0, 90.0
+
+
+class StuckError(RuntimeError):
+    """The job did not do within a long time what it has to; the message says what."""
+
+
+@dataclass(frozen=True)
+class Stand:
+    """Where a job is proven: the broker, what is sent, the job's file and settings, and a folder for logs."""
+
+    served: Served
+    load: Load
+    file: Path
+    base: JobSettings
+
+    @classmethod
+    def made(cls, served: Served, home: Path, name: str, plant: str, settings: dict[str, Any]) -> "Stand":
+        """With a model and a job's file in `home`. plant: the function in bench/proving/job.py that makes a bug, or nothing."""
+        base = JobSettings(**settings, brokers=served.address, home=home, metrics_port=0)
+        make_model(base, home / "model")
+        file = home / f"{name}.py"
+        text = JOB.replace("{plant}", f"{plant}, " if plant else "").replace("{call}", f"{plant}()\n" if plant else "")
+        file.write_text(text.replace("{name}", name))
+        return cls(served, Load(name), file, base)
+
+    def log(self, number: int | str) -> Path:
+        """Where a life's words go."""
+        return self.file.with_name(f"{self.load.name}-{number}.log")
+
+
+@dataclass
+class Life:
+    """A process of `headrace run` that has been started, in a process group of its own."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    workers: int
+    began: float
+
+    def said(self) -> str:
+        """The last thing it said."""
+        return (self.log.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
+
+    def ready(self) -> bool:
+        """Waits until all workers say that they are ready, and tells from time to time; False if it has died before.
+
+        Raises StuckError after START_SECONDS.
+        """
+        told = self.began + SAY_SECONDS
+        while self.log.read_text(errors="replace").count(" ready") < self.workers:
+            if self.process.poll() is not None:
+                return False
+            now = time.monotonic()
+            if now - self.began > START_SECONDS:
+                raise StuckError(f"{self.workers} workers were not ready within {START_SECONDS:.0f} s: {self.said()}")
+            if now > told:
+                told = now + SAY_SECONDS
+                say(f"        not ready after {now - self.began:.0f} s, waiting on; it says: {self.said()}")
+            time.sleep(0.02)
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def leave(self) -> str:
+        """SIGTERM; what it died of, if it did not leave in order. Raises StuckError."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(LEAVE_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise StuckError(f"SIGTERM, and not gone within {LEAVE_SECONDS:.0f} s: {self.said()}") from None
+        return f"code {code}: {self.said()}" if code else ""
+
+
+@contextmanager
+def living(stand: Stand, workers: int, number: int | str, kill_at: str = "") -> Iterator[Life]:
+    """One life of the job; what is left of it at the end is killed."""
+    settings = stand.base.model_copy(update={"workers": workers})
+    environment = os.environ | as_environment(settings) | {KILL_AT: kill_at, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "ops", "run", f"{stand.file}:job"]
+    if not (settings.home / "recovery" / stand.load.name / "made").exists():
+        command += ["--from", "earliest"]
+    log = stand.log(number)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    life = Life(process, log, workers, time.monotonic())
+    try:
+        yield life
+    finally:
+        if process.poll() is None:
+            life.kill()
+
+
+@dataclass
+class Kills:
+    """What became of kills. hit: (point, workers) of those that were; missed: of those whose point was not passed in time;
+    refused: what lives said that ended or stood still by themselves. start_s, life_s: from the start of the command to all
+    workers ready, and from there to the end."""
+
+    hit: list[tuple[str, int]] = field(default_factory=list)
+    missed: list[tuple[str, int]] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    start_s: list[tuple[int, float]] = field(default_factory=list)
+    life_s: list[float] = field(default_factory=list)
+
+    def told(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "hit": [list(each) for each in self.hit],
+            "missed": [list(each) for each in self.missed],
+            "refused": self.refused,
+            "start_s": [[workers, round(seconds, 2)] for workers, seconds in self.start_s],
+            "life_s": [round(seconds, 2) for seconds in self.life_s],
+        }
+
+
+def kill(rng: random.Random, stand: Stand, point: str, workers: int, number: int, kills: Kills) -> None:
+    """One life of the job, from its start to its end by SIGKILL: of one worker at a point, or of all at any time after it is
+    ready (RANDOM) or while it starts (STARTING)."""
+    times = rng.randint(1, 40) if point.startswith("stage") else rng.randint(1, 5)
+    kill_at = "" if point in (RANDOM, STARTING) else f"{point}:{times}:{rng.randrange(workers)}"
+    wait, early = rng.uniform(0, 1.5), rng.uniform(0.3, 1.1)
+    with living(stand, workers, number, kill_at) as life:
+        if point == STARTING:
+            time.sleep(early * next((took for each, took in reversed(kills.start_s) if each == workers), GUESSED_START_SECONDS))
+            if life.process.poll() is None:
+                life.kill()
+                kills.hit.append((point, workers))
+            else:
+                kills.refused.append(f"{point}, {workers} workers: {life.said()}")
+            return
+        try:
+            alive = life.ready()
+        except StuckError as error:
+            kills.refused.append(f"{point}: {error}")
+            return
+        up = time.monotonic()
+        if alive:
+            kills.start_s.append((workers, up - life.began))
+        if point == RANDOM and alive:
+            time.sleep(wait)
+            life.kill()
+            kills.hit.append((point, workers))
+            return
+        try:
+            life.process.wait(REACH_SECONDS)
+        except subprocess.TimeoutExpired:
+            kills.missed.append((point, workers))
+            return
+    kills.life_s.append(time.monotonic() - up)
+    if last_words(point) in life.log.read_text(errors="replace"):
+        kills.hit.append((point, workers))
+    else:
+        kills.refused.append(f"{point}, {workers} workers: {life.said()}")
+
+
+def drain(stand: Stand, workers: int) -> str:
+    """One last life without a fault, until nothing comes any more; what it died of, if it did."""
+    with counting(stand.served, stand.load.target) as count, living(stand, workers, "last") as life:
+        try:
+            if not life.ready():
+                return life.said()
+            settle(life, count)
+            return life.leave() if life.process.poll() is None else life.said()
+        except StuckError as error:
+            return str(error)
+
+
+def settle(life: Life, count: Callable[[], int]) -> None:
+    """Waits until the topic of decisions has stood still for a while, or the job has died. Raises StuckError."""
+    deadline, seen, since = time.monotonic() + DRAIN_SECONDS, -1, time.monotonic()
+    while life.process.poll() is None:
+        now = time.monotonic()
+        if now > deadline:
+            raise StuckError(f"decisions still come after {DRAIN_SECONDS:.0f} s without load")
+        if (found := count()) != seen:
+            seen, since = found, now
+        elif now - since > QUIET_SECONDS:
+            return
+        time.sleep(0.1)
+
+
+def medians(start_s: list[list[float]]) -> dict[str, float]:
+    """The median start by number of workers, seconds."""
+    return {
+        f"{workers:g}": round(median(seconds for each, seconds in start_s if each == workers), 1)
+        for workers in sorted({each for each, _ in start_s})
+    }
