@@ -245,7 +245,7 @@ def under_load(stand: Stand, workers: int, faults: Sequence[Fault]) -> dict[str,
     found = [{"what": what} | recovery(due, took, began, back, until) for what, began, back, until in moments]
     for each in found:
         say(
-            f"{each['what']}: p99 {each['normal_p99_ms']} ms before it, longest {each['longest_ms']} ms; when it was over, lag 0 "
+            f"{each['what']}: p99 {each['normal_p99_ms']} ms before it, longest {each['longest_ms']} ms; once over, lag 0 "
             f"after {each['lag_0_s']} s, latency back to normal after {each['back_to_normal_s']} s"
         )
     return {"faults": found, "slow": slow(found, AWAY_SECONDS)}
