@@ -115,7 +115,8 @@ def turns(seed: int, points: Sequence[str], workers: Sequence[int], kills: int) 
 
 def staged(options: argparse.Namespace, scene: str) -> int:
     """One of the SCENES, drained and audited; 1 if anything is not as promised."""
-    settings, workers = {"delivery": options.mode, "epoch_seconds": options.epoch}, options.workers[0]
+    settings: dict[str, Any] = {"delivery": options.mode, "epoch_seconds": options.epoch}
+    workers = options.workers[0]
     began, head = time.monotonic(), commit()
     with tempfile.TemporaryDirectory(prefix="headrace-faults-") as folder, own(Path(folder), scene == "leaders") as broker:
         two = 2 if scene == "leaders" else 1
@@ -139,8 +140,9 @@ def staged(options: argparse.Namespace, scene: str) -> int:
         topics = [committed(stand.served.address, topic) for topic in (stand.load.target, stand.load.letters)]
         seen = audit(stand.load, *topics)
     found += wrong(seen, options.mode) + told.get("slow", [])
-    whole = {"kind": "faults", "scene": scene, "settings": {name: getattr(options, name) for name in ("mode", "epoch", "rate")}}
-    whole |= {"workers": options.rescale or options.workers, "commit": head[0], "dirty": head[1], "machine": machine()}
+    settings |= {"rate": options.rate, "workers": options.rescale or options.workers}
+    whole: dict[str, Any] = {"kind": "faults", "scene": scene, "settings": settings}
+    whole |= {"commit": head[0], "dirty": head[1], "machine": machine()}
     whole |= {"versions": versions(), "told": told, "seen": seen, "wrong": found, "seconds": round(time.monotonic() - began)}
     if options.json:
         options.json.write_text(json.dumps(whole, indent=1) + "\n")
