@@ -3,50 +3,54 @@
 A recovery store holds them to the epoch. A consumer group has them too, a moment later, for when the store is gone.
 """
 
-import io
-import pickle
 import sqlite3
 import time
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from streams.routing import shard_number
-from streams.start import RecoveryError, Start
+from streams.start import Start
+from streams.store import RecoveryError, Store
 
-LAST_FRONTIER = """
-WITH last AS (SELECT ex_num, worker_count, resume_epoch FROM exs WHERE ex_num = (SELECT MAX(ex_num) FROM exs))
-SELECT worker_count, resume_epoch, COUNT(worker_frontier), MIN(worker_frontier) FROM last LEFT JOIN fronts USING (ex_num)
-"""
-LAST_SNAPSHOTS = """
-SELECT step_id, state_key, ser_change FROM snaps JOIN
-(SELECT step_id, state_key, MAX(snap_epoch) AS snap_epoch FROM snaps WHERE snap_epoch < ? GROUP BY step_id, state_key)
-USING (step_id, state_key, snap_epoch) WHERE step_id IN (?, ?)
-"""
+
+@dataclass(frozen=True)
+class Position:
+    """Of a partition: what was read until, and below which all is decided; less than that where rows wait for their turn."""
+
+    read: int
+    decided: int
+
+
+def positions(store: Store, flow: str) -> dict[int, Position]:
+    """The positions by partition at the epoch that Bytewax resumes the dataflow `flow` at. Raises RecoveryError."""
+    read = {shard_number(each.key): int(each.load()) for each in store.snapshots(f"{flow}.event")}
+    waiting: dict[int, int] = {}
+    for each in store.snapshots(f"{flow}.gather"):
+        state = each.load()
+        if state and state["waiting"]:
+            waiting[shard_number(each.key)] = min(item[0] for item in state["waiting"])
+    return {number: Position(at, min(at, waiting.get(number, at))) for number, at in sorted(read.items())}
 
 
 def kept(folder: Path, flow: str) -> dict[int, int]:
     """The safe positions by partition that the recovery store in `folder` has of the dataflow `flow`, as Bytewax would resume.
 
-    Where rows wait for their turn (order="event") that is before what was read. Raises RecoveryError for a store that cannot
-    be read.
+    Where rows wait for their turn (order="event") that is before what was read. None at all of a store that cannot be read, or
+    has lost partitions: who needs them asks the consumer group.
     """
-    files = sorted(folder.glob("*.sqlite3"))
-    if len(files) > 1:
-        raise RecoveryError(f"recovery store {folder}: expected one file of Bytewax, got {len(files)}")
-    found = dict(Start.load(folder).decide)
     try:
-        for file in files:
-            with closing(sqlite3.connect(file)) as store:
-                read, waiting = _positions(store, flow)
-            for partition, position in read.items():
-                safe = min(position, waiting.get(partition, position))
-                found[partition] = max(safe, found.get(partition, 0))
-    except (sqlite3.Error, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise RecoveryError(f"recovery store {folder}: its positions cannot be read: {type(error).__name__} {error}") from None
+        found = dict(Start.load(folder).decide)
+        with Store(folder) as store:
+            if store.missing:
+                return {}
+            for number, position in positions(store, flow).items():
+                found[number] = max(position.decided, found.get(number, 0))
+    except RecoveryError:
+        return {}
     return found
 
 
@@ -54,48 +58,18 @@ def forget_unfinished(folder: Path) -> int:
     """Deletes what a killed run wrote of epochs that never became durable; returns how many snapshots. Before Bytewax starts.
 
     Bytewax resumes before them but leaves them there. A key that is not snapshotted again in the epoch of that number would,
-    after the next crash, come back as the killed run had left it.
+    after the next crash, come back as the killed run had left it. Where partitions are in other folders they stay: nobody here
+    knows the epoch.
     """
+    with Store(folder) as store:
+        epoch, files = store.progress.epoch, store.files
+        if epoch is None or store.missing:
+            return 0
     gone = 0
-    for file in folder.glob("*.sqlite3"):
-        with closing(sqlite3.connect(file)) as store, store:
-            frontier = _frontier(store)
-            if frontier is not None:
-                gone += store.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (frontier,)).rowcount
+    for file in files:
+        with closing(sqlite3.connect(file)) as opened, opened:
+            gone += opened.execute("DELETE FROM snaps WHERE snap_epoch >= ?", (epoch,)).rowcount
     return gone
-
-
-def _frontier(store: sqlite3.Connection) -> int | None:
-    """The epoch that Bytewax resumes at; None for a store that has not been used."""
-    row = store.execute(LAST_FRONTIER).fetchone()
-    if row is None or row[0] is None:
-        return None
-    workers, resume, told, earliest = row
-    return int(resume if told < workers or earliest is None else earliest)
-
-
-def _positions(store: sqlite3.Connection, flow: str) -> tuple[dict[int, int], dict[int, int]]:
-    """By partition: what was read until, and the first message that waits to be decided, where one does."""
-    frontier = _frontier(store)
-    if frontier is None:
-        return {}, {}
-    read: dict[int, int] = {}
-    waiting: dict[int, int] = {}
-    event, gather = f"{flow}.event", f"{flow}.gather"
-    for step, key, data in store.execute(LAST_SNAPSHOTS, (frontier, event, gather)):
-        state = None if data is None else _Plain(io.BytesIO(data)).load()
-        if step == event and state is not None:
-            read[shard_number(key)] = state
-        elif step == gather and state is not None and state["waiting"]:
-            waiting[shard_number(key)] = min(item[0] for item in state["waiting"])
-    return read, waiting
-
-
-class _Plain(pickle.Unpickler):
-    """Loads plain data and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"expected plain data, got {module}.{name}")
 
 
 def committed(

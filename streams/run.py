@@ -21,9 +21,8 @@ from streams.pipeline import Pipeline
 from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
 from streams.settings import JobSettings
-from streams.start import MADE, Start, check, needs, store_of
-
-RECOVERY_PARTITIONS = 1
+from streams.start import MADE, RecoveryError, Start, check, needs, store_of
+from streams.store import Store
 
 
 def run(
@@ -44,7 +43,7 @@ def run(
     replaces the job's parts (streams/job.py). Raises what a step raised, as itself.
     """
     if settings.recovery:
-        check(pipeline, settings)
+        check(pipeline, settings, whole=False)
         parts = {"start": Start.load(store_of(pipeline, settings))} | parts
     job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), worker=worker, **parts)
     if stop is not None:
@@ -116,7 +115,8 @@ def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, 
         forget_unfinished(folder)
     if worker == 0 and not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        init_db_dir(folder, RECOVERY_PARTITIONS)
+        _without_unused(folder, pipeline.name)
+        init_db_dir(folder, max(1, settings.recovery_partitions))
         part = folder / f"{MADE}.part"
         part.write_text(json.dumps(needs(pipeline, settings)))
         part.rename(made)
@@ -126,3 +126,20 @@ def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, 
             raise TimeoutError(f"recovery store {folder}: worker 0 did not make it within {wait:.0f} s")
         time.sleep(0.05)
     return folder
+
+
+def _without_unused(folder: Path, name: str) -> None:
+    """Deletes what was left of a store that was being made. Raises RecoveryError for one that was in use."""
+    try:
+        with Store(folder) as store:
+            files, used = store.files, store.progress.epoch is not None
+        what = f"recovery store {folder}: it does not say what it was made for ({MADE} is gone)" if used else ""
+    except RecoveryError as error:
+        what = str(error)
+    if what:
+        raise RecoveryError(
+            f"{what}: headrace run {name} --rebuild makes the state anew from the topic and goes on where it was"
+        )
+    for file in files:
+        for each in folder.glob(f"{file.name}*"):
+            each.unlink()

@@ -20,12 +20,10 @@ from streams.pipeline import Pipeline
 from streams.secret import keyed
 from streams.settings import JobSettings
 from streams.shards import VERSION
+from streams.sound import OtherPartitionsError, sound
+from streams.store import RecoveryError as RecoveryError
 
 MADE, START = "made", "start.json"
-
-
-class RecoveryError(RuntimeError):
-    """The recovery store is not what the job needs, or is gone; the message says what was expected and how to go on."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,12 @@ class Start:
         """What `save` wrote, or the beginning."""
         if not (folder / START).exists():
             return cls()
-        said = json.loads((folder / START).read_text())
-        read, decide = ({int(partition): offset for partition, offset in said[name].items()} for name in ("read", "decide"))
-        return cls(read, decide, said["begins"])
+        try:
+            said = json.loads((folder / START).read_text())
+            read, decide = ({int(partition): offset for partition, offset in said[name].items()} for name in ("read", "decide"))
+            return cls(read, decide, said["begins"])
+        except (ValueError, KeyError, AttributeError) as error:
+            raise RecoveryError(f"recovery store {folder}: {START} is damaged: {type(error).__name__} {error}") from None
 
 
 class Rebuilding:
@@ -116,32 +117,50 @@ def made_for(folder: Path) -> dict[str, Any] | None:
         return dict(json.loads((folder / MADE).read_text() or "{}"))
     except FileNotFoundError:
         return None
+    except (ValueError, TypeError):
+        return {}
 
 
-def check(pipeline: Pipeline, settings: JobSettings, called: str = "") -> None:
-    """Raises RecoveryError, which says all differences, if there is a store and it was not made for the pipeline as it is.
-
-    called: what the pipeline is called on the command line."""
-    folder = store_of(pipeline, settings)
-    got, expected = made_for(folder), needs(pipeline, settings)
-    if got is None or got == expected:
-        return
-    told = [
-        f"expected {name} {expected[name]}, got {got.get(name, 'none')}"
+def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, str]:
+    """In what a store that was made for `got` differs from what is expected, in words, by what it is; see `needs`."""
+    told = {
+        name: f"expected {name} {expected[name]}, got {got.get(name, 'none')}"
         for name in expected
         if name != "features" and got.get(name) != expected[name]
-    ]
+    }
     now, before = expected["features"], got.get("features", {})
+    words = []
     for entity in dict.fromkeys([*now, *before]):
         new = [each for each in now.get(entity, ()) if each not in before.get(entity, ())]
         gone = [each for each in before.get(entity, ()) if each not in now.get(entity, ())]
         if new:
-            told.append(f"it has nothing for {', '.join(new)}")
+            words.append(f"it has nothing for {', '.join(new)}")
         if gone:
-            told.append(f"it has state of {', '.join(gone)}, which are not asked for")
-    if not told:
-        told.append("the features come in another order")
-    raise RecoveryError(
-        f"recovery store {folder}: {'; '.join(told)}: headrace run {called or pipeline.name} --rebuild makes the state anew "
-        "from the topic and goes on where it was"
-    )
+            words.append(f"it has state of {', '.join(gone)}, which are not asked for")
+    if list(now.items()) != list(before.items()):
+        told["features"] = "; ".join(words) or "the features come in another order"
+    if got.keys() - expected.keys():
+        told["more"] = f"expected no {', '.join(sorted(got.keys() - expected.keys()))}"
+    return told
+
+
+def check(pipeline: Pipeline, settings: JobSettings, called: str = "", whole: bool = True) -> None:
+    """Raises RecoveryError, which says all differences, if there is a store and the pipeline as it is cannot go on with it.
+
+    called: what the pipeline is called on the command line. whole: whether to read all of its files for damage.
+    """
+    folder, name = store_of(pipeline, settings), called or pipeline.name
+    got = made_for(folder)
+    if got is None:
+        return
+    anew = f"headrace run {name} --rebuild makes the state anew from the topic and goes on where it was"
+    told = differences(got, needs(pipeline, settings))
+    if told:
+        moves = f"headrace state migrate {name} moves the state to as many, or " if told.keys() == {"shards"} else ""
+        raise RecoveryError(f"recovery store {folder}: {'; '.join(told.values())}: {moves}{anew}")
+    try:
+        sound(folder, pipeline.name, settings.recovery_partitions, whole)
+    except OtherPartitionsError as error:
+        raise RecoveryError(f"{error}: headrace state migrate {name} moves the state to as many, or {anew}") from None
+    except RecoveryError as error:
+        raise RecoveryError(f"{error}: {anew}") from None

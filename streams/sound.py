@@ -1,0 +1,80 @@
+"""Whether a recovery store is whole, one's own, and of versions that can be read: found before a job starts on it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from features.state import STATE_VERSION
+from sinks.staged import VERSION as STAGED_VERSION
+from streams import drift
+from streams.shards import VERSION
+from streams.store import SUFFIX, RecoveryError, Store
+
+ELSEWHERE = "elsewhere.json"
+"""In the folder of a store whose partitions are in several: which of them are not here."""
+
+
+class OtherPartitionsError(RecoveryError):
+    """The store has another number of partitions than the settings say."""
+
+
+def elsewhere(folder: Path) -> list[int]:
+    """The partitions of a store that are in other folders. Raises RecoveryError."""
+    try:
+        return [int(number) for number in json.loads((folder / ELSEWHERE).read_text())]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError):
+        raise RecoveryError(f"recovery store {folder}: {ELSEWHERE} is damaged") from None
+
+
+def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> None:
+    """Raises RecoveryError for a store that `flow` cannot go on with, whatever it was made for; see streams/start.py for that.
+
+    partitions: how many are expected; 0: as many as there are. whole: whether to read all of its files.
+    """
+    with Store(folder) as store:
+        missing = sorted(set(store.missing) - set(elsewhere(folder)))
+        if not store.parts:
+            raise RecoveryError(f"recovery store {folder}: its files ({SUFFIX[1:]}) are gone")
+        if missing:
+            names = ", ".join(f"part-{number}{SUFFIX}" for number in missing)
+            raise RecoveryError(f"recovery store {folder}: {names} of {store.count} partitions is missing")
+        if partitions and partitions != store.count:
+            told = f"expected {partitions} recovery partitions (setting recovery_partitions), got {store.count}"
+            raise OtherPartitionsError(f"recovery store {folder}: {told}")
+        if newer := store.ahead():
+            names = ", ".join(f"partition {number}" for number in newer)
+            raise RecoveryError(f"recovery store {folder}: {names} is newer than the others, which are copies from before")
+        for step in store.steps():
+            if (owner := step.rpartition(".")[0]) != flow:
+                raise RecoveryError(f"recovery store {folder}: expected the state of pipeline {flow}, got that of {owner}")
+        _versions(store, flow)
+        if whole and (damage := store.damage()):
+            raise RecoveryError(f"recovery store {folder}: {damage}")
+
+
+def _versions(store: Store, flow: str) -> None:
+    """One snapshot of each step is looked at: all of a store are of one version."""
+    expected: Mapping[str, int] = {
+        "features": VERSION,
+        "gather": VERSION,
+        "sink": STAGED_VERSION,
+        "reports": STAGED_VERSION,
+        "drift": drift.VERSION,
+        "judge": drift.VERSION,
+    }
+    for step, version in expected.items():
+        for snapshot in store.snapshots(f"{flow}.{step}"):
+            state = snapshot.load()
+            if state is None:
+                continue
+            got = state.get("version") if isinstance(state, dict) else "none"
+            if got != version:
+                raise RecoveryError(f"recovery store {store.folder}: {step}: expected version {version}, got {got}")
+            if step != "features" or state["shard"] is not None:
+                of_groups = {group["version"] for group in state["groups"]} if step == "features" else set()
+                if of_groups - {STATE_VERSION}:
+                    told = f"expected state of version {STATE_VERSION}, got {of_groups.pop()}"
+                    raise RecoveryError(f"recovery store {store.folder}: {told}")
+                break
