@@ -38,10 +38,10 @@ def export(pipeline: Pipeline, settings: JobSettings, called: str, folder: Path,
     """
     store_folder = store_of(pipeline, settings)
     made = there(store_folder, called)
-    told = differences(made, needs(pipeline, settings))
-    if not told.keys() <= set(NOT_STATE):
+    told = [words for name, words in differences(made, needs(pipeline, settings)).items() if name not in NOT_STATE]
+    if told:
         raise RecoveryError(
-            f"recovery store {store_folder}: {'; '.join(told.values())}: export it with the pipeline that it was made for"
+            f"recovery store {store_folder}: {'; '.join(told)}: export it with the pipeline it was made for"
         )
     found = look(pipeline, settings, called)
     shards = int(made["shards"])

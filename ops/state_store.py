@@ -1,4 +1,4 @@
-"""What a pipeline's recovery store is and holds, and whether the pipeline as it is goes on with it: `headrace state`."""
+"""What a pipeline's recovery store is and holds, and whether the pipeline goes on with it: `headrace state`."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,7 +75,7 @@ def look(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str, An
 
 
 def goes_on(pipeline: Pipeline, settings: JobSettings, called: str) -> tuple[bool, str | None]:
-    """Whether the pipeline as it is goes on with its store, and if not what differs, with the command that goes on."""
+    """Whether the pipeline goes on with its store, and if not what differs, with the command that goes on."""
     try:
         check(pipeline, settings, called)
     except (RecoveryError, SecretError) as error:
@@ -163,9 +163,7 @@ def tell(found: dict[str, Any]) -> str:
         f"{size['files']:,} bytes in files: {size['current']:,} that count{each}, {size['replaced']:,} replaced, "
         f"{size['spare']:,} free to be used again",
         "",
-        "the pipeline as it is goes on with it"
-        if found["goes_on"]
-        else f"the pipeline as it is does not go on: {found['differs']}",
+        "the pipeline goes on with it" if found["goes_on"] else f"the pipeline does not go on with it: {found['differs']}",
     ]
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from streams.holdings import whole
 from streams.pipeline import Pipeline
@@ -69,7 +70,7 @@ def migrate(pipeline: Pipeline, settings: JobSettings, called: str, partitions: 
     return Migrated((before, after), (was, count), sizes, written)
 
 
-def there(folder: Path, called: str) -> dict[str, object]:
+def there(folder: Path, called: str) -> dict[str, Any]:
     """What a store was made for. Raises RecoveryError where there is none."""
     made = made_for(folder)
     if made is None:

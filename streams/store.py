@@ -174,7 +174,8 @@ class Store:
         rows = self._rows(file, connection, "SELECT part_index, part_count FROM parts", ())
         if len(rows) != 1:
             raise RecoveryError(f"recovery store {self.folder}: {file.name}: expected one partition, got {len(rows)}")
-        part = Part(*rows[0], file)
+        index, count = rows[0]
+        part = Part(index, count, file)
         for other in self.parts:
             if other.count != part.count:
                 counts = f"one of {other.count} and {file.name} one of {part.count}"
