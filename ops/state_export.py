@@ -40,9 +40,7 @@ def export(pipeline: Pipeline, settings: JobSettings, called: str, folder: Path,
     made = there(store_folder, called)
     told = [words for name, words in differences(made, needs(pipeline, settings)).items() if name not in NOT_STATE]
     if told:
-        raise RecoveryError(
-            f"recovery store {store_folder}: {'; '.join(told)}: export it with the pipeline it was made for"
-        )
+        raise RecoveryError(f"recovery store {store_folder}: {'; '.join(told)}: export it with the pipeline it was made for")
     found = look(pipeline, settings, called)
     shards = int(made["shards"])
     with Store(store_folder) as store:
