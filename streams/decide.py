@@ -17,7 +17,7 @@ from features.derived import evaluate, numbers_of
 from features.expressions import Expression
 from features.memo import microseconds
 from features.stored import REFUSED, StoredFeatures
-from models.engine import Engine
+from models.engine import Engine, Matrix
 from models.policy import Combinations, Policy
 from models.spec import assemble
 from sinks.messages import Column, Encoder, Messages, Position, encode_decisions
@@ -75,7 +75,7 @@ class Names:
 
 @dataclass(frozen=True)
 class Deciding:
-    """The steps between gather and sink."""
+    """The steps between gather and sink. infer: by the engine, with a guard where a policy can decide without a score."""
 
     names: Names
     entities: tuple[str, ...]
@@ -83,6 +83,7 @@ class Deciding:
     derived: tuple[tuple[str, Expression], ...]
     stored: StoredFeatures | None
     engine: Engine
+    infer: Callable[[Matrix], Matrix]
     policy: Policy | None
     clock_ns: Callable[[], int]
 
@@ -119,7 +120,7 @@ class Deciding:
     def score(self, work: Work) -> Work:
         """Assembles the matrix and scores it."""
         matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed, hashes=work.hashes)
-        scores = self.engine.infer(matrix)
+        scores = self.infer(matrix)
         flags = work.flags
         if self.stored is not None and self.stored.refuses:
             refused = (flags >> self.flags.index(REFUSED) & 1).astype(np.bool_)

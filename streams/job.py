@@ -21,6 +21,7 @@ from features.state import spans
 from features.stored import StoredFeatures
 from features.streaming import Cutter
 from models.engine import Engine, OnnxEngine
+from models.guard import Guard
 from models.reference import Reference
 from models.registry import resolve
 from sinks.journal import Journal, adopt
@@ -61,7 +62,7 @@ class Job:
     """One worker's job. `source`, `sink`, `lanes` and `champion` stand in for Kafka and the registry where they are given.
 
     lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
-    passed. start: where it begins if it has no state. say: told in words how far a rebuild is.
+    passed. start: where it begins if it has no state. say: told in words how far a rebuild is, and that the model throws.
     """
 
     pipeline: Pipeline
@@ -231,6 +232,12 @@ class Job:
         return Champion(version.version, engine, reference, version.digest)
 
     @cached_property
+    def guard(self) -> Guard:
+        guard = Guard(self.champion_in_use.engine, self.say)
+        self.meters.model(lambda: guard.failed, lambda: guard.resting)
+        return guard
+
+    @cached_property
     def stored(self) -> StoredFeatures | None:
         asked, settings = self.pipeline.stored, self.settings
         if asked is None:
@@ -318,6 +325,7 @@ class Job:
             derived=derived,
             stored=stored,
             engine=champion.engine,
+            infer=self.guard.infer if pipeline.policy else champion.engine.infer,
             policy=pipeline.policy.compile(pa.schema([*schema, *computed])) if pipeline.policy else None,
             clock_ns=self.clock_ns,
         )

@@ -84,6 +84,22 @@ class RecordCollector:
         return [rows]
 
 
+class ModelCollector:
+    """How the model does, looked up when somebody asks for the metrics."""
+
+    def __init__(self, pipeline: str, failed: Callable[[], int], resting: Callable[[], bool]) -> None:
+        self._pipeline, self._failed, self._resting = pipeline, failed, resting
+
+    def collect(self) -> Iterable[Metric]:
+        failed = CounterMetricFamily(
+            "headrace_model_failed_rows", "Rows the model threw at, or was let be", labels=["pipeline"]
+        )
+        failed.add_metric([self._pipeline], self._failed())
+        resting = GaugeMetricFamily("headrace_model_resting", "1 while a model that throws is let be", labels=["pipeline"])
+        resting.add_metric([self._pipeline], int(self._resting()))
+        return [failed, resting]
+
+
 class Meters:
     """The metrics of one pipeline on one worker."""
 
@@ -127,6 +143,10 @@ class Meters:
     def pushing(self, pushing: Mapping[str, Pushing]) -> None:
         """Shows what is pushed to Feast, by push source."""
         self._registry.register(PushCollector(self._pipeline, pushing))
+
+    def model(self, failed: Callable[[], int], resting: Callable[[], bool]) -> None:
+        """Shows how many rows have no score since the model threw, and whether it is let be."""
+        self._registry.register(ModelCollector(self._pipeline, failed, resting))
 
     def recording(self, rows: Callable[[], int]) -> None:
         """Shows how many decisions are in the record."""

@@ -1,0 +1,90 @@
+"""A guard around an engine: where a model throws, its rows get no score, and the stream moves on.
+
+A batch that throws is halved until the rows that do it stand alone, so that the others keep their scores. A model that throws
+at everything is let be for a while: the breaker is open. Then one batch tries it again (half-open), and closes the breaker or
+opens it for twice as long. What has no score is decided by the policy's fallback, and says so.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from models.engine import Engine, Matrix
+
+MOST_CALLS = 64
+FAILURES = 3
+REST_SECONDS, MOST_REST_SECONDS = 1.0, 60.0
+TELL_SECONDS = 60.0
+
+
+class Guard:
+    """Scores by an engine, NaN where it throws. One thread uses it at a time.
+
+    say: told that it fails, once a minute, and when it scores again after a rest. failed: rows that have no score so far.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        say: Callable[[str], None] = lambda words: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.failed = 0
+        self._engine, self._say, self._clock = engine, say, clock
+        self._in_a_row = 0
+        self._rest, self._until = REST_SECONDS, 0.0
+        self._told = -TELL_SECONDS
+
+    @property
+    def resting(self) -> bool:
+        """Whether the model is let be after it failed at all of several batches."""
+        return self._in_a_row >= FAILURES
+
+    def infer(self, matrix: Matrix) -> Matrix:
+        """Scores float32 [n], or [n, k], of a matrix float32 [n, K]; NaN where the engine throws or is let be."""
+        if self.resting and self._clock() < self._until:
+            self.failed += len(matrix)
+            return self._none(len(matrix))
+        try:
+            scores = self._engine.infer(matrix)
+        except Exception as error:  # noqa: BLE001 - whatever a model throws, the stream goes on, and says so
+            return self._halved(matrix, error)
+        if self.resting:
+            self._say(f"model {self._engine.spec.name}: scores again; {self.failed} rows had no score so far")
+        self._in_a_row, self._rest = 0, REST_SECONDS
+        return scores
+
+    def _halved(self, matrix: Matrix, error: Exception) -> Matrix:
+        """The scores of what does not throw, in at most MOST_CALLS calls; none is tried again of a model let be."""
+        scores = self._none(len(matrix))
+        middle = len(matrix) // 2
+        left = [(middle, len(matrix)), (0, middle)] if middle and not self.resting else []
+        calls = MOST_CALLS
+        while left and calls:
+            first, last = left.pop()
+            calls -= 1
+            try:
+                scores[first:last] = self._engine.infer(matrix[first:last])
+            except Exception as found:  # noqa: BLE001 - as above
+                error, middle = found, (first + last) // 2
+                if last - first > 1:
+                    left += [(middle, last), (first, middle)]
+        failed = int(np.isnan(scores).reshape(len(scores), -1).any(axis=1).sum())
+        self.failed += failed
+        if failed == len(matrix):
+            self._in_a_row += 1
+            if self.resting:
+                self._until = self._clock() + self._rest
+                self._rest = min(2 * self._rest, MOST_REST_SECONDS)
+        else:
+            self._in_a_row = 0
+        if self._clock() - self._told >= TELL_SECONDS:
+            self._told = self._clock()
+            what = f"no score for {failed} of {len(matrix)} rows, the fallback decides"
+            self._say(f"model {self._engine.spec.name}: {what}: {type(error).__name__}: {error}")
+        return scores
+
+    def _none(self, rows: int) -> Matrix:
+        outputs = self._engine.spec.outputs
+        return np.full(rows if outputs == 1 else (rows, outputs), np.nan, np.float32)

@@ -1,0 +1,119 @@
+"""A model that throws costs its rows their scores, and nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import given
+from hypothesis import strategies as st
+from payments import Arithmetic, decisions, payments, settings, stream
+from prometheus_client import CollectorRegistry
+
+from models.guard import FAILURES, MOST_CALLS, MOST_REST_SECONDS, REST_SECONDS, Guard
+from models.spec import Input, ModelSpec
+from sinks.memory import MemorySink
+from streams.job import Champion
+from streams.run import run
+from streams.source import MemorySource
+
+
+class Throws(Arithmetic):
+    """An engine that throws at rows whose first number is among `bad`, and at everything while `broken`."""
+
+    spec = ModelSpec("throws", (Input("a", "number", ()),))
+
+    def __init__(self, *bad: float) -> None:
+        self.bad, self.broken, self.calls = bad, False, 0
+
+    def infer(self, matrix: npt.NDArray[np.float32], out: Any = None) -> npt.NDArray[np.float32]:
+        self.calls += 1
+        if self.broken or np.isin(matrix[:, 0], self.bad).any():
+            raise RuntimeError("a node of the graph divides by zero")
+        return matrix[:, 0] * 2
+
+
+def rows(n: int) -> npt.NDArray[np.float32]:
+    return np.arange(n, dtype=np.float32)[:, None]
+
+
+@given(st.integers(1, 300), st.sets(st.integers(0, 299), max_size=3))
+def test_only_the_rows_that_throw_have_no_score(n: int, bad: set[int]) -> None:
+    guard = Guard(Throws(*bad))
+    scores = guard.infer(rows(n))
+    expected = np.arange(n) * 2.0
+    expected[[k for k in bad if k < n]] = np.nan
+    np.testing.assert_array_equal(scores, expected.astype(np.float32))
+    assert guard.failed == np.isnan(expected).sum()
+
+
+def test_a_batch_of_nothing_but_bad_rows_costs_a_bounded_number_of_calls() -> None:
+    engine = Throws(*range(4096))
+    assert np.isnan(Guard(engine).infer(rows(4096))).all()
+    assert engine.calls <= MOST_CALLS + 1
+
+
+def test_a_model_that_always_throws_is_let_be_and_tried_again_after_longer_and_longer() -> None:
+    now, told = [100.0], list[str]()
+    engine = Throws()
+    guard = Guard(engine, told.append, lambda: now[0])
+    engine.broken = True
+    for _ in range(FAILURES):
+        assert np.isnan(guard.infer(rows(8))).all()
+    assert guard.resting
+    rest = REST_SECONDS
+    for _ in range(10):
+        calls = engine.calls
+        now[0] += rest * 0.99
+        assert np.isnan(guard.infer(rows(8))).all()
+        assert engine.calls == calls
+        now[0] += rest * 0.02
+        assert np.isnan(guard.infer(rows(8))).all()
+        assert engine.calls == calls + 1
+        rest = min(2 * rest, MOST_REST_SECONDS)
+    engine.broken = False
+    now[0] += rest
+    np.testing.assert_array_equal(guard.infer(rows(3)), [0, 2, 4])
+    assert not guard.resting
+    assert guard.failed == 8 * (FAILURES + 20)
+    first = "model throws: no score for 8 of 8 rows, the fallback decides: RuntimeError: a node of the graph divides by zero"
+    assert told[0] == first
+    assert told[-1] == f"model throws: scores again; {guard.failed} rows had no score so far"
+    assert len(told) < 8
+
+
+class SometimesThrows(Arithmetic):
+    """Throws at amounts of 390 and more."""
+
+    def infer(self, matrix: npt.NDArray[np.float32], out: Any = None) -> npt.NDArray[np.float32]:
+        if (matrix[:, 0] >= 390).any():
+            raise ValueError("out of the table")
+        return super().infer(matrix)
+
+
+def test_in_the_flow_the_fallback_decides_and_says_so_and_all_others_are_as_ever(tmp_path: Path) -> None:
+    def decided(engine: Arithmetic, name: str) -> tuple[dict[str, dict[str, Any]], CollectorRegistry]:
+        registry, sink = CollectorRegistry(), MemorySink()
+        run(
+            payments(),
+            settings(tmp_path / name),
+            registry=registry,
+            source=MemorySource([stream(2000)], rows=64),
+            sink=sink,
+            champion=Champion(1, engine, None),
+        )
+        return decisions(sink), registry
+
+    expected, _ = decided(Arithmetic(), "well")
+    got, registry = decided(SometimesThrows(), "throws")
+    assert got.keys() == expected.keys()
+    without = {key for key, one in got.items() if "fallback" in one["flags"]}
+    assert without == {key for key, one in expected.items() if one["features"]["amount"] >= 390}
+    assert 0 < len(without) < len(got)
+    for key, one in got.items():
+        if key in without:
+            assert (one["decision"], one["score"], one["reasons"]) == ("allow", None, ["no_score"])
+        else:
+            assert {**one, "decided_at": 0} == {**expected[key], "decided_at": 0}
+    assert registry.get_sample_value("headrace_model_failed_rows_total", {"pipeline": "payments"}) == len(without)
+    assert registry.get_sample_value("headrace_model_resting", {"pipeline": "payments"}) == 0
