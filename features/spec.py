@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args
 
 Aggregate = Literal["count", "sum", "mean", "min", "max", "std", "last", "age", "distinct", "rate", "decayed"]
 Late = Literal["use", "drop"]
@@ -38,6 +38,11 @@ def tile_seconds(window: int) -> int:
 def _named(feature: str, name: str) -> None:
     if not name.isidentifier():
         raise ValueError(f"{feature}: expected a name for it, as name=, got {name!r}")
+
+
+def _written(word: str, feature: Any) -> str:
+    """As state says what it is of: the same whatever the class is called, so that a rename orphans nothing."""
+    return f"{word}({', '.join(f'{each.name}={getattr(feature, each.name)!r}' for each in fields(feature))})"
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,9 @@ class Window:
         if self.half_life and seconds(self.half_life) < tile:
             raise ValueError(f"{here}: expected a half_life of at least its tile ({tile}s), got {self.half_life}")
 
+    def __repr__(self) -> str:
+        return _written("Window", self)
+
     @property
     def tile_seconds(self) -> int:
         """The width of its tiles."""
@@ -159,6 +167,9 @@ class Last:
         for value in values:
             _named(here, name or value)
         seconds(within)
+
+    def __repr__(self) -> str:
+        return _written("Last", self)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -1,17 +1,25 @@
 """Whether a recovery store is whole, one's own, and of versions that can be read: found before a job starts on it."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from features.state import STATE_VERSION
 from sinks.staged import VERSION as STAGED_VERSION
 from streams import drift
 from streams.shards import VERSION
-from streams.store import SUFFIX, RecoveryError, Store
+from streams.store import SUFFIX, RecoveryError, Snapshot, Store
 
 ELSEWHERE = "elsewhere.json"
 """In the folder of a store whose partitions are in several: which of them are not here."""
+VERSIONS = {
+    "features": VERSION,
+    "gather": VERSION,
+    "sink": STAGED_VERSION,
+    "reports": STAGED_VERSION,
+    "drift": drift.VERSION,
+    "judge": drift.VERSION,
+}
+"""Of the steps' snapshots."""
 
 
 class OtherPartitionsError(RecoveryError):
@@ -31,7 +39,8 @@ def elsewhere(folder: Path) -> list[int]:
 def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> None:
     """Raises RecoveryError for a store that `flow` cannot go on with, whatever it was made for; see streams/start.py for that.
 
-    partitions: how many are expected; 0: as many as there are. whole: whether to read all of its files.
+    partitions: how many are expected; 0: as many as there are. whole: whether to read all that is in it, not one snapshot of
+    each step.
     """
     with Store(folder) as store:
         missing = sorted(set(store.missing) - set(elsewhere(folder)))
@@ -49,32 +58,29 @@ def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> N
         for step in store.steps():
             if (owner := step.rpartition(".")[0]) != flow:
                 raise RecoveryError(f"recovery store {folder}: expected the state of pipeline {flow}, got that of {owner}")
-        _versions(store, flow)
         if whole and (damage := store.damage()):
             raise RecoveryError(f"recovery store {folder}: {damage}")
+        for step in store.steps():
+            for snapshot in store.snapshots(step):
+                if _readable(folder, step.rpartition(".")[2], snapshot) and not whole:
+                    break
 
 
-def _versions(store: Store, flow: str) -> None:
-    """One snapshot of each step is looked at: all of a store are of one version."""
-    expected: Mapping[str, int] = {
-        "features": VERSION,
-        "gather": VERSION,
-        "sink": STAGED_VERSION,
-        "reports": STAGED_VERSION,
-        "drift": drift.VERSION,
-        "judge": drift.VERSION,
-    }
-    for step, version in expected.items():
-        for snapshot in store.snapshots(f"{flow}.{step}"):
-            state = snapshot.load()
-            if state is None:
-                continue
-            got = state.get("version") if isinstance(state, dict) else "none"
-            if got != version:
-                raise RecoveryError(f"recovery store {store.folder}: {step}: expected version {version}, got {got}")
-            if step != "features" or state["shard"] is not None:
-                of_groups = {group["version"] for group in state["groups"]} if step == "features" else set()
-                if of_groups - {STATE_VERSION}:
-                    told = f"expected state of version {STATE_VERSION}, got {of_groups.pop()}"
-                    raise RecoveryError(f"recovery store {store.folder}: {told}")
-                break
+def _readable(folder: Path, step: str, snapshot: Snapshot) -> bool:
+    """Whether a snapshot says its version; raises RecoveryError for a wrong one, or one that is damaged."""
+    try:
+        state = snapshot.load()
+    except RecoveryError as error:
+        raise RecoveryError(f"recovery store {folder}: {error}") from None
+    if state is None or step not in VERSIONS:
+        return False
+    got = state.get("version", "none") if isinstance(state, dict) else "none"
+    if got != VERSIONS[step]:
+        raise RecoveryError(f"recovery store {folder}: {step}: expected version {VERSIONS[step]}, got {got}")
+    if step != "features" or state["shard"] is None:
+        return step != "features"
+    for group in state["groups"]:
+        if group["version"] != STATE_VERSION:
+            told = f"expected state of version {STATE_VERSION}, got {group['version']}"
+            raise RecoveryError(f"recovery store {folder}: {told}")
+    return True

@@ -14,11 +14,15 @@ from pathlib import Path
 from typing import Any
 
 SUFFIX = ".sqlite3"
+DAMAGED = (
+    pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError
+)  # fmt: skip
+"""What a pickle that is not whole raises."""
 LATEST = """
 SELECT step_id, state_key, snap_epoch, ser_change, created_at FROM snaps JOIN
 (SELECT step_id, state_key, MAX(snap_epoch) AS snap_epoch FROM snaps
  WHERE snap_epoch < ? AND step_id = ? AND state_key GLOB ? GROUP BY step_id, state_key)
-USING (step_id, state_key, snap_epoch) WHERE ser_change IS NOT NULL ORDER BY state_key
+USING (step_id, state_key, snap_epoch) WHERE ser_change IS NOT NULL
 """
 SIZES = """
 SELECT step_id, state_key, COUNT(*), SUM(LENGTH(ser_change)),
@@ -79,8 +83,8 @@ class Snapshot:
         """What it holds. Raises RecoveryError for anything but plain data."""
         try:
             return _Plain(io.BytesIO(self.data)).load()
-        except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError) as error:
-            raise RecoveryError(f"snapshot of {self.step} {self.key}: cannot be read: {error}") from None
+        except DAMAGED as error:
+            raise RecoveryError(f"snapshot of {self.step} {self.key} cannot be read: {' '.join(str(error).split())}") from None
 
 
 class _Plain(pickle.Unpickler):
@@ -162,7 +166,7 @@ class Store:
         for part, connection in zip(self.parts, self._open, strict=True):
             (found,) = self._rows(part.path, connection, "PRAGMA quick_check(1)", ())
             if found[0] != "ok":
-                return f"{part.path.name} is damaged: {found[0]}"
+                return f"{part.path.name} is damaged: {' '.join(found[0].split())}"
         return ""
 
     def _opened(self, file: Path) -> None:

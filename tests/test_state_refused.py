@@ -5,18 +5,20 @@ import pickle
 import pickletools
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from payments import NAMES, Arithmetic, payments, settings, stream
+from payments import NAMES, Arithmetic, Payment, payments, settings, stream
 from prometheus_client import CollectorRegistry
 from test_rebuild import ADDED, EPOCH, champion_of, going, half, quick, spread
 
+from features.schema import Integer
 from features.spec import Derived, Fields
 from models.policy import Bands
 from models.reference import build_reference
@@ -90,6 +92,18 @@ def cut_short(store: Path) -> None:
     part(store, 1).write_bytes(part(store, 1).read_bytes()[: 4096 * 3])
 
 
+def with_other_bytes(store: Path) -> None:
+    """Of one snapshot, where SQLite has no reason to look."""
+    for number in range(2):
+        asked(part(store, number), "UPDATE snaps SET ser_change = substr(ser_change, 1, 100) WHERE state_key LIKE '003.%'")
+
+
+def with_code(store: Path) -> None:
+    """As whoever can write to the store might try: Bytewax would run it."""
+    with closing(sqlite3.connect(part(store))) as opened, opened:
+        opened.execute("UPDATE snaps SET ser_change = ?", (b"cos\nsystem\n(S'false'\ntR.",))
+
+
 def mixed(store: Path) -> None:
     asked(part(store), "UPDATE parts SET part_count = 5")
 
@@ -112,6 +126,8 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (with_damaged_head, "part-0.sqlite3 cannot be read: file is not a database"),
     (with_damaged_middle, "part-0.sqlite3"),
     (cut_short, "part-1.sqlite3"),
+    (with_other_bytes, "snapshot of payments.features 003."),
+    (with_code, "cannot be read: expected plain data, got os.system"),
     (mixed, "part-0.sqlite3 is one of 5 and part-1.sqlite3 one of 2 partitions"),
     (doubled, "part-0.sqlite3 and part-7.sqlite3 are both partition 0"),
     (with_an_older_copy, "partition 1 is newer than the others"),
@@ -221,6 +237,39 @@ def test_nothing_that_is_stored_is_of_a_class(tmp_path: Path) -> None:
         Snapshot("step", "key", 1, pickle.dumps(Fields("amount")), "").load()
 
 
+@contextmanager
+def renamed() -> Iterator[int]:
+    """All of our classes are called otherwise; yields how many."""
+    ours = {
+        each
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in ("features", "kernels", "models", "sinks", "streams")
+        for each in vars(module).values()
+        if isinstance(each, type) and each.__module__ == name
+    }
+    names = {each: (each.__name__, each.__qualname__) for each in ours}
+    for each, (name, qualified) in names.items():
+        each.__name__, each.__qualname__ = f"Other{name}", f"Other{qualified}"
+    try:
+        yield len(ours)
+    finally:
+        for each, (name, qualified) in names.items():
+            each.__name__, each.__qualname__ = name, qualified
+
+
+def test_whatever_classes_are_called_what_was_stored_is_gone_on_with(tmp_path: Path, home: Path) -> None:
+    shutil.copytree(home, tmp_path, dirs_exist_ok=True)
+    before = kept(store_of(quick(), settings(tmp_path)), "payments")
+    with renamed() as classes:
+        assert classes > 100
+        pipeline, sink = quick("arrival"), MemorySink()
+        assert type(pipeline).__name__ == "OtherPipeline"
+        check(pipeline, settings(tmp_path))
+        going(tmp_path, pipeline, LOGS, sink)
+    decided = sum(b'"paid"' in value for number, log in enumerate(LOGS) for _, value in log[before[number] :])
+    assert len(sink.values("verdicts")) == decided
+
+
 def anew(**changes: Any) -> Pipeline:
     return replace(quick("arrival"), **changes)
 
@@ -249,6 +298,7 @@ CHANGES: dict[str, tuple[Pipeline, dict[str, Any], str]] = {
     "time": (topic(time="_time"), {}, REBUILD),
     "topic": (topic(topic="other"), {}, REBUILD),
     "order by settings": (anew(), {"order": "event"}, REBUILD),
+    "type of a field": (topic(schema=replace(Payment, fields=Payment.fields | {"amount": Integer(low=0)})), {}, ""),
     "field as a feature": (anew(features=[*FEATURES, Fields("amount")]), {}, ""),
     "derived": (anew(features=[*FEATURES, Derived("double", "amount * 2")]), {}, ""),
     "decide_on": (anew(decide_on="True"), {}, ""),

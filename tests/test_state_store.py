@@ -179,3 +179,16 @@ def test_what_needs_the_topic_is_not_migrated(tmp_path: Path, made: dict[str, An
         export(changed, settings(home), "pay", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     assert look(changed, settings(home), "pay")["goes_on"] is False
+
+
+def test_partitions_that_are_added_to_the_topic_are_read_from_their_beginning(tmp_path: Path, made: dict[str, Any]) -> None:
+    home, sink = copied(made, "arrival", tmp_path)
+    logs = [*LOGS, stream(200, seed=1)]
+    going(home, quick("arrival"), logs, sink)
+    paid = {
+        f"payments/pay/{number}/{offset}"
+        for number, log in enumerate(logs)
+        for offset, (_, value) in enumerate(log)
+        if b'"paid"' in value
+    }
+    assert decisions(sink).keys() == paid
