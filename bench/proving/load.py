@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from confluent_kafka import Producer
+from confluent_kafka import KafkaException, Producer
 
 from bench.proving.job import event
 from ops.broker import BrokerError
@@ -99,13 +99,17 @@ def sending(brokers: str, load: Load, rate: float) -> Iterator[None]:
             "log_level": 0,
         }
     )
-    ended = threading.Event()
+    ended, failed = threading.Event(), list[BaseException]()
 
     def send() -> None:
         began, done = time.monotonic(), 0
+        partitions = len(load.due)
         while not ended.wait(TICK_SECONDS):
             while done < rate * (time.monotonic() - began):
-                partition = done % len(load.due)
+                if partitions < len(load.due):
+                    producer.list_topics(load.source, timeout=10)
+                    partitions = len(load.due)
+                partition = done % partitions
                 n = len(load.due[partition])
                 key = load.key(partition, n)
                 value = b"{broken" if load.broken(n) else event(key, load.shared(n), n)
@@ -114,12 +118,19 @@ def sending(brokers: str, load: Load, rate: float) -> Iterator[None]:
                 done += 1
             producer.poll(0)
 
-    thread = threading.Thread(target=send, name="load")
+    def kept() -> None:
+        try:
+            send()
+        except (KafkaException, BufferError) as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=kept, name="load")
     thread.start()
     try:
         yield
     finally:
         ended.set()
         thread.join()
-        if left := producer.flush(60):
-            raise BrokerError(f"the load was not delivered: {left} messages are left")
+        left = producer.flush(60)
+        if left or failed:
+            raise BrokerError(f"the load was not delivered: {failed[0] if failed else f'{left} messages are left'}")
