@@ -162,10 +162,11 @@ class KafkaLane:
         return InDoubtError(told)
 
     def _give_up(self) -> None:
+        """Throws the producer away, without its `close`: that aborts first, which takes long and raises where a broker was away
+        for long. Who opens the lane next aborts."""
         producer, self._producer = self._producer, None
         if producer is not None:
             producer.purge()
-            producer.close()
 
     def _progress(self) -> dict[str, int]:
         """The newest record in the lane's partition, where no transaction is open now. Raises KafkaException, InDoubtError."""

@@ -148,5 +148,6 @@ def test_when_latency_is_back_to_normal_after_a_fault() -> None:
     never = recovery(due, np.where(due > 20, 3.0, took), 20, 30, 45)
     assert never["back_to_normal_s"] is None
     assert len(slow([never | {"what": "outage"}], 10)) == 1
+    assert recovery(due, np.where(due > 19.5, 3.0, took), 20, 30, 45)["normal_p99_ms"] == 20
     lost = recovery(due, np.where((due > 25) & (due < 26), np.inf, took), 20, 30, 45)
     assert lost["lag_0_s"] == np.inf

@@ -34,6 +34,6 @@ def test_a_commit_before_the_epoch_is_durable_is_found(apache_kafka: Broker, tmp
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("fault", [["--rescale", "1,3,2"], ["--grow"], ["--leader-change"], ["--outage", "15"]])
+@pytest.mark.parametrize("fault", [["--rescale", "1,3,2"], ["--grow"], ["--leader-change"], ["--outage", "32"]])
 def test_other_faults_under_load_lose_and_double_nothing(tmp_path: Path, fault: list[str], apache_kafka: Broker) -> None:
     assert main([*fault, "--json", str(tmp_path / "faults.json")]) == 0

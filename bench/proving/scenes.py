@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from bench.brokers import Served
 from bench.proving.lives import Life, Stand, StuckError, living
-from bench.proving.seen import latencies, recovery, slow, watching
+from bench.proving.seen import caught_up, latencies, recovery, slow, watching
 from bench.show import say
 from ops.broker import Broker, BrokerError, apache, find_apache, free_port
 
@@ -25,7 +25,7 @@ REPLICATED = {
     "min.insync.replicas": "1",
 }
 UP_SECONDS, WATCH_SECONDS, AWAY_SECONDS, LEADER_SECONDS = 6.0, 25.0, 10.0, 30.0
-WARM_SECONDS = 20.0
+WARM_SECONDS, CATCH_UP_SECONDS = 15.0, 120.0
 
 
 class Own:
@@ -227,7 +227,7 @@ def under_load(stand: Stand, workers: int, faults: Sequence[Fault]) -> dict[str,
     moments: list[tuple[str, float, float, float]] = []
     with watching(stand.served.address, stand.load.target) as seen, living(stand, workers, 0) as life:
         up(life)
-        time.sleep(WARM_SECONDS)
+        steady(life, stand, seen)
         for fault in faults:
             began = time.monotonic()
             fault.begin()
@@ -249,6 +249,16 @@ def under_load(stand: Stand, workers: int, faults: Sequence[Fault]) -> dict[str,
             f"after {each['lag_0_s']} s, latency back to normal after {each['back_to_normal_s']} s"
         )
     return {"faults": found, "slow": slow(found, AWAY_SECONDS)}
+
+
+def steady(life: Life, stand: Stand, seen: Mapping[str, float]) -> None:
+    """Waits until the job has caught up, and some time more. Raises StuckError."""
+    deadline = time.monotonic() + CATCH_UP_SECONDS
+    while not caught_up(stand.load, seen, 2.0):
+        if time.monotonic() > deadline or life.process.poll() is not None:
+            raise StuckError(f"it did not catch up with the load: {life.said()}")
+        time.sleep(0.5)
+    time.sleep(WARM_SECONDS)
 
 
 def up(life: Life) -> None:

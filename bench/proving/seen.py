@@ -13,7 +13,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from bench.proving.load import Load
 
-BEFORE_SECONDS, SLACK, IN_A_ROW = 10.0, 1.5, 3
+BEFORE_SECONDS, NOT_SEEN_SECONDS, SLACK, IN_A_ROW = 10.0, 1.0, 1.5, 3
 Floats = npt.NDArray[np.float64]
 
 
@@ -69,11 +69,13 @@ def latencies(load: Load, seen: Mapping[str, float]) -> tuple[Floats, Floats]:
 def recovery(due: Floats, took: Floats, began: float, back: float, until: float) -> dict[str, Any]:
     """How a fault shows in latency: it began at `began`, was over at `back`, and was watched until `until`.
 
-    Normal is the p99 of what was to be sent in the ten seconds before it. Latency is back to normal with the first of three
-    seconds in a row whose p99 is at most half more than that. back_to_normal_s: from `back` to there; None: not by `until`.
+    Normal is the p99 of what was to be sent in the ten seconds before it, less the last one, of which not all was seen. Latency
+    is back to normal with the first of three seconds in a row whose p99 is at most half more than that. back_to_normal_s: from
+    `back` to there; None: not by `until`.
     lag_0_s: from `back` until all was seen that was to be sent before it.
     """
-    before = took[(due >= began - BEFORE_SECONDS) & (due < began)]
+    last = began - NOT_SEEN_SECONDS
+    before = took[(due >= last - BEFORE_SECONDS) & (due < last)]
     normal = float(np.quantile(before, 0.99)) if len(before) else float("nan")
     good, since = 0, None
     for second in range(int(until - back)):
@@ -83,15 +85,21 @@ def recovery(due: Floats, took: Floats, began: float, back: float, until: float)
             since = second + 1 - IN_A_ROW
             break
     held = (due >= began) & (due < back)
-    last = float((due[held] + took[held]).max()) - back if held.any() else 0.0
+    lag_0 = float((due[held] + took[held]).max()) - back if held.any() else 0.0
     return {
         "fault_s": round(back - began, 1),
         "normal_p99_ms": round(1000 * normal, 1),
-        "longest_ms": round(1000 * float(took[(due >= began) & (due < until)].max(initial=0)), 1),
-        "lag_0_s": round(last, 1),
+        "longest_ms": round(1000 * float(took[held].max(initial=0)), 1),
+        "lag_0_s": round(lag_0, 1),
         "back_to_normal_s": since,
         "p99_by_second_ms": by_second(due, took, back, min(until, back + 12)),
     }
+
+
+def caught_up(load: Load, seen: Mapping[str, float], most: float) -> bool:
+    """Whether the decision of a message that was to be sent `most` seconds ago at most has been seen."""
+    due, took = latencies(load, seen)
+    return bool((due[np.isfinite(took)] > time.monotonic() - most).any())
 
 
 def by_second(due: Floats, took: Floats, start: float, end: float) -> list[float]:
