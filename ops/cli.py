@@ -1,4 +1,4 @@
-"""headrace demo | init | try | train | run | topics | backfill | models | record | secret | skew | state."""
+"""headrace demo | init | try | train | run | topics | backfill | models | record | secret | skew | state | dead."""
 
 import json
 import shlex
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ops.cli_dead import dead
 from ops.cli_state import state
 from ops.errors import PREFIX, USAGE, hush, report
 
@@ -24,6 +25,7 @@ app.add_typer(record, name="record")
 secret = typer.Typer(rich_markup_mode=None, help="The keys of secret fields, and what they hash and seal.")
 app.add_typer(secret, name="secret")
 app.add_typer(state, name="state")
+app.add_typer(dead, name="dead")
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of

@@ -21,6 +21,7 @@ from ops.replay import between
 from sinks.records import SOURCE, TIME, Records, read
 from streams.decode import PROVENANCE
 from streams.pipeline import Pipeline
+from streams.replays import originals
 from streams.rounds import as_one
 from streams.routing import shard_name
 from streams.settings import JobSettings
@@ -228,6 +229,8 @@ def from_topic(pipeline: Pipeline, settings: JobSettings) -> pa.Table:
                 continue
             at_end = polled.at_end
             if polled.rows:
-                rows.append(pa.Table.from_batches([decode(as_one([(name, polled)])).rows]))
+                read = decode(as_one([(name, polled)])).rows
+                named = read.set_column(read.schema.get_field_index("_offset"), "_offset", originals(read))
+                rows.append(pa.Table.from_batches([named.select([*pipeline.columns.names, *PROVENANCE.names])]))
         partition.close()
     return pa.concat_tables(rows).select([*pipeline.columns.names, "_partition", "_offset"]).unify_dictionaries()

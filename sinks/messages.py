@@ -87,6 +87,7 @@ DECISION = (
 )  # fmt: skip
 DEAD = (
     "code", "reason", "topic", "partition", "offset", "key_base64", "value_base64", "size", "sha256", "truncated", "encrypted",
+    "replay",
 )  # fmt: skip
 DRIFT = ("pipeline", "window_start", "window_end", "feature", "statistic", "value", "threshold", "alarmed", "rows")
 
@@ -214,20 +215,23 @@ def encode_dead(batch: pa.RecordBatch, topic: str, source_topic: str) -> Message
 
     batch: code, reason string; sha256 string, nullable; _key binary; value binary, the message's bytes or the first of them
     (null: it had no value); size int64, how many there were; closed bool: value and _key are sealed (sinks/sealed.py), or null
-    where they are left out; _partition, _offset, the position in `source_topic`.
+    where they are left out; _partition, _offset, the position in `source_topic`; _original, if there is such a column: the
+    offset of the message that it was a replay of, and is named by.
     """
     value, closed = batch["value"], batch["closed"]
     sealed = pc.and_(closed, value.is_valid())
     kept = pc.subtract(pc.fill_null(pc.binary_length(value), 0), pc.multiply(sealed.cast(pa.int32()), OVERHEAD))
+    offset, original = batch["_offset"], batch["_original"] if "_original" in batch.schema.names else batch["_offset"]
     columns: dict[str, Column] = {
         **{name: batch[name] for name in ("code", "reason", "size", "sha256")},
         "topic": source_topic,
         "partition": batch["_partition"],
-        "offset": batch["_offset"],
+        "offset": original,
         "key_base64": _base64(batch["_key"]),
         "value_base64": _base64(value),
         "truncated": pc.less(kept, batch["size"]),
         "encrypted": sealed,
+        "replay": pc.if_else(pc.equal(offset, original), pa.scalar(None, pa.int64()), offset),
     }
     values = Encoder().objects([(name, columns[name]) for name in DEAD], batch.num_rows)
     return Messages(topic, pc.if_else(closed, None, batch["_key"]).to_pylist(), values)

@@ -24,6 +24,7 @@ from sinks.messages import Column, Encoder, Messages, Position, encode_decisions
 from streams.exchange import Gathered, Hashes
 from streams.ordering import NEVER
 from streams.pipeline import Decisions
+from streams.replays import alike, originals
 
 I64 = npt.NDArray[np.int64]
 FALLBACK = "fallback"
@@ -51,7 +52,7 @@ class Work:
 def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> Work:
     """Everything queued on the worker as one batch; names: of the streaming features."""
     batches, values = [one.batch for _, one in gathered], [one.values for _, one in gathered]
-    batch = batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+    batch = batches[0] if len(batches) == 1 else pa.concat_batches(alike(batches))
     computed = dict(zip(names, values[0] if len(values) == 1 else np.concatenate(values, axis=1), strict=True))
     hashes = dict(gathered[0][1].hashes)
     for _, one in gathered[1:]:
@@ -138,7 +139,7 @@ class Deciding:
         decided = self.policy(batch, work.scores, work.computed)
         columns: dict[str, Column] = {
             "_key": batch.column("_key"),
-            "decision_id": Position(self._prefix, batch.column("_partition").to_numpy(), batch.column("_offset").to_numpy()),
+            "decision_id": Position(self._prefix, batch.column("_partition").to_numpy(), originals(batch).to_numpy()),
             "event_id": batch.column(self.names.id),
             "decision": decided.decision,
             "score": work.scores,

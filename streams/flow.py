@@ -19,6 +19,7 @@ from streams.job import Job
 from streams.output import Output
 from streams.polling import Polled
 from streams.record import Entry, RecordOutput, entry
+from streams.replays import kept_too
 from streams.rounds import as_one, news_of, rounds, runs
 from streams.routing import shard_name
 from streams.shards import PAGES
@@ -49,7 +50,7 @@ def build(job: Job) -> Dataflow:
             made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
                 cut(
                     home, rows, reads, news, job.cutters, pipeline.shards, job.workers,
-                    to_all=job.order == "event", kept=job.kept,
+                    to_all=job.order == "event", kept=kept_too(job.kept, decoded.rows),
                 )
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):

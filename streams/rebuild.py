@@ -14,6 +14,7 @@ from features.state import retention
 from features.streaming import Group
 from streams.decode import Decoder
 from streams.log import Log
+from streams.replays import own
 from streams.start import RecoveryError, Start
 
 SECOND = 1_000_000
@@ -32,12 +33,12 @@ class Timeline:
 
     def first(self, partition: int, offset: int, end: int | None = None, since: int | None = None) -> tuple[int, int] | None:
         """Offset and time (µs) of the first good message from `offset` on and before `end`, no earlier than `since`; None if
-        there is none."""
+        there is none. Replays are passed over: they come out of the order of time."""
         while end is None or offset < end:
             raw = self.log.read(partition, offset)
             if not raw.num_rows:
                 return None
-            rows = self.decoder(raw).rows
+            rows = own(self.decoder(raw).rows)
             times = microseconds(rows.column(self.time))
             for row in np.flatnonzero(times >= since)[:1].tolist() if since is not None else range(rows.num_rows)[:1]:
                 found = rows.column("_offset")[row].as_py()

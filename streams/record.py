@@ -16,6 +16,7 @@ from sinks.records import FIRST, OF_A_VIEW, TIME, TIMESTAMP, Told
 from sinks.records import Feature as Recorded
 from streams.decide import Deciding, Work
 from streams.meters import Meters
+from streams.replays import originals
 from streams.routing import shard_name, shard_number
 
 M1, M2, S = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB), np.uint64(31)
@@ -67,7 +68,7 @@ class LogRows:
         decided_at = np.repeat(np.array([entry.decided_at for entry in entries], np.int64), sizes)
         columns: dict[str, pa.Array] = {
             "partition": column("_partition"),
-            "offset": column("_offset"),
+            "offset": together([originals(work.batch) for work in works]),
             "event_id": column(names.id),
             "event_time": times,
             "decided_at": pa.array(decided_at).cast(TIMESTAMP),

@@ -11,6 +11,7 @@ from features.memo import Memo
 from streams.exchange import News
 from streams.ordering import NEVER
 from streams.polling import Polled
+from streams.replays import alike, has_replays, originals
 from streams.routing import shard_name, shard_number
 from streams.source import raw_batch
 
@@ -29,20 +30,31 @@ def as_one(polls: Sequence[tuple[str, Polled]]) -> pa.RecordBatch:
     """The messages of polls, one after another, as a raw batch (streams/source.py)."""
     batches = [polled.messages for _, polled in polls if isinstance(polled.messages, pa.RecordBatch)]
     if batches:
-        return batches[0] if len(batches) == 1 else pa.concat_batches(batches)
+        return batches[0] if len(batches) == 1 else pa.concat_batches(alike(batches))
     return raw_batch([(polled.messages, shard_number(name), polled.polled_at) for name, polled in polls])
 
 
 def news_of(polls: Sequence[tuple[str, Polled]], rows: Memo, times: npt.NDArray[np.int64]) -> tuple[str, list[News]]:
-    """The partition of the first row, and how far each partition has come; times: int64 [n], µs, of the n rows decoded."""
+    """The partition of the first row, and how far each partition has come; times: int64 [n], µs, of the n rows decoded.
+
+    What a replay is about is long ago: no partition begins with one.
+    """
+    firsts = times
+    if has_replays(rows.batch):
+        firsts = np.where(originals(rows.batch).to_numpy() == rows.batch.column("_offset").to_numpy(), times, NEVER)
     if len(polls) == 1:
         ((name, polled),) = polls
-        first, last = (int(times[0]), int(times.max())) if len(times) else (NEVER, NEVER)
+        first, last = (_first(firsts), int(times.max())) if len(times) else (NEVER, NEVER)
         return name, [News(name, first, last, polled.at_end)]
     partition = rows.column("_partition").to_numpy()
-    seen = {number: (int(times[a]), int(times[a:b].max())) for number, a, b in runs(partition)}
+    seen = {number: (_first(firsts[a:b]), int(times[a:b].max())) for number, a, b in runs(partition)}
     news = [News(name, *seen.get(shard_number(name), (NEVER, NEVER)), polled.at_end) for name, polled in polls]
     return shard_name(int(partition[0])) if len(partition) else polls[0][0], news
+
+
+def _first(times: npt.NDArray[np.int64]) -> int:
+    """The first that is not NEVER."""
+    return int(times[0]) if times[0] > NEVER else int(times[(times > NEVER).argmax()])
 
 
 def runs(values: npt.NDArray[np.int32]) -> Iterator[tuple[int, int, int]]:

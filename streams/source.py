@@ -20,6 +20,7 @@ from streams.decode import PROVENANCE
 from streams.door import NoAnswerError, topics_at
 from streams.polling import Beginning, Gate, Partition, Polled
 from streams.reader import Reader, SourceError
+from streams.replays import ORIGINAL, replayed
 from streams.routing import shard_name, shard_number
 
 POLL_BYTES = 4 * 1024 * 1024
@@ -83,20 +84,30 @@ class _KafkaPartition(Partition):
 
 
 def raw_batch(runs: Sequence[tuple[list[Message], int, int]]) -> pa.RecordBatch:
-    """Runs of messages (messages, their partition, when they were polled in ns) as one raw batch."""
+    """Runs of messages (messages, their partition, when they were polled in ns) as one raw batch, with a column `_original`
+    if some are replays (streams/replays.py)."""
     messages = runs[0][0] if len(runs) == 1 else [message for run, _, _ in runs for message in run]
     counts = [len(run) for run, _, _ in runs]
-    return pa.RecordBatch.from_arrays(
+    offsets = np.concatenate([_offsets(run) for run, _, _ in runs])
+    stamps = np.fromiter([message.timestamp()[1] for message in messages], np.int64, len(messages))
+    batch = pa.RecordBatch.from_arrays(
         [
             _binary([message.key() for message in messages]),
             _binary([message.value() for message in messages]),
             pa.array(np.repeat(np.array([partition for _, partition, _ in runs], np.int32), counts)),
-            pa.array(np.concatenate([_offsets(run) for run, _, _ in runs])),
-            pa.array(np.fromiter([message.timestamp()[1] for message in messages], np.int64, len(messages))),
+            pa.array(offsets),
+            pa.array(stamps),
             pa.array(np.repeat(np.array([polled_at for _, _, polled_at in runs], np.int64), counts)),
         ],
         schema=RAW,
     )
+    return _replaying(batch, found) if (found := replayed(messages, stamps)) else batch
+
+
+def _replaying(batch: pa.RecordBatch, found: Mapping[int, int]) -> pa.RecordBatch:
+    original = batch.column("_offset").to_numpy().copy()
+    original[list(found)] = list(found.values())
+    return batch.append_column(ORIGINAL, pa.array(original))
 
 
 def rows_of(size: int, most: int, partitions: int) -> int:
@@ -262,8 +273,11 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
         stop: threading.Event | None = None,
         until_end: bool = True,
         clock_ns: Callable[[], int] = time.time_ns,
+        replays: Mapping[tuple[int, int], int] | None = None,
     ) -> None:
+        """replays: the offsets that some messages (partition, offset) stand for."""
         self._rows = rows
+        self._replays = replays or {}
         self._stop = stop or threading.Event()
         self._until_end = until_end
         self.gate = Gate(0)
@@ -291,7 +305,7 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
     def build_part(self, step_id: str, for_part: str, resume_state: int | None) -> MemoryPartition:
         return MemoryPartition(
             for_part,
-            self._logs[shard_number(for_part)],
+            self._log(shard_number(for_part)),
             resume_state,
             self._rows,
             self._stop,
@@ -301,11 +315,15 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
             self.committed,
         )
 
+    def _log(self, partition: int) -> pa.RecordBatch:
+        found = {offset: original for (number, offset), original in self._replays.items() if number == partition}
+        return _replaying(self._logs[partition], found) if found else self._logs[partition]
+
     def bounds(self, partition: int) -> tuple[int, int]:
         return 0, self._logs[partition].num_rows
 
     def read(self, partition: int, offset: int) -> pa.RecordBatch:
-        return self._logs[partition].slice(offset, self._rows)
+        return self._log(partition).slice(offset, self._rows)
 
     def since(self, partition: int, time_ms: int) -> int:
         return int(np.searchsorted(self._logs[partition].column("_appended_at").to_numpy(), time_ms))

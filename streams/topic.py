@@ -8,6 +8,7 @@ import pyarrow as pa
 from features.schema import Integer, Kind, Schema, Text, Time
 from streams.avro import Avro, avro_decoder
 from streams.decode import APPENDED, Decoder, json_decoder, with_append_time
+from streams.replays import naming_originals
 from streams.schema_registry import SchemaRegistry
 from streams.secret import hash_secrets, keyed, seal_of, without_secrets
 from streams.settings import JobSettings
@@ -84,7 +85,7 @@ class Topic:
         if self.schema.secrets:
             hashed, seal = keyed(self.schema, settings, self.topic), seal_of(settings)
             decoder = without_secrets(decoder, self.schema, self.topic, hashed, seal, reasons=self.decoder is None)
-        return with_append_time(decoder) if self.time == APPENDED else decoder
+        return naming_originals(with_append_time(decoder) if self.time == APPENDED else decoder)
 
     def hashed(self, events: pa.Table, settings: JobSettings) -> pa.Table:
         """Past events as the decoder would give them: with hashes in place of what is secret. Raises ValueError if there is no
