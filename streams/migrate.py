@@ -111,9 +111,10 @@ def _cut_again(store: Store, pipeline: Pipeline, shards: int) -> Iterator[Snapsh
     made = Shards(pipeline.groups, pipeline.shards, None)
     made.states, made.begins = held.states, held.begins
     epoch, now = (store.progress.epoch or 1) - 1, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    for shard in range(pipeline.shards):
-        for state in made.states:
+    for state in made.states:
+        for shard in range(pipeline.shards):
             state.changed(shard, pipeline.shards)  # that is all, and on the pages that follow
+    for shard in range(pipeline.shards):
         for page in range(PAGES):
             made.held = held.held if page == PAGES - 1 else None  # those of the last one count
             yield Snapshot(step, page_name(shard, page), epoch, pickle.dumps(made.snapshot(shard, page)), now)

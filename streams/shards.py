@@ -8,7 +8,7 @@ since: what is held of a million entities is written once in PAGES epochs, not i
 from collections.abc import Sequence
 from typing import Any
 
-from features.state import State, spans
+from features.state import Dump, State, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
@@ -59,26 +59,43 @@ class Shards:
         self._seen: dict[str, tuple[bool, int]] = {}
         self._ledgers: dict[int, Ledger] = {}
         self._resumed: dict[int, list[dict[str, Any]]] = {}
+        self._taken: dict[tuple[int, int], Sequence[tuple[Dump, Dump]]] = {}
+        self._taken_at = -1
 
     def snapshot(self, shard: int, page: int) -> dict[str, Any]:
         """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""
         self.ready()
         ledger = self._ledgers.setdefault(shard, Ledger())
         ledger.number += 1
-        number = ledger.number
-        changes = [state.changed(shard, self._shards, number) for state in self.states]
+        pages, changes = [], []
+        for paged, changed in self._taken_of(shard, page):
+            paged["number"] = changed["number"] = ledger.number
+            pages.append(paged)
+            changes.append(changed)
         return {
             "version": VERSION,
             "shard": shard,
             "shards": self._shards,
             "page": page,
             "pages": PAGES,
-            "number": number,
+            "number": ledger.number,
             "begins": self.begins,
-            "groups": [state.dump(shard, self._shards, page, PAGES, number) for state in self.states],
+            "groups": pages,
             "changes": ledger.next(page, changes),
             "held": self.held.dump(shard, self._shards) if self.held is not None else None,
         }
+
+    def _taken_of(self, shard: int, page: int) -> Sequence[tuple[Dump, Dump]]:
+        """The page and the changes of a shard, by group. Those of all shards are taken when the first of an epoch asks."""
+        updates = sum(state.updates for state in self.states)
+        if updates != self._taken_at or (shard, page) not in self._taken:
+            for key in [key for key in self._taken if updates != self._taken_at or key[1] == page]:
+                for state, (_, changed) in zip(self.states, self._taken.pop(key), strict=True):
+                    state.untaken(changed)
+            self._taken_at = updates
+            by_group = [state.taken(self._shards, page, PAGES) for state in self.states]
+            self._taken |= {(each, page): of_shard for each, of_shard in enumerate(zip(*by_group, strict=True))}
+        return self._taken.pop((shard, page))
 
     def resume(self, snapshot: dict[str, Any]) -> None:
         """Takes a page's last snapshot; the shard is there when all have come, see `ready`.

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -57,10 +58,10 @@ def run(wakes: list[list[int]], seed: int, most: int, resume_at: Callable[[int],
         low = 4 * epoch % 300
         for state in shards.states:
             state.update(cut(rng, now, 40, low, low + 60), (now - 5) * 1_000_000)
-        for page in pages:
-            for shard in range(SHARDS):
-                store[shard, page] = pickle.dumps(shards.snapshot(shard, page))
-        if pages and resume_at(epoch):
+        asked = [shard for shard in rng.permutation(SHARDS).tolist() if rng.random() < 0.9]
+        for shard, page in sorted((shard, page) for shard in asked for page in pages) if epoch % 2 else product(asked, pages):
+            store[shard, page] = pickle.dumps(shards.snapshot(shard, page))
+        if len(asked) == SHARDS and resume_at(epoch):
             resumed = Shards(GROUPS, SHARDS, None, most)
             for key in rng.permutation(len(store)).tolist():
                 resumed.resume(pickle.loads(list(store.values())[key]))

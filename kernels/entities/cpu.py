@@ -253,6 +253,7 @@ def find(table: U64, hashes: U64, entries: I64) -> None:
     """Fills entries int64 [n] with the place in the table of each hash, -1 where it is not held."""
     mask, shift = len(table) - 1, _shift(len(table))
     for i in range(len(hashes)):
+        prefetch(table, hashes[min(i + AHEAD, len(hashes) - 1)] >> shift)
         at = np.int64(hashes[i] >> shift)
         while table[at, 0] != ZERO and table[at, 0] != hashes[i]:
             at = (at + 1) & mask
