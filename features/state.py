@@ -24,7 +24,7 @@ I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
 Dump = dict[str, Any]
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 UNBOUNDED = 2**62
 FEW = 10_000
 """Entities that a state may hold before idle ones have to leave."""

@@ -36,7 +36,7 @@ class Tiles:
         aggregates = [windows.AGGREGATES.index(agg) for window, _ in members for agg in window.aggs]
         fields = sorted({field for window, _ in members for agg in window.aggs for field in windows.NEEDS.get(agg, ())})
         columns = np.full(len(windows.FIELDS), -1)
-        columns[fields] = np.arange(len(fields)) + 2
+        columns[fields] = np.arange(len(fields)) + 1
         taken = {each.kind: group.inputs.index(each) for window, _ in members for each in window.inputs}
         self._distinct = any("distinct" in window.aggs for window, _ in members)
         plain = next(taken[kind] for kind in ("number", "presence", "code") if kind in taken)
@@ -55,16 +55,24 @@ class Tiles:
             0.5 ** (np.arange(spans[-1]) / half_life) if half_life else np.empty(0),
             half_life * first.tile_seconds * MICROSECONDS,
         )
-        self._runs = Growing((4,), np.int32)
-        self._heap = windows.new_heap()
-        self._pool = Growing((2 + len(fields),), np.float64)
-        self._sketch = Growing((windows.REGISTERS if self._distinct else 0,), np.uint8)
+        self._fields = len(fields)
+        words = windows.width(len(fields), self._distinct)
+        self._rows = words, windows.places(words)
+        self._starts, self._heap = Growing((), np.int32), windows.new_heap()
+        self._pool = Growing((windows.LINE,), np.float64)
+        self._room(0)
         self.used_late = self.dropped_late = 0
 
     @property
     def nbytes(self) -> int:
         """The bytes of its arrays."""
-        return sum(array.nbytes for array in (self._runs.array, self._heap, self._pool.array, self._sketch.array))
+        return sum(array.nbytes for array in (self._starts.array, self._heap, self._pool.array))
+
+    @property
+    def _state(self) -> tuple[I32, I64, F64, I64, npt.NDArray[np.uint8]]:
+        """What the kernels take; while it is held, the pool cannot grow in place."""
+        pool = self._pool.array.reshape(-1)
+        return self._starts.array, self._heap, pool, pool.view(np.int64), pool.view(np.uint8)
 
     def update(self, slots: I32, times: I64, values: F64, bits: npt.NDArray[np.uint32], out: F64) -> None:
         """Reads and updates, event by event; fills its rows of out."""
@@ -73,40 +81,51 @@ class Tiles:
         while progress[windows.NEXT] < len(slots):
             if progress[windows.WANTED]:
                 self._room(int(progress[windows.WANTED]))
-            state = self._runs.array, self._heap, self._pool.array, self._sketch.array
             windows.window(
-                slots, times, values[number], values[code], bits, self._condition, *self._plan, *state, progress, out
+                slots,
+                times,
+                values[number],
+                values[code],
+                bits,
+                self._condition,
+                *self._plan,
+                *self._rows,
+                *self._state,
+                progress,
+                out,
             )
-            del state  # what is looked at cannot grow
         self.used_late += int(progress[windows.USED_LATE])
         self.dropped_late += int(progress[windows.DROPPED_LATE])
 
     def grow(self, slots: int) -> None:
         """Makes room for so many slots."""
-        self._runs.grow(slots)
+        self._starts.grow(slots)
 
-    def _room(self, rows: int) -> None:
-        self._pool.grow(int(self._heap[windows.TOP]) + rows)
-        self._sketch.grow(len(self._pool))
+    def _room(self, lines: int) -> None:
+        self._pool.grow(int(self._heap[windows.TOP]) + lines)
 
     def clear(self, slots: I32) -> None:
         """Empties slots."""
-        windows.clear(slots, self._runs.array, self._heap, self._pool.array)
+        starts, heap, _, whole, _ = self._state
+        windows.clear(slots, starts, heap, whole)
 
     def dump(self, slots: I64) -> Arrays:
         """What these slots hold."""
-        runs, pool, sketches = self._runs.array, self._pool.array, self._sketch.array
-        sizes = runs[slots, windows.SIZE]
-        packed, sketch = (np.empty((int(sizes.sum()), each.shape[1]), each.dtype) for each in (pool, sketches))
-        windows.pack(slots, runs, pool, sketches, packed, sketch)
-        return {"sizes": sizes, "tiles": packed} | ({"sketch": sketch} if self._distinct else {})
+        starts, _, pool, whole, registers = self._state
+        sizes = np.empty(len(slots), np.int32)
+        windows.count(slots, starts, whole, sizes)
+        rows = int(sizes.sum())
+        packed = np.empty((rows, 2 + self._fields))
+        sketch = np.empty((rows, windows.REGISTERS if self._distinct else 0), np.uint8)
+        windows.pack(slots, *self._rows, starts, pool, whole, registers, packed, sketch)
+        arrays: Arrays = {"sizes": sizes, "tiles": packed}
+        return arrays | {"sketch": sketch} if self._distinct else arrays
 
     def load(self, slots: I32, arrays: Arrays) -> None:
         """The reverse, into empty slots; -1 where one is not wanted."""
         sizes, packed = arrays["sizes"], arrays["tiles"]
-        sketch = arrays.get("sketch", NO_SKETCH)
-        self._room(windows.SMALLEST * len(slots) + 2 * int(sizes.sum()))
-        windows.unpack(slots, sizes, packed, sketch, self._runs.array, self._heap, self._pool.array, self._sketch.array)
+        self._room(windows.lines(sizes[slots >= 0], self._rows[1]))
+        windows.unpack(slots, sizes, packed, arrays.get("sketch", NO_SKETCH), *self._rows, *self._state)
 
 
 class Lasts:

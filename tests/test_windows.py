@@ -35,7 +35,7 @@ class Store:
         order = [cpu.AGGREGATES.index(name) for name in aggregates]
         fields = sorted({field for name in aggregates for field in cpu.NEEDS.get(name, ())})
         columns = np.full(len(cpu.FIELDS), -1)
-        columns[fields] = np.arange(len(fields)) + 2
+        columns[fields] = np.arange(len(fields)) + 1
         self.width = len(order) * len(spans)
         self.plan = (
             tile,
@@ -48,9 +48,10 @@ class Store:
             0.5 ** (np.arange(spans[-1]) * tile / HALF_LIFE),
             HALF_LIFE,
         )
-        self.runs, self.heap = np.zeros((3, 4), np.int32), cpu.new_heap()
-        self.pool = np.full((0, 2 + len(fields)), np.nan)
-        self.sketch = np.full((0, cpu.REGISTERS if "distinct" in aggregates else 0), 99, np.uint8)
+        self.fields, self.registers = len(fields), cpu.REGISTERS if "distinct" in aggregates else 0
+        words = cpu.width(len(fields), "distinct" in aggregates)
+        self.rows = words, cpu.places(words)
+        self.starts, self.heap, self.pool = np.zeros(3, np.int32), cpu.new_heap(), np.zeros(cpu.LINE)
         self.late = np.zeros(2, np.int64)
 
     def feed(self, events: list[naive.Event]) -> np.ndarray:
@@ -63,15 +64,39 @@ class Store:
         out = np.full((self.width, sum(event.reads for event in events)), 7.0)
         progress = np.zeros(6, np.int64)
         while progress[cpu.NEXT] < len(events):
-            state = self.runs, self.heap, self.pool, self.sketch
-            cpu.window(slots, times, values, codes, bits, CONDITION, *self.plan, *state, progress, out)
-            wanted = int(self.heap[cpu.TOP] + progress[cpu.WANTED] - len(self.pool))
-            if wanted > 0:
-                self.pool = np.concatenate([self.pool, np.full((wanted, self.pool.shape[1]), np.nan)])
-                poison = np.full((len(self.pool) - len(self.sketch), self.sketch.shape[1]), 99, np.uint8)
-                self.sketch = np.concatenate([self.sketch, poison])
+            cpu.window(slots, times, values, codes, bits, CONDITION, *self.plan, *self.rows, *self.state(), progress, out)
+            self.grow(int(progress[cpu.WANTED]))
         self.late += progress[[cpu.USED_LATE, cpu.DROPPED_LATE]]
         return out[::-1].T.reshape(-1, len(self.plan[2]), len(self.plan[4]) // len(self.plan[2]))
+
+    def packed(self, rows: int) -> np.ndarray:
+        """Poisoned rows, as they are dumped."""
+        return np.full((rows, 2 + self.fields), np.nan)
+
+    def state(self) -> tuple[np.ndarray, ...]:
+        """The starts, the heap, and the pool's views."""
+        return self.starts, self.heap, self.pool, self.pool.view(np.int64), self.pool.view(np.uint8)
+
+    def dump(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
+        """A slot's rows and registers."""
+        slots, sizes = np.array([slot]), np.empty(1, np.int32)
+        starts, _, *pool = self.state()
+        cpu.count(slots, starts, pool[1], sizes)
+        tiles, sketch = self.packed(sizes[0]), np.full((sizes[0], self.registers), 99, np.uint8)
+        cpu.pack(slots, *self.rows, starts, *pool, tiles, sketch)
+        return tiles, sketch
+
+    def load(self, slot: int, tiles: np.ndarray, sketch: np.ndarray | None = None) -> None:
+        """The reverse."""
+        sizes = np.array([len(tiles)], np.int32)
+        self.grow(cpu.lines(sizes, self.rows[1]))
+        sketch = np.empty((len(tiles), 0), np.uint8) if sketch is None else sketch
+        cpu.unpack(np.array([slot], np.int32), sizes, tiles, sketch, *self.rows, *self.state())
+
+    def grow(self, lines: int) -> None:
+        """Makes room for so many lines more than were given out."""
+        wanted = (int(self.heap[cpu.TOP]) + lines) * cpu.LINE - len(self.pool)
+        self.pool = np.concatenate([self.pool, np.full(max(wanted, 0), np.nan)])
 
     def fed(self, events: list[naive.Event], cuts: list[int]) -> np.ndarray:
         """The same, in pieces."""
@@ -160,9 +185,38 @@ def test_what_has_expired_is_given_back() -> None:
     store = Store(1, [100], ("sum",))
     for k in range(0, 100_000, 1000):
         store.feed([naive.Event(0, k + j, 1.0, j == 999) for j in range(1000)])
-    assert store.heap[cpu.TOP] <= 2 + 4 + 8 + 16 + 32 + 64 + 128 + 256
-    assert len(store.pool) <= 1024
-    cpu.clear(np.array([0], np.int32), store.runs, store.heap, store.pool)
+    assert store.heap[cpu.TOP] <= 1 + 1 + 2 + 4 + 8 + 16 + 32
+    assert len(store.pool) <= 64 * cpu.LINE
+    cpu.clear(np.array([0], np.int32), store.starts, store.heap, store.pool.view(np.int64))
     before = len(store.pool)
     store.feed([naive.Event(1, k, 1.0, False) for k in range(100)])
     assert len(store.pool) == before
+
+
+def test_a_count_that_is_full_goes_on_in_another_row() -> None:
+    """Of the same tile: nothing is lost of it, in order, late, or moved to a larger block."""
+    names = ("count", "sum", "max", "std")
+    store = Store(10, [4], names)
+    tiles, n = store.packed(3), float(cpu.FULL - 1)
+    tiles[:, :2] = [(7, n), (8, n), (9, 1.0)]
+    tiles[:, 2:] = 0.0
+    store.load(0, tiles)
+    times = [71, 75, 95, 76, 85, 86, 77, 96, 87]
+    store.feed([naive.Event(0, at, 5.0, False) for at in times])
+    got = store.feed([naive.Event(0, 99, None, True)])[0, 0]
+    many = 2 * n + 1
+    mean = 5.0 * len(times) / (many + len(times))
+    spread = many * mean**2 + len(times) * (5.0 - mean) ** 2
+    np.testing.assert_allclose(got, [many + len(times), 5.0 * len(times), 5.0, math.sqrt(spread / (many + len(times) - 1))])
+
+
+@given(EVENTS, EVENTS, st.booleans())
+def test_what_is_packed_and_unpacked_goes_on_as_if_it_never_was(
+    before: list[naive.Event], after: list[naive.Event], late: bool
+) -> None:
+    for names in (("count", "mean", "min"), ("distinct", "last", "max")):
+        store, again = Store(5, [3, 9], names, late), Store(5, [3, 9], names, late)
+        store.feed(before)
+        for slot in range(3):
+            again.load(slot, *store.dump(slot))
+        np.testing.assert_array_equal(again.feed(after), store.feed(after))

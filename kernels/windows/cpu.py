@@ -1,12 +1,16 @@
 """Sliding windows as tiles in arrays, one pass over a batch in arrival order. kernels/windows/naive.py is the definition.
 
-Only tiles that hold something are kept: an entity has a run of rows in a pool, in order of time, one for each such tile. A
-row's columns are the tile's number, its count, and the FIELDS that the aggregates need; rows of `sketch` go with the pool's. A
-run that is full first drops what has expired, then moves to the start of its place, then to a place of twice the size; places
-have sizes of powers of two, and those left are given out again.
+Only tiles that hold something are kept: an entity has a block of the pool with a row for each such tile. The pool is words of 8
+bytes in lines of LINE; a block is a power of two of lines: a word that says its power (+ 1), how many rows it holds and where
+the newest stands, and then rows, in order of time around the ring that they are. A row is the tile's number and its count in
+one word, the FIELDS that the aggregates need, and the registers, where something is counted distinct. Rows that have left the
+longest window go when a newer tile comes; a block that is full still moves to one of twice the size, and those left are given
+out again. A count that is full (FULL) goes on in another row of the same tile.
 
-Shapes: n events, s slots (entities), p rows in the pool, k windows of one value and condition, a aggregates. Times
-and tiles in microseconds, spans in tiles. A slot of -1 is an event without the entity: it reads nothing and updates nothing.
+Shapes: n events, s slots (entities), k windows of one value and condition, a aggregates. Times and tiles in microseconds, spans
+in tiles; a tile's number is within 2**44 of 0. A slot of -1 is an event without the entity: it reads nothing and updates
+nothing. The pool comes as three views of the same memory: `pool` float64 and `whole` int64 [words], `sketch` uint8 [bytes].
+Line 0 is no entity's and all zeros: the block of those that have none.
 """
 
 import math
@@ -34,18 +38,39 @@ NEEDS = {
 """The fields that an aggregate needs beside the count."""
 
 REGISTERS, RANKS = 256, 44
-START, FIRST, SIZE, PLACES = range(4)
-SMALLEST = 2
+LINE = 8
 TOP = 32
+FEWEST = 3
+COUNTED = 19
+FULL = 2**COUNTED - 1
+SIZED, POWERED = 24, 48
+PART = 2**SIZED - 1
 NEXT, READ_ROW, USED_LATE, DROPPED_LATE, WANTED = range(5)
 AHEAD = 16
 
 
 def new_heap() -> I64:
-    """The bookkeeping of an empty pool: the first free place of each power of two (-1: none), and the rows given out."""
-    heap = np.full(TOP + 1, -1)
-    heap[TOP] = 0
+    """The bookkeeping of a pool of line 0 alone: the first free block of each power of two (0: none), the lines given out."""
+    heap = np.zeros(TOP + 1, np.int64)
+    heap[TOP] = 1
     return heap
+
+
+def width(fields: int, distinct: bool) -> int:
+    """The words of a row."""
+    return 1 + fields + (REGISTERS // 8 if distinct else 0)
+
+
+def lines(sizes: I32, places: I64) -> int:
+    """How many lines the blocks of so many rows each take."""
+    return int((1 << np.searchsorted(places, sizes[sizes > 0]) >> 1).sum())
+
+
+def places(words: int) -> I64:
+    """How many rows of so many words a block has, by its power + 1; none below the smallest, which has room for FEWEST."""
+    found = np.array([0, *(((LINE << power) - 1) // words for power in range(TOP))])
+    found[found < FEWEST] = 0
+    return found
 
 
 @njit(cache=True, nogil=True)
@@ -95,87 +120,52 @@ def estimate(registers: U8) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _take(heap: I64, pool: F64, rows: int) -> int:
-    """The first row of a free place of `rows` (a power of two) rows; the caller has seen to it that there is one."""
-    power = 0
-    while 1 << power < rows:
-        power += 1
+def _take(heap: I64, whole: I64, power: int) -> int:
+    """The first line of a free block of a power of two of lines; the caller has seen to it that there is one."""
     start = heap[power]
-    if start >= 0:
-        heap[power] = np.int64(pool[start, 0])
+    if start:
+        heap[power] = whole[start * LINE]
         return start
     start = heap[TOP]
-    heap[TOP] += rows
+    heap[TOP] += 1 << power
     return start
 
 
 @njit(cache=True, nogil=True)
-def _give(heap: I64, pool: F64, start: int, rows: int) -> None:
-    power = 0
-    while 1 << power < rows:
-        power += 1
-    pool[start, 0] = heap[power]
+def _give(heap: I64, whole: I64, start: int, power: int) -> None:
+    whole[start * LINE] = heap[power]
     heap[power] = start
 
 
 @njit(cache=True, nogil=True)
-def _move(pool: F64, sketch: U8, source: int, to: int, rows: int) -> None:
-    """Copies rows, to a place before them or to another one."""
-    for r in range(rows):
-        for c in range(pool.shape[1]):
-            pool[to + r, c] = pool[source + r, c]
-        for c in range(sketch.shape[1]):
-            sketch[to + r, c] = sketch[source + r, c]
+def _smallest(rows: I64, wanted: int) -> int:
+    """The power + 1 of the smallest block with room for so many rows."""
+    key = 1
+    while rows[key] < wanted:
+        key += 1
+    return key
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _row(runs: I32, heap: I64, pool: F64, sketch: U8, slot: int, tile: float, widest: int, late: bool) -> int:
-    """The row of an entity's tile, made if it is not there and in order; -1 for one that is gone.
-
-    late: whether a tile before the newest one is taken.
-    """
-    start, first, size, places = runs[slot, START], runs[slot, FIRST], runs[slot, SIZE], runs[slot, PLACES]
-    at = first + size
-    if size:
-        newest = pool[at - 1, 0]
-        if newest == tile:
-            return at - 1
-        if tile < newest:
-            if not late or tile <= newest - widest:
-                return -1
-            while at > first and pool[at - 1, 0] > tile:
-                at -= 1
-            if at > first and pool[at - 1, 0] == tile:
-                return at - 1
-        else:
-            while size and pool[first, 0] <= tile - widest:
-                first += 1
-                size -= 1
-    if size == 0:
-        first = at = start
-    if first + size == start + places:
-        larger = max(2 * places, SMALLEST)
-        moves = 4 * (first - start) < places or places == 0
-        to = _take(heap, pool, larger) if moves else start
-        _move(pool, sketch, first, to, size)
-        if moves:
-            if places:
-                _give(heap, pool, start, places)
-            places = larger
-        at += to - first
-        start = first = to
-    for r in range(first + size, at, -1):
-        for c in range(pool.shape[1]):
-            pool[r, c] = pool[r - 1, c]
-        for c in range(sketch.shape[1]):
-            sketch[r, c] = sketch[r - 1, c]
-    pool[at, 0] = tile
-    for c in range(1, pool.shape[1]):
-        pool[at, c] = 0.0
-    for c in range(sketch.shape[1]):
-        sketch[at, c] = 0
-    runs[slot, START], runs[slot, FIRST], runs[slot, SIZE], runs[slot, PLACES] = start, first, size + 1, places
-    return at
+@njit(cache=True, nogil=True)
+def _larger(slot: int, words: int, rows: I64, starts: I32, heap: I64, whole: I64, lines: int) -> int:
+    """Moves an entity whose block is full to a larger one, the oldest row first; returns the lines that the pool lacks."""
+    start = np.int64(starts[slot])
+    header = whole[start * LINE]
+    key, size, newest = header >> POWERED, header >> SIZED & PART, header & PART
+    larger = _smallest(rows, size + 1)
+    if not heap[larger - 1] and heap[TOP] + (1 << (larger - 1)) > lines:
+        return 1 << (larger - 1)
+    to = _take(heap, whole, larger - 1)
+    for r in range(size):
+        at = newest + 1 + r - size
+        source = start * LINE + 1 + (at if at >= 0 else at + rows[key]) * words
+        for c in range(words):
+            whole[to * LINE + 1 + r * words + c] = whole[source + c]
+    if key:
+        _give(heap, whole, start, key - 1)
+    whole[to * LINE] = larger << POWERED | size << SIZED | max(size - 1, 0)
+    starts[slot] = to
+    return 0
 
 
 @njit(cache=True, nogil=True)
@@ -189,15 +179,18 @@ def window(
     tile: int,
     late: bool,
     spans: I64,
-    starts: I64,
+    bounds: I64,
     aggregates: I64,
     rows: I64,
     columns: I64,
     fading: F64,
     half_life: float,
-    runs: I32,
+    words: int,
+    places: I64,
+    starts: I32,
     heap: I64,
     pool: F64,
+    whole: I64,
     sketch: U8,
     progress: I64,
     out: F64,
@@ -206,75 +199,81 @@ def window(
 
     slots, times, values, codes, bits: [n]; bit 0 of bits: reads, bit condition + 1: updates; a NaN value does not update.
     late: whether an update in a tile before the entity's newest is used while that tile can still be seen, or dropped.
-    Window j has spans[j] tiles (ascending), and aggregates[starts[j]:starts[j + 1]], by their place in AGGREGATES, go to these
-    rows of out [.., number of reads]. columns int64 [7]: the pool's column of each of FIELDS, -1 where it is not kept.
+    Window j has spans[j] tiles (ascending), and aggregates[bounds[j]:bounds[j + 1]], by their place in AGGREGATES, go to these
+    rows of out [.., number of reads]. columns int64 [7]: the word of a row of each of FIELDS, -1 where it is not kept.
     fading float64 [spans[-1]]: what is left of 1 after so many tiles, where half_life (in microseconds) is more than 0.
-    State: runs int32 [s, 4] (START, FIRST, SIZE, PLACES; zeros at first), heap (`new_heap`), pool float64 [p, 2 + fields],
-    sketch uint8 [p, REGISTERS], or [0, 0] where nothing is counted distinct. progress int64 [5]: the next event, the next
-    row of out, late updates used and dropped (counted once for each window), and the rows that the pool lacks.
+    words: of a row (`width`); places: `places` of it.
+    State: starts int32 [s], the line where a slot's block begins (0: it has none), heap (`new_heap`), and the pool, of any
+    contents but for line 0. progress int64 [5]: the next event, the next row of out, late updates used and dropped (counted
+    once for each window), and the lines that the pool lacks.
     """
     update = np.uint32(2 << condition)
-    n, windows, p = len(slots), len(spans), len(pool)
+    n, windows, lines = len(slots), len(spans), len(pool) // LINE
     widest = spans[windows - 1]
     total, low, high = columns[TOTAL], columns[LOW], columns[HIGH]
     squares, last_at, latest, faded = columns[SQUARES], columns[LAST_AT], columns[LATEST], columns[FADING]
-    more = squares >= 0 or last_at >= 0 or faded >= 0 or sketch.shape[1] > 0
-    union = np.zeros(sketch.shape[1], np.uint8)
+    distinct = words > REGISTERS // 8
+    more = squares >= 0 or last_at >= 0 or faded >= 0 or distinct
+    registers = (words - REGISTERS // 8) * 8
+    union = np.zeros(REGISTERS if distinct else 0, np.uint8)
     row = progress[READ_ROW]
     progress[WANTED] = 0
+    now = times[progress[NEXT]] // tile if n > progress[NEXT] else 0
+    begins = now * tile
     for i in range(progress[NEXT], n):
         soon, later = slots[min(i + AHEAD, n - 1)], slots[min(i + 2 * AHEAD, n - 1)]
-        prefetch(runs, later)
-        if soon >= 0:
-            prefetch(pool, runs[soon, FIRST])
-            prefetch(pool, runs[soon, FIRST] + runs[soon, SIZE])
-        slot = slots[i]
-        updates = slot >= 0 and bits[i] & update and not np.isnan(values[i])
-        if updates and heap[TOP] + max(2 * runs[slot, PLACES], SMALLEST) > p:
-            progress[NEXT], progress[READ_ROW] = i, row
-            progress[WANTED] = max(2 * runs[slot, PLACES], SMALLEST)
-            return
-        time = times[i]
-        now = time // tile
+        prefetch(starts, later)
+        line = np.int64(starts[max(soon, 0)]) * LINE
+        prefetch(pool, line)
+        prefetch(pool, line + LINE)
+        slot, time = slots[i], times[i]
+        if time < begins or time >= begins + tile:
+            now = time // tile
+            begins = now * tile
+        base = np.int64(starts[slot]) * LINE if slot >= 0 else 0
+        header = whole[base]
+        size, newest, held = header >> SIZED & PART, header & PART, places[header >> POWERED]
+        first = base + 1
+        at = first + newest * words
+        top = whole[at] >> COUNTED if size else now
+        left = size
         if bits[i] & READ:
-            first = r = 0
-            top = float(now)
-            if slot >= 0 and runs[slot, SIZE]:
-                first = runs[slot, FIRST]
-                r = first + runs[slot, SIZE]
-                top = max(top, pool[r - 1, 0])
-                while r > first and pool[r - 1, 0] > now:
-                    r -= 1
-            count, sum_, lo, hi = 0.0, 0.0, np.inf, -np.inf
+            r, wraps = at, first + (held - 1) * words
+            while left and whole[r] >> COUNTED > now:
+                left -= 1
+                r = r - words if r > first else wraps
+            count, sum_, lo, hi = 0, 0.0, np.inf, -np.inf
             spread, seen_at, seen, fade = 0.0, np.nan, np.nan, 0.0
-            if len(union):
+            if distinct:
                 union[:] = 0
             for j in range(windows):
-                bound = top - spans[j]
-                while r > first and pool[r - 1, 0] > bound:
-                    r -= 1
+                bound = (max(now, top) - spans[j] + 1) << COUNTED
+                while left and whole[r] >= bound:
+                    here = whole[r] & FULL
                     if more:
                         if squares >= 0:
-                            spread += pool[r, squares]
+                            spread += pool[r + squares]
                             if count:
-                                apart = pool[r, total] / pool[r, 1] - sum_ / count
-                                spread += apart * apart * (count * pool[r, 1] / (count + pool[r, 1]))
+                                apart = pool[r + total] / here - sum_ / count
+                                spread += apart * apart * (float(count) * here / (count + here))
                         if last_at >= 0 and count == 0:
-                            seen_at = pool[r, last_at]
+                            seen_at = pool[r + last_at]
                             if latest >= 0:
-                                seen = pool[r, latest]
+                                seen = pool[r + latest]
                         if faded >= 0:
-                            fade += pool[r, faded] * fading[now - np.int64(pool[r, 0])]
-                        for c in range(sketch.shape[1]):
-                            union[c] = max(union[c], sketch[r, c])
-                    count += pool[r, 1]
+                            fade += pool[r + faded] * fading[now - (whole[r] >> COUNTED)]
+                        for c in range(len(union)):
+                            union[c] = max(union[c], sketch[r * 8 + registers + c])
+                    count += here
                     if total >= 0:
-                        sum_ += pool[r, total]
+                        sum_ += pool[r + total]
                     if low >= 0:
-                        lo = min(lo, pool[r, low])
+                        lo = min(lo, pool[r + low])
                     if high >= 0:
-                        hi = max(hi, pool[r, high])
-                for a in range(starts[j], starts[j + 1]):
+                        hi = max(hi, pool[r + high])
+                    left -= 1
+                    r = r - words if r > first else wraps
+                for a in range(bounds[j], bounds[j + 1]):
                     which, to = aggregates[a], rows[a]
                     if which == COUNT:
                         out[to, row] = count
@@ -300,80 +299,151 @@ def window(
                         out[to, row] = max(time - seen_at, 0.0) / 1e6
                     else:
                         out[to, row] = math.sqrt(spread / (count - 1)) if count > 1 else np.nan
-            row += 1
-        if not updates:
-            continue
+            if now < top:
+                left = 0
+        else:
+            left = 0
+            if size and now > top:
+                bound, r = (
+                    (now - widest + 1) << COUNTED,
+                    first + (newest + 1 - size + (held if newest + 1 < size else 0)) * words,
+                )
+                while left < size and whole[r] < bound:
+                    left += 1
+                    r = r + words if r < first + (held - 1) * words else first
+        reads = np.int64(bits[i] & READ)
         value = values[i]
-        if runs[slot, SIZE]:
-            newest = pool[runs[slot, FIRST] + runs[slot, SIZE] - 1, 0]
-            if now < newest:
-                for j in range(windows):
-                    progress[USED_LATE if late and now > newest - spans[j] else DROPPED_LATE] += 1
-        at = _row(runs, heap, pool, sketch, slot, float(now), widest, late)
-        if at < 0:
+        if slot < 0 or not bits[i] & update or np.isnan(value):
+            row += reads
             continue
-        count = pool[at, 1]
+        newer, there = 0, size > 0 and now == top
+        if now < top:
+            if not late or now <= top - widest:
+                progress[DROPPED_LATE] += windows
+                row += reads
+                continue
+            while newer < size and whole[at] >> COUNTED > now:
+                newer += 1
+                at = at - words if at > first else first + (held - 1) * words
+            there = newer < size and whole[at] >> COUNTED == now
+        if not there or whole[at] & FULL == FULL:
+            size -= left
+            if size == held:
+                progress[WANTED] = _larger(slot, words, places, starts, heap, whole, lines)
+                if progress[WANTED]:
+                    progress[NEXT], progress[READ_ROW] = i, row
+                    return
+                base = np.int64(starts[slot]) * LINE
+                header = whole[base]
+                first, newest, held = base + 1, header & PART, places[header >> POWERED]
+            newest = newest + 1 if size and newest + 1 < held else 0
+            whole[base] = header >> POWERED << POWERED | (size + 1) << SIZED | newest
+            at = first + newest * words
+            for _ in range(newer):
+                before = at - words if at > first else first + (held - 1) * words
+                for c in range(words):
+                    whole[at + c] = whole[before + c]
+                at = before
+            whole[at] = now << COUNTED
+            for c in range(1, words):
+                whole[at + c] = 0
+        if newer:
+            for j in range(windows):
+                progress[USED_LATE if now > top - spans[j] else DROPPED_LATE] += 1
+        here = whole[at] & FULL
         if low >= 0:
-            pool[at, low] = min(pool[at, low], value) if count else value
+            pool[at + low] = min(pool[at + low], value) if here else value
         if high >= 0:
-            pool[at, high] = max(pool[at, high], value) if count else value
+            pool[at + high] = max(pool[at + high], value) if here else value
         if more:
-            if squares >= 0 and count:
-                apart = value - pool[at, total] / count
-                pool[at, squares] += apart * apart * (count / (count + 1.0))
-            if last_at >= 0 and (count == 0 or time >= pool[at, last_at]):
-                pool[at, last_at] = time
+            if squares >= 0 and here:
+                apart = value - pool[at + total] / here
+                pool[at + squares] += apart * apart * (here / (here + 1.0))
+            if last_at >= 0 and (here == 0 or time >= pool[at + last_at]):
+                pool[at + last_at] = time
                 if latest >= 0:
-                    pool[at, latest] = value
+                    pool[at + latest] = value
             if faded >= 0:
-                pool[at, faded] += value * 2.0 ** ((time - now * tile) / half_life)
-            if sketch.shape[1]:
+                pool[at + faded] += value * 2.0 ** ((time - now * tile) / half_life)
+            if distinct:
                 register, rank = _rank(codes[i])
-                sketch[at, register] = max(sketch[at, register], rank)
+                register += at * 8 + registers
+                sketch[register] = max(sketch[register], rank)
         if total >= 0:
-            pool[at, total] += value
-        pool[at, 1] = count + 1.0
+            pool[at + total] += value
+        whole[at] += 1
+        row += reads
     progress[NEXT], progress[READ_ROW] = n, row
 
 
 @njit(cache=True, nogil=True)
-def clear(slots: I32, runs: I32, heap: I64, pool: F64) -> None:
-    """Empties slots int32 [m], and gives back their places."""
+def clear(slots: I32, starts: I32, heap: I64, whole: I64) -> None:
+    """Empties slots int32 [m], and gives back their blocks."""
     for slot in slots:
-        if runs[slot, PLACES]:
-            _give(heap, pool, runs[slot, START], runs[slot, PLACES])
-        runs[slot, :] = 0
+        start = np.int64(starts[slot])
+        if start:
+            _give(heap, whole, start, (whole[start * LINE] >> POWERED) - 1)
+        starts[slot] = 0
 
 
 @njit(cache=True, nogil=True)
-def pack(slots: I64, runs: I32, pool: F64, sketch: U8, packed: F64, packed_sketch: U8) -> None:
-    """Copies the rows of slots [m], one after the other, to packed [their SIZE in all, ..]."""
-    to = 0
+def count(slots: I64, starts: I32, whole: I64, sizes: I32) -> None:
+    """Fills sizes [m] with how many rows each of slots [m] has."""
+    for i in range(len(slots)):
+        sizes[i] = whole[np.int64(starts[slots[i]]) * LINE] >> SIZED & PART
+
+
+@njit(cache=True, nogil=True)
+def pack(
+    slots: I64, words: int, places: I64, starts: I32, pool: F64, whole: I64, sketch: U8, packed: F64, packed_sketch: U8
+) -> None:
+    """Copies the rows of slots [m], one after the other and in order of time, to packed [their number in all, 2 + fields]: the
+    tile's number, its count, the fields; and their registers to packed_sketch [.., REGISTERS], or [.., 0] if there are none."""
+    to, fields = 0, packed.shape[1] - 2
     for slot in slots:
-        for r in range(runs[slot, FIRST], runs[slot, FIRST] + runs[slot, SIZE]):
-            packed[to] = pool[r]
-            if sketch.shape[1]:
-                packed_sketch[to] = sketch[r]
+        base = np.int64(starts[slot]) * LINE
+        header = whole[base]
+        size, newest, held = header >> SIZED & PART, header & PART, places[header >> POWERED]
+        for k in range(size):
+            place = newest + 1 + k - size
+            at = base + 1 + (place if place >= 0 else place + held) * words
+            packed[to, 0], packed[to, 1] = whole[at] >> COUNTED, whole[at] & FULL
+            for c in range(fields):
+                packed[to, 2 + c] = pool[at + 1 + c]
+            for c in range(packed_sketch.shape[1]):
+                packed_sketch[to, c] = sketch[(at + 1 + fields) * 8 + c]
             to += 1
 
 
 @njit(cache=True, nogil=True)
-def unpack(slots: I32, sizes: I32, packed: F64, packed_sketch: U8, runs: I32, heap: I64, pool: F64, sketch: U8) -> None:
-    """The reverse, into empty slots; where a slot is -1, its rows are passed over. The caller has made room: 2 * sizes.sum()
-    rows and SMALLEST for each slot."""
-    source = 0
+def unpack(
+    slots: I32,
+    sizes: I32,
+    packed: F64,
+    packed_sketch: U8,
+    words: int,
+    places: I64,
+    starts: I32,
+    heap: I64,
+    pool: F64,
+    whole: I64,
+    sketch: U8,
+) -> None:
+    """The reverse, into empty slots; where a slot is -1, its rows are passed over. The caller has made room (`lines`)."""
+    source, fields = 0, packed.shape[1] - 2
     for i in range(len(slots)):
-        first = source
-        source += sizes[i]
-        if slots[i] < 0 or sizes[i] == 0:
+        size, first = int(sizes[i]), source
+        source += size
+        if slots[i] < 0 or size == 0:
             continue
-        places = SMALLEST
-        while places < sizes[i]:
-            places *= 2
-        start = _take(heap, pool, places)
-        for r in range(sizes[i]):
-            pool[start + r] = packed[first + r]
-            if sketch.shape[1]:
-                sketch[start + r] = packed_sketch[first + r]
-        runs[slots[i], START], runs[slots[i], FIRST] = start, start
-        runs[slots[i], SIZE], runs[slots[i], PLACES] = sizes[i], places
+        key = _smallest(places, size)
+        start = _take(heap, whole, key - 1)
+        starts[slots[i]] = start
+        whole[start * LINE] = key << POWERED | size << SIZED | (size - 1)
+        for r in range(size):
+            at = start * LINE + 1 + r * words
+            whole[at] = np.int64(packed[first + r, 0]) << COUNTED | np.int64(packed[first + r, 1])
+            for c in range(fields):
+                pool[at + 1 + c] = packed[first + r, 2 + c]
+            for c in range(packed_sketch.shape[1]):
+                sketch[(at + 1 + fields) * 8 + c] = packed_sketch[first + r, c]
