@@ -390,6 +390,7 @@ def clear(slots: I32, starts: I32, heap: I64, whole: I64) -> None:
 def count(slots: I64, starts: I32, whole: I64, sizes: I32) -> None:
     """Fills sizes [m] with how many rows each of slots [m] has."""
     for i in range(len(slots)):
+        prefetch(whole, np.int64(starts[slots[min(i + AHEAD, len(slots) - 1)]]) * LINE)
         sizes[i] = whole[np.int64(starts[slots[i]]) * LINE] >> SIZED & PART
 
 
@@ -400,8 +401,11 @@ def pack(
     """Copies the rows of slots [m], one after the other and in order of time, to packed [their number in all, 2 + fields]: the
     tile's number, its count, the fields; and their registers to packed_sketch [.., REGISTERS], or [.., 0] if there are none."""
     to, fields = 0, packed.shape[1] - 2
-    for slot in slots:
-        base = np.int64(starts[slot]) * LINE
+    for i in range(len(slots)):
+        ahead = np.int64(starts[slots[min(i + AHEAD, len(slots) - 1)]]) * LINE
+        prefetch(whole, ahead)
+        prefetch(whole, ahead + LINE)
+        base = np.int64(starts[slots[i]]) * LINE
         header = whole[base]
         size, newest, held = header >> SIZED & PART, header & PART, places[header >> POWERED]
         for k in range(size):
