@@ -18,8 +18,16 @@ FILES = "part-*"
 def look(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str, Any]:
     """All that there is to say of a store, as plain data. A job may be running on it, and is not held up.
 
-    Raises RecoveryError where there is none, or none that can be read.
+    Raises RecoveryError, which names the command that goes on, where there is none, or none that can be read.
     """
+    try:
+        return _look(pipeline, settings, called)
+    except RecoveryError as error:
+        _, differs = goes_on(pipeline, settings, called)
+        raise RecoveryError(differs or str(error)) from None
+
+
+def _look(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str, Any]:
     folder = store_of(pipeline, settings)
     made = made_for(folder)
     if made is None:
@@ -83,16 +91,17 @@ def goes_on(pipeline: Pipeline, settings: JobSettings, called: str) -> tuple[boo
     return True, None
 
 
-def _positions(store: Store, folder: Path, name: str, output: dict[int, int] | None) -> dict[str, dict[str, int]]:
+def _positions(store: Store, folder: Path, name: str, output: dict[int, int] | None) -> dict[str, dict[str, int | None]]:
     decide = Start.load(folder).decide
-    found = {}
+    found: dict[str, dict[str, int | None]] = {}
     for number, at in positions(store, name).items():
-        begins = decide.get(number, 0)
-        found[str(number)] = {"read": at.read, "decided": max(at.decided, begins)} | (
-            {"staged": output.get(number, 0)} if output is not None else {}
-        )
+        begins, staged = decide.get(number, 0), (output or {}).get(number, 0)
+        decided = max(at.decided, begins)
+        told = found[str(number)] = {"read": at.read, "decided": decided, "safe": None if staged else decided}
+        if output is not None:
+            told["staged"] = staged
         if at.read < begins:
-            found[str(number)]["rebuilding"] = begins - at.read
+            told["rebuilding"] = begins - at.read
     return found
 
 
@@ -139,11 +148,11 @@ def tell(found: dict[str, Any]) -> str:
         lines += [f"  {entity}: {feature}" for feature in features]
     if found["positions"]:
         topic = found["made_for"].get("topic")
-        lines += ["", f"{'position of ' + str(topic):28} {'read':>12} {'decided':>12}"]
+        lines += ["", f"{'position of ' + str(topic):28} {'read':>12} {'decided':>12} {'safe':>12}"]
         for number, at in found["positions"].items():
-            more = f"  {at['staged']:,} messages staged" if at.get("staged") else ""
+            more = f"{at['safe']:12,}" if at["safe"] is not None else f"  once {at['staged']:,} messages are committed"
             more += f"  {at['rebuilding']:,} messages to read again" if at.get("rebuilding") else ""
-            lines.append(f"  partition {number:16} {at['read']:12,} {at['decided']:12,}{more}")
+            lines.append(f"  partition {number:16} {at['read']:12,} {at['decided']:12,} {more}")
     if found["shards"]:
         entities = list(found["shards"][0]["entities"])
         lines += [

@@ -6,12 +6,13 @@ What it was stays beside it as NAME.old. Nothing may run on it meanwhile.
 import json
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from features.streaming import Group
 from streams.holdings import whole
 from streams.pipeline import Pipeline
 from streams.routing import page_name
@@ -59,7 +60,7 @@ def migrate(pipeline: Pipeline, settings: JobSettings, called: str, partitions: 
             )
         count = partitions or settings.recovery_partitions or store.count
         new = fresh(folder)
-        snapshots = _all(store) if before == after else _cut_again(store, pipeline, before)
+        snapshots = _all(store) if before == after else _of_other_shards(store, pipeline, before)
         written = write(new, count, store.progress, snapshots)
         was = store.count
     if (folder / START).exists():
@@ -101,23 +102,29 @@ def _all(store: Store) -> Iterator[Snapshot]:
         yield from store.snapshots(step)
 
 
-def _cut_again(store: Store, pipeline: Pipeline, shards: int) -> Iterator[Snapshot]:
+def _of_other_shards(store: Store, pipeline: Pipeline, shards: int) -> Iterator[Snapshot]:
     """All snapshots, those of the state by other shards."""
     step = f"{pipeline.name}.features"
     for other in store.steps():
         if other != step:
             yield from store.snapshots(other)
     held = whole(store, pipeline.name, pipeline.groups, shards)
-    made = Shards(pipeline.groups, pipeline.shards, None)
-    made.states, made.begins = held.states, held.begins
     epoch, now = (store.progress.epoch or 1) - 1, f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
-    for state in made.states:
-        for shard in range(pipeline.shards):
-            state.changed(shard, pipeline.shards)  # that is all, and on the pages that follow
-    for shard in range(pipeline.shards):
-        for page in range(PAGES):
-            made.held = held.held if page == PAGES - 1 else None  # those of the last one count
-            yield Snapshot(step, page_name(shard, page), epoch, pickle.dumps(made.snapshot(shard, page)), now)
+    for page in cut_again(held, pipeline.groups, pipeline.shards):
+        yield Snapshot(step, page_name(page["shard"], page["page"]), epoch, pickle.dumps(page), now)
+
+
+def cut_again(held: Shards, groups: Sequence[Group], shards: int) -> Iterator[dict[str, Any]]:
+    """The snapshots of all pages of so many shards, from which what is held comes back. Nothing is fed to `held` after that."""
+    made = Shards(groups, shards, None)
+    made.states, made.begins = held.states, held.begins
+    for shard in range(shards):
+        for state in made.states:
+            state.changed(shard, shards)  # that is all, and on the pages that follow
+    for page in range(PAGES):
+        made.held = held.held if page == PAGES - 1 else None  # those of the last one count
+        for shard in range(shards):
+            yield made.snapshot(shard, page)
 
 
 def _bytes(folder: Path) -> int:

@@ -1,6 +1,7 @@
 """A recovery store is looked into, written anew, moved, exported and dropped; decisions are those of one left alone."""
 
 import json
+import pickle
 import shutil
 import sqlite3
 from contextlib import closing
@@ -8,21 +9,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
-from payments import decisions, settings, stream
+import test_exactly_once as once
+from hypothesis import example, given
+from hypothesis import strategies as st
+from payments import CHAMPION, decisions, payments, settings, stream
+from prometheus_client import CollectorRegistry
 from test_rebuild import bare, going, half, quick, spread, whole_of
+from test_snapshots import GROUPS, cut, everything
 
 from kernels.hashing.cpu import hash_column
+from ops.cli import run_command
 from ops.state_export import export
 from ops.state_move import drop, lost, move
 from ops.state_store import look, tell
 from sinks.memory import MemorySink
-from streams.migrate import migrate
+from sinks.memory_log import MemoryLane, MemoryLog
+from streams.migrate import cut_again, migrate
 from streams.pipeline import Pipeline
 from streams.positions import kept
+from streams.run import run
+from streams.shards import Shards
+from streams.source import MemorySource
 from streams.start import RecoveryError, store_of
 from streams.store import Store
 from streams.store_writer import partition_of
@@ -124,6 +136,7 @@ def test_what_is_shown_is_what_there_is(tmp_path: Path, made: dict[str, Any]) ->
     assert found["bytes"]["current"] == sum(step["current"] for step in steps.values())
     assert sum(shard["bytes"] for shard in found["shards"]) == steps["payments.features"]["current"]
     assert found["bytes"]["files"] >= found["bytes"]["current"] + found["bytes"]["replaced"] + found["bytes"]["spare"]
+    assert all(step["snapshots"] <= 2 * step["keys"] for step in steps.values())  # the others are gone
     said = tell(json.loads(json.dumps(found)))
     for words in ("partitions   1", f"at epoch {found['resume_epoch']}", "the pipeline goes on with it", "0", "at_least_once"):
         assert words in said
@@ -181,6 +194,33 @@ def test_what_needs_the_topic_is_not_migrated(tmp_path: Path, made: dict[str, An
     assert look(changed, settings(home), "pay")["goes_on"] is False
 
 
+def test_what_is_staged_is_shown_and_written_anew_committed_once(tmp_path: Path) -> None:
+    log, written, whole = stream(300), MemoryLog(), MemoryLog()
+    once.start(tmp_path / "whole", [log], whole)
+    with pytest.raises(once.CrashError):
+        once.start(tmp_path / "job", [log], written, crash=("commit.before", 4))
+    pipeline, job = replace(payments(), delivery="exactly_once", shards=5), settings(tmp_path / "job")
+    (position,) = look(replace(pipeline, shards=8), job, "payments")["positions"].values()
+    assert position["staged"] > 0
+    assert position["safe"] is None
+    before = len(once.decided(written))
+    migrate(pipeline, job, "payments", 3)
+    assert list(look(pipeline, job, "payments")["positions"].values()) == [position]
+    source, lanes = MemorySource([log], rows=10), lambda shard: MemoryLane(written, str(shard))
+    run(
+        pipeline,
+        settings(tmp_path / "job", recovery=True, epoch_seconds=0.001),
+        registry=CollectorRegistry(),
+        source=source,
+        champion=CHAMPION,
+        lanes=lanes,
+    )
+    assert before < len(once.decided(written))
+    assert once.decided(written) == once.decided(whole)
+    (position,) = look(pipeline, job, "payments")["positions"].values()
+    assert position == {"read": 300, "decided": 300, "safe": position["safe"], "staged": position["staged"]}
+
+
 def test_partitions_that_are_added_to_the_topic_are_read_from_their_beginning(tmp_path: Path, made: dict[str, Any]) -> None:
     home, sink = copied(made, "arrival", tmp_path)
     logs = [*LOGS, stream(200, seed=1)]
@@ -192,3 +232,47 @@ def test_partitions_that_are_added_to_the_topic_are_read_from_their_beginning(tm
         if b'"paid"' in value
     }
     assert decisions(sink).keys() == paid
+
+
+@hypothesis.settings(max_examples=12)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**32), st.integers(1, 300))
+@example(3, 3, 0, 50)
+def test_cut_into_other_shards_the_state_is_the_same(before: int, after: int, seed: int, events: int) -> None:
+    rng, now = np.random.default_rng(seed), 1_700_000_000
+    shards = Shards(GROUPS, before, None)
+    for state in shards.states:
+        state.update(cut(rng, now, events, 0, 400), (now - 5) * 1_000_000)
+    again = Shards(GROUPS, after, None)
+    for page in cut_again(shards, GROUPS, after):
+        again.resume(pickle.loads(pickle.dumps(page)))
+    again.ready()
+    np.testing.assert_array_equal(everything(again, now), everything(shards, now))
+    assert [state.entities[0] for state in again.states] == [state.entities[0] for state in shards.states]
+
+
+def test_the_commands(
+    tmp_path: Path, made: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(made, "arrival", tmp_path / "home")
+    (tmp_path / "pay.py").write_text('from test_rebuild import quick\njob = quick("arrival", shards=3)\n')
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments: str, code: int = 0) -> str:
+        assert run_command(["state", *arguments]) == code
+        out, err = capsys.readouterr()
+        assert bool(err) == bool(code)
+        return out or err
+
+    home = "--home", "home"
+    assert "the pipeline does not go on with it" in said("pay.py:job", *home)
+    assert json.loads(said("--json", "pay.py:job", *home))["goes_on"] is False
+    assert json.loads(said("migrate", "pay.py:job", *home, "--partitions", "2", "--json"))["shards"] == [8, 3]
+    assert json.loads(said("show", "pay.py:job", *home, "--json"))["goes_on"] is True
+    assert "0 → 0" not in said("migrate", "pay.py:job", *home)
+    assert json.loads(said("export", "pay.py:job", "out", *home, "--json"))["rows"] == {"card": 40, "shop": 9}
+    assert said("export", "pay.py:job", "out", *home, "--at", "2024-01-02T13:00:00").startswith("out: store.json, card.parquet")
+    assert said("move", "pay.py:job", *home, "--to", "a", "--to", "b") == "a: partition 0\nb: partition 1\n"
+    assert json.loads(said("move", "pay.py:job", "--from", "a", "--from", "b", "--to", "c", "--json")) == {"c": [0, 1]}
+    assert "no recovery store" in said("pay.py:job", *home, code=1)
+    assert "c/recovery/payments.old" in said("drop", "pay.py:job", "--home", "c", "--yes")
+    assert all(word in said("--help") for word in ("show", "export", "migrate", "move", "drop"))
