@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from features.state import State
 from features.streaming import Cut
-from ops.state_store import look
+from ops.state_store import iso, look
 from streams.holdings import whole
 from streams.migrate import there
 from streams.pipeline import Pipeline
@@ -57,7 +57,7 @@ def export(pipeline: Pipeline, settings: JobSettings, called: str, folder: Path,
             for keys, seconds in entities(state):
                 writer.write_batch(_rows(state, keys, seconds, time, shards, schema))
                 rows[entity] += len(keys)
-    (folder / "store.json").write_text(json.dumps(found | {"features_at": time, "note": NOTE}, indent=2) + "\n")
+    (folder / "store.json").write_text(json.dumps(found | {"features_at": iso(time), "note": NOTE}, indent=2) + "\n")
     return rows
 
 
@@ -70,7 +70,7 @@ def entities(state: State) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray
 
 def _schema(state: State, time: int) -> pa.Schema:
     own = [("entity_hash", pa.uint64()), ("shard", pa.int32()), ("last_update", pa.timestamp("s", "UTC"))]
-    told = {"features_at": str(time), "entity": state.group.entity, "note": NOTE}
+    told = {"features_at": str(iso(time)), "entity": state.group.entity, "note": NOTE}
     return pa.schema([*own, *((name, pa.float64()) for name in state.group.names)], told)
 
 

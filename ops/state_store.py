@@ -1,8 +1,10 @@
 """What a pipeline's recovery store is and holds, and whether the pipeline goes on with it: `headrace state`."""
 
-from datetime import UTC, datetime
+import shutil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from streams.holdings import held, staged
 from streams.lookup import SecretError
@@ -54,7 +56,7 @@ def _look(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str, A
             "unfinished_snapshots": store.unfinished(),
             "delivery": settings.delivery or pipeline.delivery,
             "positions": _positions(store, folder, name, output),
-            "state_begins": min((shard.begins for shard in shards if shard.begins is not None), default=None),
+            "state_begins": iso(min((shard.begins for shard in shards if shard.begins is not None), default=None)),
             "shards": [
                 {
                     "shard": shard.shard,
@@ -71,6 +73,7 @@ def _look(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str, A
                 "current": sum(size.current for size in sizes),
                 "replaced": sum(size.nbytes - size.current for size in sizes),
                 "spare": store.spare(),
+                "disk_free": shutil.disk_usage(folder).free,
                 "steps": _by_step(sizes),
             },
             "made_for": made,
@@ -103,6 +106,11 @@ def _positions(store: Store, folder: Path, name: str, output: dict[int, int] | N
         if at.read < begins:
             told["rebuilding"] = begins - at.read
     return found
+
+
+def iso(time: int | None) -> str | None:
+    """A time in µs as people and programs read it."""
+    return None if time is None else f"{np.datetime_as_string(np.datetime64(time, 'us'))}Z"
 
 
 def _by_step(sizes: list[Size]) -> dict[str, dict[str, int]]:
@@ -138,7 +146,7 @@ def tell(found: dict[str, Any]) -> str:
     if found["unfinished_snapshots"] and found["resume_epoch"] is not None:
         lines.append(_line("unfinished", f"{found['unfinished_snapshots']:,} snapshots of epochs that are not durable (yet)"))
     begins = found["state_begins"]
-    since = "the first event" if begins is None else datetime.fromtimestamp(begins / 1e6, UTC).isoformat()
+    since = "the first event" if begins is None else begins
     lines += [
         _line("delivery", found["delivery"]),
         _line("state", f"version {found['made_for'].get('state version')}, of events since {since}"),
@@ -170,7 +178,7 @@ def tell(found: dict[str, Any]) -> str:
     lines += [
         "",
         f"{size['files']:,} bytes in files: {size['current']:,} that count{each}, {size['replaced']:,} replaced, "
-        f"{size['spare']:,} free to be used again",
+        f"{size['spare']:,} free to be used again; {size['disk_free']:,} free on the disk",
         "",
         "the pipeline goes on with it" if found["goes_on"] else f"the pipeline does not go on with it: {found['differs']}",
     ]

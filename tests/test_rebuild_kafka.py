@@ -162,3 +162,25 @@ def test_the_brokers_own_times_are_found(broker: Broker, name: Callable[[str], s
     timeline = Timeline(log, with_append_time(lambda raw: Decoded(raw, raw.slice(0, 0))), APPENDED, by_append=True)
     assert [timeline.since(0, second * SECOND) for second in (500, 1000, 1500, 3000, 3001)] == [0, 0, 1, 2, 3]
     log.close()
+
+
+def test_a_damaged_store_is_rebuilt_from_where_the_consumer_group_says(
+    broker: Broker, tmp_path: Path, name: Callable[[str], str]
+) -> None:
+    logs, events = spread(stream(3000), PARTITIONS), name("pay")
+    pipeline = of_topic(events)
+    fill(broker.address, events, logs)
+    sink, values = half(tmp_path, broker, pipeline, until=900)
+    store = store_of(pipeline, values)
+    safe, file = kept(store, "payments"), store / "part-0.sqlite3"
+    file.write_bytes(b"no store" + file.read_bytes()[8:])
+    with pytest.raises(RecoveryError, match=r"part-0.sqlite3 cannot be read: .*headrace run pay --rebuild makes"):
+        prepare(pipeline, values, called="pay")
+    told: list[str] = []
+    prepare(pipeline, values, called="pay", rebuild=True, slack="1s", say=told.append)
+    assert "as the consumer group headrace-payments says" in told[-1]
+    assert Start.load(store).decide == safe
+    assert (store.with_name("payments.old") / "part-0.sqlite3").exists()
+    parts: dict[str, Any] = {"sink": sink, "champion": champion_of(pipeline), "until_end": True}
+    run(pipeline, values, registry=CollectorRegistry(), **parts)
+    assert bare(decisions(sink, f"{events}-out")) == whole_of(tmp_path / "whole", pipeline, logs)

@@ -147,7 +147,7 @@ def test_exported_features_are_those_of_the_events_that_were_read(tmp_path: Path
     pipeline, job = quick("arrival"), settings(home)
     assert export(pipeline, job, "payments", tmp_path / "out") == {"card": 40, "shop": 9}
     told = json.loads((tmp_path / "out" / "store.json").read_text())
-    at = np.datetime64(told["features_at"], "us")
+    at = np.datetime64(told["features_at"].rstrip("Z"))
     rows = pl.read_parquet(tmp_path / "out" / "card.parquet")
     safe = kept(store_of(pipeline, job), "payments")
     sums: dict[str, list[float]] = {}
