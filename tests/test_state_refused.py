@@ -20,6 +20,7 @@ from test_rebuild import ADDED, EPOCH, champion_of, going, half, quick, spread
 
 from features.schema import Integer
 from features.spec import Derived, Fields
+from features.state import STATE_VERSION
 from models.policy import Bands
 from models.reference import build_reference
 from sinks.memory import MemorySink
@@ -30,6 +31,7 @@ from streams.pipeline import Decisions, Drift, Pipeline
 from streams.positions import kept
 from streams.run import run
 from streams.settings import JobSettings
+from streams.shards import VERSION
 from streams.source import MemorySource
 from streams.start import RecoveryError, check, store_of
 from streams.store import Snapshot, Store
@@ -119,10 +121,10 @@ def with_an_older_copy(store: Path) -> None:
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda store: part(store, 1).unlink(), "part-1.sqlite3 of 2 partitions is missing"),
     (lambda store: [part(store, number).unlink() for number in range(2)], "its files (sqlite3) are gone"),
-    (lambda store: (store / "made").write_text("{nonsense"), "expected state version 5, got none"),
+    (lambda store: (store / "made").write_text("{nonsense"), f"expected state version {VERSION}, got none"),
     (of_another_pipeline, "expected the state of pipeline payments, got that of refunds"),
-    (of_an_older_state, "expected state version 5, got 4"),
-    (of_older_features, "expected state of version 3, got 2"),
+    (of_an_older_state, f"expected state version {VERSION}, got {VERSION - 1}"),
+    (of_older_features, f"expected state of version {STATE_VERSION}, got {STATE_VERSION - 1}"),
     (with_damaged_head, "part-0.sqlite3 cannot be read: file is not a database"),
     (with_damaged_middle, "part-0.sqlite3"),
     (cut_short, "part-1.sqlite3"),
