@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,10 +89,20 @@ def topics(served: Served, partitions: int, extra: Sequence[str], source: str = 
         drop(served, [sink, *plain])
 
 
-def make(served: Served, names: Sequence[str], partitions: int, appended: bool = False, replicas: int = 1) -> None:
-    """Makes topics; appended: their messages get the broker's time. Returns when the broker shows them."""
+def make(
+    served: Served,
+    names: Sequence[str],
+    partitions: int,
+    appended: bool = False,
+    replicas: int = 1,
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Makes topics; appended: their messages get the broker's time; more: their settings.
+
+    Returns when the broker shows them.
+    """
     client = AdminClient({"bootstrap.servers": served.address, "log_level": 0})
-    config = {"max.message.bytes": str(MAX_MESSAGE)}
+    config = {"max.message.bytes": str(MAX_MESSAGE), **(more or {})}
     config |= {"message.timestamp.type": "LogAppendTime"} if appended else {}
     if not names:
         return

@@ -20,11 +20,11 @@ from typing import Any
 from bench.brokers import broker
 from bench.load import linger_ms
 from bench.options import common, leave_on_sigterm, settings, systems
+from bench.over_time import verdict
 from bench.run import ChildError, Plan, record
 from bench.schedule import schedule
 from bench.show import result, say, settings_lines, table, write
 from bench.slo import bound, highest
-from bench.soak import verdict
 from bench.systems import System
 from bench.workloads import load
 from ops.broker import BrokerError

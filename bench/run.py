@@ -19,9 +19,9 @@ from bench.brokers import Served, topics
 from bench.check import Answers, check, encoded, figures, histogram, lag
 from bench.collect import blocks
 from bench.load import linger_ms
+from bench.over_time import first_and_last, per_minute
 from bench.samples import Samples, sampling
 from bench.schedule import schedule
-from bench.soak import first_and_last, per_minute
 from bench.systems import ROOT, Counters, Running, System, SystemDiedError, counters, is_ready, started
 from bench.workloads import Prepared, Workload
 

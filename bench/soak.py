@@ -1,44 +1,237 @@
-"""Does it stay as it was? Memory and latency over a long run, its first hour beside its last."""
+"""The long run: a job under load for as long as you like, with faults in it, watched.
 
-from collections.abc import Sequence
-from statistics import median
+    python -m bench.soak --minutes 60 --json soak.json --png docs/soak.png
+
+The load is 70% of the highest rate, which is measured first (--rate sets another). The job is killed once and stopped once and
+started again, in the first third; after that the broker stands still for five seconds and is stopped and started, in turns,
+again and again (--every). Each decision is counted as it comes, with read_committed. Memory, file handles, threads and the
+recovery store of the job's last life and p99 are judged by their slope (the median of the slopes between any two samples): what
+they grow by over that life, against what is allowed. Seconds in which a fault shows are left out of the p99.
+"""
+
+import argparse
+import json
+import math
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from bench.brokers import Served, counting, make
+from bench.machine import commit, machine, versions
+from bench.proving.chart import drawn
+from bench.proving.lives import Life, Stand, StuckError, living, settle
+from bench.proving.load import PARTITIONS
+from bench.proving.scenes import Own, own, up
+from bench.proving.stream import SECONDS_A_BIN, Counted, Stream, counted, streaming
+from bench.proving.vitals import Trend, Vitals, trend, watched
+from bench.show import say
 
-HOUR = 3600.0
-GROWN = 1.05
-
-
-def first_and_last(series: Sequence[Sequence[float]], seconds: float) -> dict[str, Any]:
-    """Of [seconds since the start, value]: medians over the first and the last hour (a third of it where it is shorter than
-    three), and last / first."""
-    part = min(HOUR, seconds / 3)
-    first = [value for at, value in series if at <= part]
-    last = [value for at, value in series if at >= seconds - part]
-    if not first or not last:
-        return {"first": None, "last": None, "ratio": None, "part_s": part}
-    a, b = median(first), median(last)
-    return {"first": round(a, 3), "last": round(b, 3), "ratio": round(b / a, 4) if a else None, "part_s": part}
-
-
-def per_minute(intended_ns: npt.NDArray[np.int64], took_ns: npt.NDArray[np.int64], start_ns: int) -> list[list[float]]:
-    """[seconds since the start, p50 ms, p99 ms] of each minute by intended send time."""
-    minute = (intended_ns - start_ns) // 60_000_000_000
-    made = []
-    for number in np.unique(minute[minute >= 0]):
-        inside = took_ns[minute == number] / 1e6
-        made.append([float(number * 60), *(round(float(np.quantile(inside, share)), 3) for share in (0.5, 0.99))])
-    return made
+PRELOADED, STILL_SECONDS, AFTER_SECONDS, SETTLE_SHARE = 300_000, 5.0, 30.0, 0.15
+KILLED_AT, STOPPED_AT, BROKER_FROM = 0.1, 0.2, 0.35
+ALLOWED = {
+    "memory MB": (0.05, 5.0),
+    "handles": (0.0, 3.0),
+    "threads": (0.0, 2.0),
+    "store MB": (0.1, 5.0),
+    "p99 ms": (0.25, 5.0),
+}
+SEGMENTS = {"segment.bytes": str(64 * 1024 * 1024), "retention.ms": "900000"}
 
 
-def verdict(soak: dict[str, Any]) -> str:
-    """What is said of it, in a line."""
-    memory, p99 = soak["memory_mb"], soak["p99_ms"]
-    part = f"{memory['part_s'] / 60:.0f} minutes"
-    grown = memory["ratio"] is not None and memory["ratio"] > GROWN
-    return (
-        f"memory {memory['first']} MB in the first {part}, {memory['last']} MB in the last: "
-        f"{'GROWN' if grown else 'not grown'}; p99 {p99['first']} and {p99['last']} ms"
-    )
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; 1 if anything was lost, doubled or wrong, or grows."""
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--share", type=float, default=0.7, help="of the highest rate")
+    parser.add_argument("--rate", type=float, default=None, help="messages a second, instead")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--mode", choices=["exactly_once", "at_least_once"], default="exactly_once")
+    parser.add_argument("--epoch", type=float, default=0.25)
+    parser.add_argument("--every", type=float, default=300, help="seconds between two faults of the broker")
+    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--png", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    head, dirty = commit()
+    with tempfile.TemporaryDirectory(prefix="headrace-soak-") as folder, own(Path(folder)) as broker:
+        settings: dict[str, Any] = {"delivery": options.mode, "epoch_seconds": options.epoch}
+        rate = options.rate
+        if rate is None:
+            highest = top(Stand.made(broker.served, Path(folder), "top", "", settings), options.workers)
+            rate = options.share * highest
+            say(f"highest rate {highest:,.0f} messages/s, {options.share:.0%} of it: {rate:,.0f}")
+        seen = run(Stand.made(broker.served, Path(folder), "soak", "", settings), broker, rate, options)
+    found = wrong(seen, options.mode)
+    settings |= {"rate": round(rate), "workers": options.workers, "minutes": options.minutes}
+    whole: dict[str, Any] = {"kind": "soak", "settings": settings}
+    whole |= {"commit": head, "dirty": dirty, "machine": machine(), "versions": versions(), **seen, "wrong": found}
+    if options.json:
+        options.json.write_text(json.dumps(whole) + "\n")
+    if options.png:
+        drawn(seen["over_time"], seen["faults"]).savefig(options.png, dpi=110)
+    print("\n".join([*seen["said"], "WRONG: " + "; ".join(found) if found else "as promised"]))
+    return bool(found)
+
+
+def top(stand: Stand, workers: int) -> float:
+    """The highest rate: messages decided a second while a full topic is drained, between a fifth and four fifths of it."""
+    topics(stand.served, stand)
+    full = Stream(stand.load.name, PRELOADED)
+    with streaming(stand.served.address, full):
+        while full.sent < PRELOADED:
+            time.sleep(0.1)
+    moments: list[tuple[float, int]] = []
+    with counting(stand.served, stand.load.target) as count, living(stand, workers, "top") as life:
+        up(life)
+        while not moments or moments[-1][1] < 0.8 * PRELOADED:
+            if life.process.poll() is not None:
+                raise StuckError(f"it died: {life.said()}")
+            if (made := count()) >= 0.2 * PRELOADED:
+                moments.append((time.monotonic(), made))
+            time.sleep(0.02)
+        life.kill()
+    (first, some), (last, many) = moments[0], moments[-1]
+    return (many - some) / (last - first)
+
+
+def topics(served: Served, stand: Stand) -> None:
+    """The job's topics, whose messages are deleted once they are old."""
+    make(served, [stand.load.source, stand.load.target], PARTITIONS, more=SEGMENTS)
+    make(served, [stand.load.letters], 1)
+
+
+def run(stand: Stand, broker: Own, rate: float, options: argparse.Namespace) -> dict[str, Any]:
+    """The long run itself, with its faults, and all that was seen."""
+    served, seconds = stand.served, 60 * options.minutes
+    topics(served, stand)
+    stream = Stream(stand.load.name, rate)
+    store = stand.base.home / "recovery" / stand.load.name
+    plan = faults(seconds, options.every)
+    happened: list[dict[str, Any]] = []
+    lives: list[Life] = []
+    with ExitStack() as stack:
+        found = stack.enter_context(counted(served.address, stream))
+        born = ExitStack()
+        stack.callback(lambda: born.close())
+
+        def live() -> None:
+            life = born.enter_context(living(stand, options.workers, len(lives)))
+            up(life)
+            lives.append(life)
+
+        live()
+        vitals = stack.enter_context(watched(lambda: (len(lives), lives[-1].process.pid), store))
+        with streaming(served.address, stream):
+            acts = acting(broker, lives, live)
+            for at, what in [*plan, (seconds, "")]:
+                wait(stream.began + at, lives, found, seconds)
+                if what:
+                    began = time.monotonic()
+                    acts[what]()
+                    happened.append({"what": what, "from_s": began - stream.began, "to_s": time.monotonic() - stream.began})
+                    say(f"{began - stream.began:6.0f} s  {what}: {time.monotonic() - began:.1f} s")
+        with counting(served, stand.load.target) as count:
+            settle(lives[-1], count)
+        if died := lives[-1].leave():
+            raise StuckError(f"SIGTERM: {died}")
+        time.sleep(2)
+    return told(stream, found, vitals, happened, len(lives))
+
+
+def faults(seconds: float, every: float) -> list[tuple[float, str]]:
+    """(seconds from the start, what): the job's in the first third, then the broker's."""
+    plan = [(KILLED_AT * seconds, "SIGKILL of the job"), (STOPPED_AT * seconds, "SIGTERM of the job")]
+    kinds = ("broker SIGSTOP", "broker stopped and started")
+    at, number = BROKER_FROM * seconds, 0
+    while at < seconds - 2 * AFTER_SECONDS:
+        plan.append((at, kinds[number % 2]))
+        at, number = at + every, number + 1
+    return plan
+
+
+def acting(broker: Own, lives: Sequence[Life], live: Callable[[], None]) -> dict[str, Callable[[], None]]:
+    """What is done for each fault."""
+
+    def killed() -> None:
+        lives[-1].kill()
+        live()
+
+    def stopped() -> None:
+        if died := lives[-1].leave():
+            raise StuckError(f"SIGTERM: {died}")
+        live()
+
+    def still() -> None:
+        broker.signal(signal.SIGSTOP)
+        time.sleep(STILL_SECONDS)
+        broker.signal(signal.SIGCONT)
+
+    def restarted() -> None:
+        broker.stop()
+        broker.start()
+
+    return {
+        "SIGKILL of the job": killed,
+        "SIGTERM of the job": stopped,
+        "broker SIGSTOP": still,
+        "broker stopped and started": restarted,
+    }
+
+
+def wait(until: float, lives: Sequence[Life], found: Counted, seconds: float) -> None:
+    """Waits for a moment, and tells each minute how far it is. Raises StuckError if the job dies."""
+    told = time.monotonic() + 60
+    while (now := time.monotonic()) < until:
+        if lives[-1].process.poll() is not None:
+            raise StuckError(f"the job died: {lives[-1].said()}")
+        if now > told:
+            told = now + 60
+            done = now - found.stream.began
+            seen = f"{found.decisions:,} decisions, {found.repeats:,} repeats, {found.wrong:,} wrong"
+            say(f"{done:6.0f} s of {seconds:.0f}: {seen}")
+        time.sleep(min(0.5, max(0.0, until - now)))
+
+
+def told(stream: Stream, found: Counted, vitals: Vitals, happened: list[dict[str, Any]], lives: int) -> dict[str, Any]:
+    """All that was seen, judged."""
+    last = [each for each in vitals.seen if each[1] == lives]
+    start = last[0][0] + SETTLE_SHARE * (last[-1][0] - last[0][0])
+    calm = [
+        (at, p99)
+        for at, p99 in found.p99()
+        if at + stream.began >= start
+        and not any(each["from_s"] - SECONDS_A_BIN <= at <= each["to_s"] + AFTER_SECONDS for each in happened)
+    ]
+    series = {name: vitals.of_life(lives, 2 + k, start) for k, name in enumerate(list(ALLOWED)[:4])} | {"p99 ms": calm}
+    trends = [trend(name, each, *ALLOWED[name]) for name, each in series.items()]
+    over_time = {
+        name: [[round(each[0] - stream.began, 1), round(float(each[2 + k]), 2)] for each in vitals.seen]
+        for k, name in enumerate(list(ALLOWED)[:4])
+    }
+    over_time["p99 ms"] = [[at, round(p99, 2)] for at, p99 in found.p99()]
+    decided = found.decided
+    counts = {"messages": stream.sent, "decided": decided, "lost": stream.sent - decided, "repeats": found.repeats}
+    said = [
+        f"{stream.sent:,} messages, {counts['lost']:,} lost, {found.repeats:,} repeats, {found.wrong:,} know another count "
+        f"of their key; {lives} lives, {len(happened)} faults",
+        *map(str, trends),
+    ]
+    shown = [asdict(each) | {"grown": each.grown} for each in trends if math.isfinite(each.median)]
+    return {**counts, "state_wrong": found.wrong, "faults": happened, "trends": shown, "over_time": over_time, "said": said}
+
+
+def wrong(seen: dict[str, Any], mode: str) -> list[str]:
+    """What is not as promised."""
+    names = ["lost", "state_wrong", *(["repeats"] if mode == "exactly_once" else [])]
+    found = [f"{name}: {seen[name]:,}" for name in names if seen[name]]
+    grown = [Trend(each["name"], each["median"], each["growth"], each["allowed"]) for each in seen["trends"] if each["grown"]]
+    return found + [f"{each.name} grows" for each in grown]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

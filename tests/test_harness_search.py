@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.over_time import first_and_last, per_minute, verdict
 from bench.slo import Bound, bound, highest
-from bench.soak import first_and_last, per_minute, verdict
 
 
 def system(knee: float, flaky: set[float] | None = None) -> Any:

@@ -1,0 +1,180 @@
+"""A load of many messages, and their decisions counted as they come: for runs that are too long to be kept."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+
+from bench.proving.job import COUNT, event
+from bench.proving.load import PARTITIONS
+from ops.broker import BrokerError
+
+KEYS, SHARED, TICK_SECONDS = 20_000, 1_000, 0.01
+SECONDS_A_BIN, BINS, FIRST_MS, FACTOR = 5.0, 400, 0.1, 1.05
+
+
+@dataclass
+class Stream:
+    """Message number k goes to partition k mod PARTITIONS, and is due at `began` + k / rate, monotonic seconds.
+
+    Of a partition, message n has key n mod KEYS, and no message is broken.
+    """
+
+    name: str
+    rate: float
+    began: float = 0.0
+    sent: int = 0
+
+    def due(self, partition: int, n: int) -> float:
+        """When message n of a partition is to be sent."""
+        return self.began + (n * PARTITIONS + partition) / self.rate
+
+    def entries(self, partition: int, first: int, end: int) -> list[dict[str, Any]]:
+        """Messages `first` to `end` of a partition."""
+        keys = [f"p{partition}-k{n % KEYS}" for n in range(first, end)]
+        return [
+            {"key": key.encode(), "value": event(key, f"s{n % SHARED}", n)}
+            for key, n in zip(keys, range(first, end), strict=True)
+        ]
+
+
+@contextmanager
+def streaming(brokers: str, stream: Stream) -> Iterator[None]:
+    """Sends by the stream's schedule while this lasts, each message once. Raises BrokerError."""
+    producer = Producer(
+        {
+            "bootstrap.servers": brokers,
+            "enable.idempotence": True,
+            "linger.ms": 5,
+            "reconnect.backoff.max.ms": 500,
+            "queue.buffering.max.messages": 5_000_000,
+            "queue.buffering.max.kbytes": 2_000_000,
+            "delivery.report.only.error": True,
+            "log_level": 0,
+        }
+    )
+    ended, failed = threading.Event(), list[str]()
+
+    def send() -> None:
+        while not ended.wait(TICK_SECONDS):
+            upto = int((time.monotonic() - stream.began) * stream.rate) // PARTITIONS
+            first = stream.sent // PARTITIONS
+            for partition in range(PARTITIONS if upto > first else 0):
+                entries = stream.entries(partition, first, upto)
+                if producer.produce_batch(f"{stream.name}-in", entries, partition=partition) != len(entries):
+                    failed.append("the queue of the load is full")
+                    return
+            stream.sent = max(upto, first) * PARTITIONS
+            producer.poll(0)
+
+    stream.began = time.monotonic()
+    thread = threading.Thread(target=send, name="load")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        left = producer.flush(60)
+        if left or failed:
+            raise BrokerError(f"the load was not delivered: {failed[0] if failed else f'{left} messages are left'}")
+
+
+@dataclass
+class Counted:
+    """Decisions counted as they come: which messages were decided, how many repeats and wrong counts of a key there were, and
+    how long they took, by window of SECONDS_A_BIN of the time they were due (bins that grow by FACTOR from FIRST_MS on)."""
+
+    stream: Stream
+    times: list[bytearray] = field(default_factory=lambda: [bytearray() for _ in range(PARTITIONS)])
+    held: list[npt.NDArray[np.int64]] = field(default_factory=lambda: [np.zeros(KEYS, np.int64) for _ in range(PARTITIONS)])
+    decisions: int = 0
+    repeats: int = 0
+    wrong: int = 0
+    took: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+    def add(self, values: Sequence[bytes], now: float) -> None:
+        """Counts decisions that were seen at a moment, monotonic seconds."""
+        skip = len(f"{self.stream.name}/{self.stream.name}-in/")
+        late: dict[int, list[float]] = {}
+        for value in values:
+            decision = orjson.loads(value)
+            place = decision["decision_id"][skip:].split("/")
+            partition, n = int(place[0]), int(place[1])
+            times = self.times[partition]
+            if n >= len(times):
+                times.extend(bytes(n + 1 - len(times) + 100_000))
+            if times[n]:
+                self.repeats += 1
+                continue
+            times[n] = 1
+            held = self.held[partition]
+            self.wrong += int(decision["features"][COUNT] != held[n % KEYS])
+            held[n % KEYS] += 1
+            due = self.stream.due(partition, n)
+            late.setdefault(int((due - self.stream.began) / SECONDS_A_BIN), []).append(now - due)
+        self.decisions += len(values)
+        for window, many in late.items():
+            bins = np.log(np.maximum(np.array(many) * 1000 / FIRST_MS, 1.0)) / np.log(FACTOR)
+            counts = np.bincount(np.minimum(bins.astype(np.int64), BINS - 1), minlength=BINS)
+            self.took[window] = self.took.get(window, np.zeros(BINS, np.int64)) + counts
+
+    @property
+    def decided(self) -> int:
+        """How many messages have a decision."""
+        return sum(times.count(1) for times in self.times)
+
+    def p99(self) -> list[tuple[float, float]]:
+        """(seconds since the start, p99 in ms) of each window."""
+        found = []
+        for window, counts in sorted(self.took.items()):
+            at = int(np.searchsorted(np.cumsum(counts), 0.99 * counts.sum()))
+            found.append((window * SECONDS_A_BIN, FIRST_MS * FACTOR ** (at + 1)))
+        return found
+
+
+@contextmanager
+def counted(brokers: str, stream: Stream) -> Iterator[Counted]:
+    """Counts what a consumer with read_committed sees while this lasts. Raises what the client raised."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": brokers,
+            "group.id": "soak",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 20,
+            "reconnect.backoff.max.ms": 500,
+            "log_level": 0,
+        }
+    )
+    consumer.assign([TopicPartition(f"{stream.name}-out", number, OFFSET_BEGINNING) for number in range(PARTITIONS)])
+    found, ended, failed = Counted(stream), threading.Event(), list[BaseException]()
+
+    def count() -> None:
+        while not ended.is_set():
+            messages = consumer.consume(10_000, 0.01)
+            found.add([message.value() or b"" for message in messages if message.error() is None], time.monotonic())
+
+    def kept() -> None:
+        try:
+            count()
+        except (KafkaException, ValueError, LookupError) as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=kept, name="count")
+    thread.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        thread.join()
+        consumer.close()
+        if failed:
+            raise failed[0]

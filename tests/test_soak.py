@@ -1,0 +1,79 @@
+"""What the long run counts and judges: lost, doubled and wrong decisions, and whether anything grows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.proving.chart import drawn
+from bench.proving.job import COUNT
+from bench.proving.stream import KEYS, Counted, Stream
+from bench.proving.vitals import slope, trend
+from bench.soak import faults, main, wrong
+from ops.broker import Broker
+
+
+def decision(partition: int, n: int, count: int) -> bytes:
+    return json.dumps({"decision_id": f"soak/soak-in/{partition}/{n}", "features": {COUNT: count}}).encode()
+
+
+def test_decisions_are_counted_as_they_come() -> None:
+    counted = Counted(Stream("soak", 300.0, began=100.0))
+    counted.add([decision(p, n, 0) for p in range(3) for n in range(100)], now=101.0)
+    assert (counted.decided, counted.decisions, counted.repeats, counted.wrong) == (300, 300, 0, 0)
+    counted.add([decision(1, 7, 0), decision(1, KEYS + 7, 1), decision(2, KEYS + 8, 2)], now=300.0)
+    assert (counted.decided, counted.decisions, counted.repeats, counted.wrong) == (302, 303, 1, 1)
+
+
+def test_p99_is_of_the_time_that_messages_were_due() -> None:
+    """Due from 0 to 10 s, each took 50 ms, but those of the second five seconds 800 ms."""
+    counted = Counted(Stream("soak", 300.0, began=100.0))
+    for n in range(1_000):
+        due = counted.stream.due(0, n)
+        counted.add([decision(0, n, 0)], due + (0.05 if n < 500 else 0.8))
+    (first, fast), (second, slow) = counted.p99()
+    assert (first, second) == (0, 5)
+    assert fast == pytest.approx(50, rel=0.06)
+    assert slow == pytest.approx(800, rel=0.06)
+
+
+def test_what_grows_is_found_in_noise_and_what_does_not_is_not() -> None:
+    rng = np.random.default_rng(1)
+    seconds = np.arange(3600.0)
+    noise = rng.normal(500, 5, 3600)
+    noise[1000:1100] += 300
+    flat = trend("memory MB", list(zip(seconds, noise, strict=True)), 0.05, 5)
+    assert not flat.grown
+    grows = trend("memory MB", list(zip(seconds, noise + seconds / 3600 * 40, strict=True)), 0.05, 5)
+    assert grows.grown
+    assert grows.growth == pytest.approx(40, rel=0.15)
+    assert slope([(0, 1)]) == 0
+    seen = {"lost": 1, "state_wrong": 0, "repeats": 2, "trends": [vars(grows) | {"grown": True}]}
+    assert wrong(seen, "exactly_once") == ["lost: 1", "repeats: 2", "memory MB grows"]
+    assert wrong(seen, "at_least_once") == ["lost: 1", "memory MB grows"]
+
+
+def test_faults_are_sprinkled_over_the_run() -> None:
+    plan = faults(3600, 300)
+    assert [what for _, what in plan[:4]] == [
+        "SIGKILL of the job", "SIGTERM of the job", "broker SIGSTOP", "broker stopped and started",
+    ]  # fmt: skip
+    assert [at for at, _ in plan] == sorted(at for at, _ in plan)
+    assert plan[-1][0] < 3600 - 30
+
+
+def test_it_is_drawn(tmp_path: Path) -> None:
+    over_time = {"memory MB": [[0.0, 500.0], [60.0, 510.0]], "p99 ms": [[0.0, 40.0], [60.0, 50.0]]}
+    drawn(over_time, [{"what": "broker SIGSTOP", "from_s": 20.0, "to_s": 25.0}]).savefig(tmp_path / "soak.png")
+    assert (tmp_path / "soak.png").stat().st_size > 5_000
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_two_minutes_with_faults_lose_and_double_nothing(tmp_path: Path, apache_kafka: Broker) -> None:
+    main(["--minutes", "2", "--rate", "2000", "--every", "40", "--json", str(tmp_path / "soak.json")])
+    seen = json.loads((tmp_path / "soak.json").read_text())
+    assert (seen["lost"], seen["repeats"], seen["state_wrong"]) == (0, 0, 0)
+    assert seen["decided"] == seen["messages"] > 200_000
+    assert len(seen["faults"]) >= 3
