@@ -52,6 +52,7 @@ def test_what_grows_is_found_in_noise_and_what_does_not_is_not() -> None:
     seen = {"lost": 1, "state_wrong": 0, "repeats": 2, "trends": [vars(grows) | {"grown": True}]}
     assert wrong(seen, "exactly_once") == ["lost: 1", "repeats: 2", "memory MB grows"]
     assert wrong(seen, "at_least_once") == ["lost: 1", "memory MB grows"]
+    assert wrong(seen, "at_least_once", judged=False) == ["lost: 1"]
 
 
 def test_faults_are_sprinkled_over_the_run() -> None:
@@ -72,7 +73,7 @@ def test_it_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_two_minutes_with_faults_lose_and_double_nothing(tmp_path: Path, apache_kafka: Broker) -> None:
-    main(["--minutes", "2", "--rate", "2000", "--every", "40", "--json", str(tmp_path / "soak.json")])
+    assert main(["--minutes", "2", "--rate", "2000", "--every", "40", "--json", str(tmp_path / "soak.json")]) == 0
     seen = json.loads((tmp_path / "soak.json").read_text())
     assert (seen["lost"], seen["repeats"], seen["state_wrong"]) == (0, 0, 0)
     assert seen["decided"] == seen["messages"] > 200_000
