@@ -34,10 +34,10 @@ def _wanted(codes: list[str] | None, partitions: list[int] | None, start: dateti
     return Wanted(codes or (), partitions or (), start, end)
 
 
-def _found(pipeline: str, loaded: Any, settings: Any, wanted: Any, left: bool) -> Any:
+def _found(pipeline: str, loaded: Any, settings: Any, wanted: Any, left: bool, bodies: bool = True) -> Any:
     from ops.dead import letters, sent_again
 
-    found = letters(loaded, settings, wanted, pipeline)
+    found = letters(loaded, settings, wanted, pipeline, bodies)
     again = sent_again(loaded, settings, found) if left else {}
     return [letter for letter in found if letter.place not in again]
 
@@ -58,7 +58,7 @@ def list_letters(
     from ops.dead import counted, table, told
 
     loaded, settings = _loaded(pipeline, brokers)
-    found = _found(pipeline, loaded, settings, _wanted(code, partition, start, end), left)
+    found = _found(pipeline, loaded, settings, _wanted(code, partition, start, end), left, bodies=as_json)
     if as_json:
         print(json.dumps({"topic": loaded.events.dead, "codes": counted(found), "letters": [told(one) for one in found]}))
         return

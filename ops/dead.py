@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,11 @@ class Wanted:
         )
 
 
-def letters(pipeline: Pipeline, settings: JobSettings, wanted: Callable[[Letter], bool], called: str) -> list[Letter]:
-    """The letters that are wanted, the last about each message, by position. called: the pipeline on the command line.
-
-    Raises BrokerMissingError, TopicMissingError, DeadLetterError.
+def letters(
+    pipeline: Pipeline, settings: JobSettings, wanted: Callable[[Letter], bool], called: str, bodies: bool = True
+) -> list[Letter]:
+    """The letters that are wanted, the last about each message, by position. called: the pipeline on the command line. bodies:
+    with keys and values. Raises BrokerMissingError, TopicMissingError, DeadLetterError.
     """
     topic = pipeline.events
     require(settings.brokers, [topic.topic, topic.dead], settings.client, called)
@@ -85,7 +86,8 @@ def letters(pipeline: Pipeline, settings: JobSettings, wanted: Callable[[Letter]
             place = letter["partition"], letter["offset"]
             before = found.get(place)
             failed = frozenset({*(before.failed if before else ()), *({letter["replay"]} if letter.get("replay") else ())})
-            found[place] = Letter(letter, message.timestamp()[1], before.times + 1 if before else 1, failed)
+            made = Letter(letter, message.timestamp()[1], before.times + 1 if before else 1, failed)
+            found[place] = made if bodies and wanted(made) else replace(made, letter=_without_body(letter))
     return [found[place] for place in sorted(found) if wanted(found[place])]
 
 
@@ -160,12 +162,16 @@ def _start(consumer: Consumer, place: TopicPartition, by_time: bool) -> int:
     return int(found.offset if found.offset >= 0 else high)
 
 
+def _without_body(letter: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in letter.items() if name not in ("key_base64", "value_base64")}
+
+
 def _parsed(message: Message) -> dict[str, Any]:
     try:
         return dict(json.loads(message.value() or b""))
     except (ValueError, TypeError):
         place = f"{message.topic()}/{message.partition()}@{message.offset()}"
-        raise DeadLetterError(f"{place}: expected a dead letter, got {(message.value() or b'')[:40]!r}") from None
+        raise DeadLetterError(f"{place}: expected a dead letter, got what is no JSON object") from None
 
 
 def counted(found: Iterable[Letter]) -> dict[str, int]:
@@ -197,10 +203,10 @@ def told(each: Letter) -> dict[str, Any]:
     return {**each.letter, "written_at": at, "times": each.times}
 
 
-def export(found: Iterable[Letter], file: Path, settings: JobSettings, opened: bool) -> int:
+def export(found: Sequence[Letter], file: Path, settings: JobSettings, opened: bool) -> int:
     """Writes a line for each letter to a new file that only its owner reads; returns how many. opened: those that are encrypted
     are decrypted. Raises DeadLetterError, SecretError, SealError."""
-    lines = [editable(open_letter(each.letter, settings) if opened else each.letter) for each in found]
+    lines = [editable(_in_clear(each.letter, settings, opened)) for each in found]
     try:
         number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
@@ -208,6 +214,17 @@ def export(found: Iterable[Letter], file: Path, settings: JobSettings, opened: b
     with os.fdopen(number, "w", encoding="utf-8") as made:
         made.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     return len(lines)
+
+
+def _in_clear(letter: Mapping[str, Any], settings: JobSettings, opened: bool) -> Mapping[str, Any]:
+    if unkept(letter):
+        return {**letter, "encrypted": True}
+    return open_letter(letter, settings) if opened else letter
+
+
+def unkept(letter: Mapping[str, Any]) -> bool:
+    """Whether a letter of a topic with secrets has not its message, as there was no key to encrypt it with, or nothing to."""
+    return letter["sha256"] is None and not letter["encrypted"]
 
 
 def editable(letter: Mapping[str, Any]) -> dict[str, Any]:

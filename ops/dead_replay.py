@@ -14,7 +14,7 @@ import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ops.broker import MAX_MESSAGE
-from ops.dead import DeadLetterError, Letter, Place, compact, letters, sent_again
+from ops.dead import DeadLetterError, Letter, Place, compact, letters, sent_again, unkept
 from ops.secret import open_letter
 from sinks.sealed import SealError
 from streams.log import KafkaLog
@@ -58,7 +58,7 @@ def replay_file(pipeline: Pipeline, settings: JobSettings, file: Path, called: s
     before: dict[Place, int] = {}
     if not unchecked:
         wanted = {each.place for each in asked}
-        found = letters(pipeline, settings, lambda letter: letter.place in wanted, called)
+        found = letters(pipeline, settings, lambda letter: letter.place in wanted, called, bodies=False)
         known = {letter.place for letter in found}
         for each in asked:
             if each.place not in known:
@@ -78,8 +78,8 @@ def replay_file(pipeline: Pipeline, settings: JobSettings, file: Path, called: s
 def replay_as_is(
     pipeline: Pipeline, settings: JobSettings, wanted: Callable[[Letter], bool], called: str, unchecked: bool = False
 ) -> Replayed:
-    """Sends the letters that are wanted as they are: those that can be decoded by now. Where the topic of events still has the
-    message that is what is sent, whatever the letter kept of it."""
+    """Sends the letters that are wanted as they are: those that can be decoded by now. What a letter has not kept, or not in
+    clear, is read from the topic of events."""
     found = letters(pipeline, settings, wanted, called)
     before = {} if unchecked else sent_again(pipeline, settings, found)
     log = KafkaLog(pipeline.events.topic, settings.brokers, settings.client, group="headrace-dead")
@@ -87,7 +87,7 @@ def replay_as_is(
     try:
         for letter in found:
             if letter.place not in before:
-                message = _original(letter, log) or _kept(letter, settings)
+                message = _kept(letter, settings) or _original(letter, log)
                 if message:
                     chosen.append(message)
                 else:
@@ -123,17 +123,17 @@ def _parsed(line: str, topic: str, said: str) -> Again:
     except ValueError as error:
         raise DeadLetterError(f"{said}: expected JSON, got what is none: {error}") from None
     if not isinstance(letter, dict):
-        raise DeadLetterError(f"{said}: expected an object, got {line[:40]}")
+        raise DeadLetterError(f"{said}: expected an object, got {type(letter).__name__}")
     place = []
     for name, least in (("partition", 0), ("offset", 0)):
         number = letter.get(name)
         if type(number) is not int or number < least:
-            raise DeadLetterError(f"{said}: {name}: expected a whole number, got {number!r}")
+            raise DeadLetterError(f"{said}: {name}: expected a whole number of at least {least}, got another")
         place.append(number)
     if letter.get("topic") != topic:
         raise DeadLetterError(f"{said}: topic: expected {topic}, got {letter.get('topic')!r}")
     if letter.get("encrypted"):
-        raise DeadLetterError(f"{said}: it is encrypted: headrace dead export --open")
+        raise DeadLetterError(f"{said}: it is encrypted, or was not kept: headrace dead export --open, or replay --as-is")
     if letter.get("truncated") and "value" not in letter:
         raise DeadLetterError(f"{said}: it has only the first bytes of its message: give it a value")
     return Again((place[0], place[1]), _bytes(letter, "key", said), _bytes(letter, "value", said), said)
@@ -146,7 +146,8 @@ def _bytes(letter: Mapping[str, Any], name: str, said: str) -> bytes | None:
             return compact(value).encode()
         if value is None or isinstance(value, str):
             return None if value is None else value.encode()
-        raise DeadLetterError(f"{said}: {name}: expected a text{' or an object' if name == 'value' else ''}, got {value!r}")
+        wanted = "a text or an object" if name == "value" else "a text"
+        raise DeadLetterError(f"{said}: {name}: expected {wanted}, got {type(value).__name__}")
     if f"{name}_base64" not in letter:
         raise DeadLetterError(f"{said}: expected {name} or {name}_base64, got neither")
     value = letter[f"{name}_base64"]
@@ -224,11 +225,13 @@ def _original(letter: Letter, log: KafkaLog) -> Again | None:
 
 def _kept(letter: Letter, settings: JobSettings) -> Again | None:
     """The message as its letter has kept it; None where it has not, or has it locked away."""
+    if unkept(letter.letter):
+        return None
     try:
         opened = open_letter(letter.letter, settings)
     except (SecretError, SealError):
         return None
-    if opened["truncated"] or (opened["value_base64"] is None and opened["size"] > 0):
+    if opened["truncated"]:
         return None
     key, value = (None if said is None else base64.b64decode(said) for said in (opened["key_base64"], opened["value_base64"]))
     return Again(letter.place, key, value)

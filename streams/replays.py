@@ -40,8 +40,10 @@ def replayed(messages: Sequence[Message], stamps: I64) -> dict[int, int]:
     """
     if not len(messages):
         return {}
-    overwritten = any(message.timestamp()[0] == TIMESTAMP_LOG_APPEND_TIME for message in (messages[0], messages[-1]))
-    suspects = range(len(messages)) if overwritten else np.flatnonzero(stamps & BITS == MARK).tolist()
+    suspects: Sequence[int] = range(len(messages))
+    if TIMESTAMP_LOG_APPEND_TIME not in (messages[0].timestamp()[0], messages[-1].timestamp()[0]):
+        may_be = stamps & BITS == MARK
+        suspects = np.flatnonzero(may_be).tolist() if may_be.any() else ()
     return {index: found for index in suspects if (found := _stands_for(messages[index])) is not None}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cards import Card, cards, whole
 from payments import CHAMPION, payments, settings, stream
 from prometheus_client import CollectorRegistry
 from test_dead_replay import broken, paid
@@ -148,6 +149,63 @@ def test_letters_are_sent_as_they_are_once_the_schema_takes_them_and_come_back_i
     second = desk.run()
     assert second.keys() - first.keys() == {f"payments/{topic}/0/{bad}"}
     assert json.loads(desk.dead("replay", "--as-is", "--json"))["before"] == 1
+
+
+SECRET = """
+from dataclasses import replace
+from cards import Card
+from test_dead_letters import of_topic
+
+pipeline = of_topic({topic!r})
+pipeline = replace(pipeline, events=replace(pipeline.events, schema=Card))
+"""
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "not kept"])
+def test_letters_of_a_topic_with_secrets_are_corrected_in_clear_only_where_that_is_asked_for(
+    embedded_broker: Broker,
+    tmp_path: Path,
+    name: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    sealed: bool,
+) -> None:
+    for setting, key in (("SECRET", "0f" * 16), ("DEAD_LETTER", "a1" * 32)):
+        monkeypatch.setenv(f"KEY_OF_{setting}", key)
+        monkeypatch.setenv(f"HEADRACE_{setting}_KEY", f"env:KEY_OF_{setting}")
+    if not sealed:
+        monkeypatch.delenv("HEADRACE_DEAD_LETTER_KEY")
+    (card, other), topic = cards(2), name("pay")
+    wrong = whole(card, 0) | {"amount": card}
+    fill(
+        embedded_broker.address,
+        topic,
+        [[(card.encode(), json.dumps(wrong).encode()), (None, json.dumps(whole(other, 1)).encode())]],
+    )
+    desk = Desk(tmp_path, embedded_broker, topic, capsys)
+    desk.pipeline = replace(desk.pipeline, events=replace(desk.pipeline.events, schema=Card))
+    desk.file.write_text(SECRET.format(topic=topic))
+    assert desk.run().keys() == {f"payments/{topic}/0/1"}
+    shown = desk.dead("list") + desk.dead("list", "--json")
+    file, opened = tmp_path / "sealed.jsonl", tmp_path / "opened.jsonl"
+    desk.dead("export", file)
+    shown += file.read_text() + desk.dead("replay", file, code=1)
+    assert "it is encrypted" in shown
+    assert card not in shown
+    assert json.loads(desk.dead("replay", "--as-is", "--json"))["failing"] == {"wrong_type": 1}
+    desk.dead("export", opened, "--open")
+    if sealed:
+        line = json.loads(opened.read_text())
+        assert line["value"] == wrong
+        assert line["key"] == card
+        opened.write_text(json.dumps(line))
+        refused = desk.dead("replay", opened, code=1)
+        assert "got what is not shown" in refused
+        assert card not in refused
+        opened.write_text(json.dumps(line | {"value": whole(card, 0)}))
+        desk.dead("replay", opened)
+        assert desk.run().keys() == {f"payments/{topic}/0/0", f"payments/{topic}/0/1"}
 
 
 @pytest.mark.parametrize(
