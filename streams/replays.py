@@ -18,14 +18,14 @@ from streams.decode import Decoded, Decoder
 
 HEADER = "headrace-replays"
 ORIGINAL = "_original"
-MARK, BITS = 777, 1023
+MARK, BITS = np.int64(777), np.int64(1023)
 I64 = npt.NDArray[np.int64]
 
 
 def marked(now_ms: int) -> int:
     """The time stamp (ms) of a replay that is sent now: at most a second ago."""
-    at = now_ms & ~BITS | MARK
-    return at if at <= now_ms else at - BITS - 1
+    at = int(now_ms & ~BITS | MARK)
+    return at if at <= now_ms else at - int(BITS) - 1
 
 
 def header_of(topic: str, partition: int, offset: int) -> tuple[str, bytes]:
@@ -43,7 +43,7 @@ def replayed(messages: Sequence[Message], stamps: I64) -> dict[int, int]:
     suspects: Sequence[int] = range(len(messages))
     if TIMESTAMP_LOG_APPEND_TIME not in (messages[0].timestamp()[0], messages[-1].timestamp()[0]):
         may_be = stamps & BITS == MARK
-        suspects = np.flatnonzero(may_be).tolist() if may_be.any() else ()
+        suspects = np.flatnonzero(may_be).tolist() if np.count_nonzero(may_be) else ()
     return {index: found for index in suspects if (found := _stands_for(messages[index])) is not None}
 
 
