@@ -100,6 +100,7 @@ def run(
         typer.Option("--from", help="where deciding begins without state: earliest, latest or TIME", show_default=False),
     ] = None,
     slack: Annotated[str, typer.Option(help="how far events may come out of order, for --rebuild and --from TIME")] = "1h",
+    restart: Annotated[bool, typer.Option("--restart", help="start it again when it dies, and find what kills it")] = False,
 ) -> None:
     """Run a pipeline until SIGTERM or Ctrl-C, which let it drain and leave."""
     flags = {"brokers": brokers, "workers": workers, "epoch_seconds": epoch, "order": order, "home": home}
@@ -109,8 +110,15 @@ def run(
     from ops.start import prepare
     from ops.topics import require
 
-    require(settings.brokers, loaded.topics(), settings.client, pipeline)
-    prepare(loaded, settings, called=pipeline, rebuild=rebuild, begin=begin, slack=slack)
+    def door() -> None:
+        require(settings.brokers, loaded.topics(), settings.client, pipeline)
+        prepare(loaded, settings, called=pipeline, rebuild=rebuild, begin=begin, slack=slack)
+
+    if restart:
+        from ops.restart import run_again
+
+        raise typer.Exit(run_again(loaded, settings, door, anew=begin is not None))
+    door()
     if settings.workers == 1:
         from ops.worker import work
 

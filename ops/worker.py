@@ -5,10 +5,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 
 from ops.errors import FAILED, hush, report
 from ops.faults import killed_at
@@ -18,8 +19,20 @@ from streams.run import run
 from streams.settings import JobSettings
 
 
-def work(pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: Sequence[str] = ()) -> None:
-    """Runs a worker until it is asked to leave by SIGTERM or SIGINT. Raises what stopped it otherwise."""
+def work(
+    pipeline: Pipeline,
+    settings: JobSettings,
+    worker: int = 0,
+    addresses: Sequence[str] = (),
+    *,
+    restarts: int | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    **parts: Any,
+) -> None:
+    """Runs a worker until it is asked to leave by SIGTERM or SIGINT. Raises what stopped it otherwise.
+
+    restarts: how often the job has been started again, for its metrics. parts: see streams/run.py.
+    """
     stop = threading.Event()
     health, registry = Health(), CollectorRegistry()
     server = serve(settings.metrics_port + worker, registry, health) if settings.metrics_port else None
@@ -27,8 +40,12 @@ def work(pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: 
     def leave(number: int, frame: FrameType | None) -> None:
         stop.set()
 
+    if restarts is not None:
+        Gauge("headrace_restarts", "times that the job was started again", registry=registry).set(restarts)
+
     def ready() -> None:
         health.ready = True
+        on_ready()
         where = f", metrics on http://127.0.0.1:{server.server_port}/metrics" if server else ""
         print(f"{pipeline.name}: worker {worker} of {max(1, len(addresses))} ready{where}", flush=True)
 
@@ -48,6 +65,7 @@ def work(pipeline: Pipeline, settings: JobSettings, worker: int = 0, addresses: 
             on_ready=ready,
             say=say,
             at=at,
+            **parts,
         )
     finally:
         health.alive = False

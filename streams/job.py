@@ -37,6 +37,7 @@ from streams.inputs import features_of, require
 from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
+from streams.poison import Aside
 from streams.polling import Beginning, Gate
 from streams.push import taker
 from streams.record import Entry, LogRows
@@ -45,6 +46,7 @@ from streams.settings import JobSettings
 from streams.shards import Shards
 from streams.source import KafkaSource, MemorySource
 from streams.start import Rebuilding, Start
+from streams.trail import Trail
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Job:
 
     lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
     passed. start: where it begins if it has no state. say: told in words how far a rebuild is, and that the model throws.
+    trail, aside: for a job that is started again when it dies: where it writes down how far it is, and what it must not touch.
     """
 
     pipeline: Pipeline
@@ -80,6 +83,8 @@ class Job:
     lanes: Callable[[int], Log] | None = None
     at: Callable[[str], None] = lambda point: None
     say: Callable[[str], None] = lambda words: None
+    trail: Trail | None = None
+    aside: Aside = field(default_factory=dict)
 
     @cached_property
     def meters(self) -> Meters:
@@ -121,12 +126,13 @@ class Job:
             failed=self.meters.commits_failed.inc,
             durable=lambda: self.outbox.durable() if self.staged else 0,
             committed=lambda wait: self.outbox.committed(wait) if self.staged else 0,
+            trail=self.trail,
         )
 
     @cached_property
     def decoder(self) -> Decoder:
         return self.pipeline.events.decode(
-            f"{self.pipeline.name}/decode", self.settings, whole="_value" in self.pipeline.encoded
+            f"{self.pipeline.name}/decode", self.settings, whole="_value" in self.pipeline.encoded, aside=self.aside
         )
 
     @cached_property

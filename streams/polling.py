@@ -13,6 +13,7 @@ from bytewax.inputs import StatefulSourcePartition
 from confluent_kafka import Message
 
 from streams.routing import shard_number
+from streams.trail import ALL, Trail
 
 PUBLISH_SECONDS = 1.0
 LOOK_AGAIN = timedelta(microseconds=100)
@@ -82,6 +83,7 @@ class Beginning:
     partition and how many messages before `decide` are still to be read. publishes: whether safe positions are committed to the
     consumer group. failed: told that such a commit was refused. durable: told that an epoch is; returns a number, which
     `committed` (wait for it?) reaches once all that came of it is visible. reading: the partitions that are not at their end.
+    trail: where it is written down how far each partition is.
     """
 
     read: Mapping[int, int] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class Beginning:
     durable: Callable[[], int] = lambda: 0
     committed: Callable[[bool], int] = lambda wait: 0
     reading: set[int] = field(default_factory=set)
+    trail: Trail | None = None
 
 
 class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
@@ -128,10 +131,14 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._snapshots = 0
         self._begins_epoch = True
         self._leave_after: int | None = None
+        self._most = ALL
+        self._trail = beginning.trail
+        if self._trail is not None:
+            self._trail.begins(self._number, position)
 
     @abstractmethod
     def poll(self) -> Polled | None:
-        """What came since the last poll; None if nothing did."""
+        """What came since the last poll, `_most` messages at most; None if nothing did."""
 
     @abstractmethod
     def publish(self, position: int, wait: bool) -> None:
@@ -142,6 +149,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         if self._snapshotted is not None:
             safe = min(self._snapshotted, self._beginning.undecided.get(self._number, self._snapshotted))
             self._coming.append((self._beginning.durable(), safe))
+            if self._trail is not None:
+                self._trail.durable(self._number, self._snapshotted)
             self._snapshotted = None
         if self._coming:
             committed = self._beginning.committed(leaving)
@@ -164,13 +173,17 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
                 self._beginning.reading.discard(self._number)
                 raise StopIteration
             return []
-        opened = self._gate.opens(self._round)
+        if self._trail is not None:
+            self._most = self._trail.most(self._number, self._begins_epoch)
+        opened = self._gate.opens(self._round) if self._most else 0
         self._waits = not opened
         if self._waits:
             return []
         self._round = opened
         polled = self.poll()
         self._idle = polled is None
+        if self._trail is not None and polled is not None:
+            self._note(self._trail, polled)
         if polled is None or (polled.rows == 0 and polled.at_end == self._was_at_end):
             return []
         self._was_at_end = polled.at_end
@@ -184,6 +197,17 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             polled = replace(polled, begins_epoch=True)
         self._gate.begun()
         return [(self._name, polled)]
+
+    @staticmethod
+    def _first(polled: Polled) -> int:
+        messages = polled.messages
+        return messages.column("_offset")[0].as_py() if isinstance(messages, pa.RecordBatch) else messages[0].offset()
+
+    def _note(self, trail: Trail, polled: Polled) -> None:
+        if polled.rows:
+            trail.polled(self._number, self._first(polled) if trail.careful else 0, polled.last + 1)
+        elif polled.at_end:
+            trail.ended(self._number)
 
     def next_awake(self) -> datetime | None:
         if self._waits:

@@ -3,21 +3,30 @@
 Kernels are compiled then (the first time on a machine that takes a quarter of a minute) and libraries loaded.
 """
 
+import gc
+import os
+import time
+from contextlib import suppress
+
 import numpy as np
 import pyarrow as pa
+from prometheus_client import CollectorRegistry
 
 from features.memo import Memo
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.state import State
 from features.streaming import Cut, Group
+from models.registry import resolve
 from sinks.messages import Encoder
 from sinks.records import shaped
 from streams.decide import answers, together
 from streams.decode import APPENDED, PROVENANCE
 from streams.exchange import Gathered
 from streams.job import Job
+from streams.pipeline import Pipeline
 from streams.record import entry
-from streams.routing import shard_name
+from streams.routing import page_name, shard_name
+from streams.settings import JobSettings
 
 
 def rehearse(job: Job) -> None:
@@ -43,6 +52,27 @@ def rehearse(job: Job) -> None:
         shaped(pa.Table.from_batches([job.log_rows([entry(work, decisions, 0)])]))
     if pipeline.drift:
         job.reference.count(work.matrix, work.scores)
+
+
+def warm_before_fork(pipeline: Pipeline, settings: JobSettings) -> None:
+    """Imports and loads what a job's workers need, in a process that forks them: it leaves no thread and no file open.
+
+    What fails here fails again in the workers, which say so. Stored features and engines with threads of their own are left
+    to the workers.
+    """
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    job = Job(pipeline, settings, CollectorRegistry(), time.time_ns)
+    for shard in range(pipeline.shards):
+        page_name(shard, 0)
+    with suppress(Exception):
+        if pipeline.stored is None and not pipeline.push and pipeline.model.threads == 1:
+            rehearse(job)
+        else:
+            resolve(settings.registry_uri, pipeline.model.name, into=settings.home / "models")
+    job.close()
+    del job
+    gc.collect()
+    gc.freeze()
 
 
 def keep(group: Group, cut: Cut) -> None:

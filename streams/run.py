@@ -17,12 +17,15 @@ from prometheus_client import CollectorRegistry
 
 from streams.flow import build
 from streams.job import Job
+from streams.peers import await_peers
 from streams.pipeline import Pipeline
 from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
 from streams.settings import JobSettings
 from streams.start import MADE, RecoveryError, Start, check, needs, store_of
 from streams.store import Store
+
+PEERS_SECONDS = 10.0
 
 
 def run(
@@ -59,6 +62,7 @@ def run(
     try:
         with native_errors_to(settings.home / f"native-{worker}.log"):
             if len(addresses) > 1:
+                await_peers(addresses[:worker], PEERS_SECONDS)
                 cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
             else:
                 run_main(flow, epoch_interval=epoch, recovery_config=recovery)

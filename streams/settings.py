@@ -31,6 +31,10 @@ class JobSettings(BaseSettings):
     epoch_seconds: float = Field(0.25, gt=0, le=60, description="time between two snapshots")
     recovery: bool = Field(True, description="keep positions and state in home/recovery/PIPELINE")
     recovery_partitions: int = Field(0, ge=0, le=64, description="files of the recovery store; 0: as it has, one for a new one")
+    restart_deaths: int = Field(
+        10, ge=0, description="with --restart: after how many deaths within restart_seconds it gives up"
+    )
+    restart_seconds: float = Field(600, gt=0, description="see restart_deaths")
     poll_rows: int = Field(4096, ge=1, description="most messages taken from a partition at once")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics on 127.0.0.1:port+k; 0: none")
     order: str = Field("", pattern="^(arrival|event)?$", description="overrides the topic's order")

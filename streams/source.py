@@ -54,7 +54,7 @@ class _KafkaPartition(Partition):
 
     def poll(self) -> Polled | None:
         started = time.perf_counter()
-        messages = self._reader.take(self._partition, self._next_rows)
+        messages = self._reader.take(self._partition, min(self._next_rows, self._most))
         if not messages:
             return None
         polled = self._polled(messages)
@@ -251,7 +251,7 @@ class MemoryPartition(Partition):
         self._committed = committed
 
     def poll(self) -> Polled | None:
-        batch = self._log.slice(self._position, self._rows)
+        batch = self._log.slice(self._position, min(self._rows, self._most))
         last = batch.column("_offset")[-1].as_py() if batch.num_rows else -1
         return Polled(batch, batch.num_rows, last, 0, self._position + batch.num_rows >= self._log.num_rows)
 

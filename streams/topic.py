@@ -8,6 +8,7 @@ import pyarrow as pa
 from features.schema import Integer, Kind, Schema, Text, Time
 from streams.avro import Avro, avro_decoder
 from streams.decode import APPENDED, Decoder, json_decoder, with_append_time
+from streams.poison import Aside, letters_of, setting_aside
 from streams.replays import naming_originals
 from streams.schema_registry import SchemaRegistry
 from streams.secret import hash_secrets, keyed, seal_of, without_secrets
@@ -77,14 +78,23 @@ class Topic:
         """Where messages go that cannot be decoded."""
         return f"{self.topic}.dead"
 
-    def decode(self, step: str, settings: JobSettings, whole: bool = False) -> Decoder:
+    def decode(self, step: str, settings: JobSettings, whole: bool = False, aside: Aside | None = None) -> Decoder:
         """The topic's decoder, whose errors name `step`. settings: where the schema registry is, if the format needs one.
-        whole: the rows keep the messages themselves, as `_value`. Raises ValueError if there is no registry's address, or
-        no key for its secret fields."""
+        whole: the rows keep the messages themselves, as `_value`. aside: messages that become dead letters unseen. Raises
+        ValueError if there is no registry's address, or no key for its secret fields."""
         decoder = self.decoder or self._by_format(step, settings, whole)
+        made = self._dressed(decoder, settings, reasons=self.decoder is None)
+        if not aside:
+            return made
+        return setting_aside(
+            made, lambda seen: self._dressed(letters_of(seen, decoder, step, self.topic), settings, reasons=True), aside
+        )
+
+    def _dressed(self, decoder: Decoder, settings: JobSettings, reasons: bool) -> Decoder:
+        """The decoder with what every one of the topic does beside decoding. reasons: whether its reasons quote no message."""
         if self.schema.secrets:
             hashed, seal = keyed(self.schema, settings, self.topic), seal_of(settings)
-            decoder = without_secrets(decoder, self.schema, self.topic, hashed, seal, reasons=self.decoder is None)
+            decoder = without_secrets(decoder, self.schema, self.topic, hashed, seal, reasons=reasons)
         return naming_originals(with_append_time(decoder) if self.time == APPENDED else decoder)
 
     def hashed(self, events: pa.Table, settings: JobSettings) -> pa.Table:

@@ -1,0 +1,299 @@
+"""`headrace run --restart`: a job that dies is started again, with back-off and a limit, and what kills it is searched for.
+
+The process that starts the workers has imported everything and loaded every kernel before, and starts no thread: a worker is a
+fork of it, ready in a tenth of the time that a new process takes. When one worker dies the others are killed at once, since
+Bytewax's own notice takes ten seconds, and all start again from the last durable epoch.
+"""
+
+import os
+import selectors
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from confluent_kafka import KafkaException
+
+from ops.broker import free_port
+from ops.errors import FAILED, PREFIX, report
+from ops.suspects import Found, Kept, after
+from ops.worker import leave_with_parent, work
+from ops.workers import GRACE_SECONDS, WorkerDiedError, on_signals
+from sinks.messages import DeliveryError
+from sinks.staged import FencedError
+from streams.pipeline import Pipeline
+from streams.reader import SourceError
+from streams.rehearsal import warm_before_fork
+from streams.settings import JobSettings
+from streams.start import RecoveryError
+from streams.trail import ALL, Trail
+
+LOOK_SECONDS = 0.02
+FINAL, NOT_READY, OUTSIDE = 3, 4, 5
+FROM_OUTSIDE = (DeliveryError, SourceError, KafkaException, OSError)
+LONGEST_WAIT = 30.0
+MOST_ASIDE = 10
+
+
+@dataclass
+class Worker:
+    """A forked worker: what it says on stderr, and how it ended (None: it has not)."""
+
+    number: int
+    pid: int
+    stderr: int
+    said: str = ""
+    words: list[str] = field(default_factory=list)
+    code: int | None = None
+
+    def read(self) -> bool:
+        """Takes what it has said; False at the end."""
+        try:
+            data = os.read(self.stderr, 65_536)
+        except BlockingIOError:
+            return False
+        *lines, self.said = (self.said + data.decode(errors="replace")).split("\n")
+        for line in lines:
+            if line.startswith(PREFIX):
+                self.words.append(line.removeprefix(PREFIX).strip())
+            else:
+                print(f"worker {self.number}: {line}", file=sys.stderr, flush=True)
+        return bool(data)
+
+    def ended(self, wait: bool = False) -> bool:
+        """Whether it has ended."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, 0 if wait else os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code is not None
+
+    def last_words(self, workers: int) -> str:
+        """What it died of."""
+        who = f"worker {self.number} of {workers}"
+        if self.words:
+            return f"{who}: {self.words[0]}"
+        code = self.code or 0
+        return (
+            f"{who} was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"{who} ended with code {code} and said nothing"
+        )
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a life of the job ended. code: of the worker that died first; 0: it was asked to leave, or its source has ended."""
+
+    code: int
+    words: str = ""
+
+    @property
+    def by_a_message(self) -> bool:
+        """Whether a message may be what it died of; nobody knows, but these are not the world's doing."""
+        return self.code not in (FINAL, NOT_READY, OUTSIDE)
+
+
+def run_again(pipeline: Pipeline, settings: JobSettings, door: Callable[[], None], *, anew: bool = False) -> int:
+    """Runs a job until it is asked to leave, and starts it again when it dies; returns the exit code of `door` if that refuses.
+
+    door: what is checked before the first start, in a process of its own. anew: it begins elsewhere than where it was, so that
+    what is known of messages that killed it is of others. Raises WorkerDiedError, which says what the last death was, where the
+    first start is refused or deaths are too many (`restart_deaths` within `restart_seconds`).
+    """
+
+    def tell(words: str) -> None:
+        print(f"{pipeline.name}: {words}", file=sys.stderr, flush=True)
+
+    folder = settings.home / "restart" / pipeline.name
+    folder.mkdir(parents=True, exist_ok=True)
+    trail, kept = Trail(folder / "trail"), Kept.load(folder / "deaths.json")
+    if code := refused(door, lambda: warm_before_fork(pipeline, settings)):
+        return code
+    if anew:
+        kept = Kept(kept.file)
+        kept.save()
+    searches = settings.recovery and (settings.order or pipeline.events.order) == "arrival"
+    asked, lives, in_vain = threading.Event(), 0, 0
+    deaths, found = Patience(settings.restart_deaths, settings.restart_seconds), Patience(MOST_ASIDE, settings.restart_seconds)
+    with on_signals(asked.set):
+        while True:
+            trail.clear()
+            before = trail.safe()
+            death = life(pipeline, settings, kept, lives, asked)
+            lives += 1
+            if not death.code:
+                return 0
+            if asked.is_set() or death.code == FINAL or (death.code == NOT_READY and lives == 1):
+                raise WorkerDiedError(death.words)
+            searched = kept.search
+            message = None
+            if searches and death.by_a_message:
+                kept.search, message = after(kept.search, trail.worked())
+                if message:
+                    set_aside(kept, message, death, pipeline, tell)
+                kept.save()
+            piece = kept.search.piece if kept.search else 0
+            narrowed = message or (piece and kept.search != searched)
+            if (not narrowed and deaths.ends(time.monotonic())) or (message and found.ends(time.monotonic())):
+                raise WorkerDiedError(f"gave up after {lives} deaths, the last one: {death.words}")
+            in_vain = 0 if narrowed or trail.safe() > before else in_vain + 1
+            seconds = pause(in_vain)
+            careful = f", {piece} messages at a time where it died" if piece else ""
+            tell(f"{death.words}; started again{f' in {seconds:.1f} s' if seconds else ''}{careful}")
+            if asked.wait(seconds):
+                return 0
+
+
+def pause(in_vain: int) -> float:
+    """The seconds to wait after so many deaths, one after the other, that brought the job no further."""
+    return 0.0 if in_vain < 2 else float(min(LONGEST_WAIT, 0.5 * 2 ** (in_vain - 2)))
+
+
+class Patience:
+    """Ends when something has come more than `most` times within `seconds`."""
+
+    def __init__(self, most: int, seconds: float) -> None:
+        self._most, self._seconds = most, seconds
+        self._times = deque[float]()
+
+    def ends(self, now: float) -> bool:
+        """It has come again, at this time."""
+        self._times.append(now)
+        while self._times[0] < now - self._seconds:
+            self._times.popleft()
+        return len(self._times) > self._most
+
+
+def set_aside(kept: Kept, found: Found, death: Death, pipeline: Pipeline, tell: Callable[[str], None]) -> None:
+    """Notes a message that is worked on no more."""
+    seen = f"{found.deaths} deaths, the last two of this message alone"
+    if not pipeline.events.schema.secrets:
+        seen += f": {death.words}"
+    kept.aside[found.partition, found.offset] = seen
+    tell(f"{pipeline.events.topic}/{found.partition}@{found.offset} is set aside as a dead letter (poison): {seen}")
+
+
+def refused(door: Callable[[], None], meanwhile: Callable[[], None]) -> int:
+    """The exit code of a process that opens `door`, which may start threads."""
+    pid = forked()
+    if not pid:
+        leave(door)
+    meanwhile()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, asked: threading.Event) -> Death:
+    """Starts all workers, waits for the first to die or all to leave, and ends them all."""
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(settings.workers)]
+    held, alive = os.pipe()
+    workers = list[Worker]()
+    selector = selectors.DefaultSelector()
+    try:
+        for number in range(settings.workers):
+            reads, writes = os.pipe()
+            pid = forked()
+            if not pid:
+                os.close(alive)
+                os.dup2(held, 0)
+                os.dup2(writes, 2)
+                be_worker(pipeline, settings, number, addresses, kept, lives)
+            os.close(writes)
+            os.set_blocking(reads, False)
+            workers.append(Worker(number, pid, reads))
+            selector.register(reads, selectors.EVENT_READ, workers[-1])
+        return wait(workers, selector, asked)
+    finally:
+        for worker in workers:
+            if not worker.ended():
+                os.kill(worker.pid, signal.SIGKILL)
+        for worker in workers:
+            worker.ended(wait=True)
+            os.close(worker.stderr)
+        selector.close()
+        os.close(held)
+        os.close(alive)
+
+
+def wait(workers: Sequence[Worker], selector: selectors.BaseSelector, asked: threading.Event) -> Death:
+    """Waits until one dies, or all have left."""
+    told, deadline = False, 0.0
+    while True:
+        for key, _ in selector.select(LOOK_SECONDS):
+            if not key.data.read():
+                selector.unregister(key.fileobj)
+        left = [worker for worker in workers if not worker.ended()]
+        died = [worker for worker in workers if worker.code and not (told and worker.code == -signal.SIGTERM)]
+        if died:
+            first = min(died, key=lambda worker: (worker.code or 0) > 0)  # a peer's panic follows on a death by a signal
+            while first.read():
+                continue
+            return Death(first.code or FAILED, first.last_words(len(workers)))
+        if not left:
+            return Death(0)
+        if asked.is_set() and not told:
+            told, deadline = True, time.monotonic() + GRACE_SECONDS
+            for worker in left:
+                os.kill(worker.pid, signal.SIGTERM)
+        if told and time.monotonic() > deadline:
+            slow = ", ".join(str(worker.number) for worker in left)
+            raise WorkerDiedError(f"worker {slow} did not leave within {GRACE_SECONDS:.0f} s and was killed")
+
+
+def be_worker(
+    pipeline: Pipeline, settings: JobSettings, number: int, addresses: Sequence[str], kept: Kept, lives: int
+) -> NoReturn:
+    """What a fork does: works, and leaves with a code that says what kind of an end it was."""
+    ready = False
+
+    def now_ready() -> None:
+        nonlocal ready
+        ready = True
+
+    def kind(error: BaseException) -> int:
+        if isinstance(error, RecoveryError | FencedError):
+            return FINAL
+        if not ready:
+            return NOT_READY
+        return OUTSIDE if isinstance(error, FROM_OUTSIDE) and "too large" not in str(error) else FAILED
+
+    def do() -> None:
+        leave_with_parent()
+        search = kept.search
+        careful = search.ranges if search and search.piece else None
+        trail = Trail(kept.file.with_name("trail"), careful, search.piece if search and search.piece else ALL)
+        one = addresses if len(addresses) > 1 else ()
+        work(pipeline, settings, number, one, restarts=lives, on_ready=now_ready, trail=trail, aside=kept.aside)
+
+    leave(do, kind)
+
+
+def forked() -> int:
+    """os.fork(), with nothing left to be said twice, and the child in a session of its own that no signal handler follows."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+    return pid
+
+
+def leave(do: Callable[[], None], kind: Callable[[BaseException], int] = lambda error: FAILED) -> NoReturn:
+    """Does it and ends the process, which is a fork: nothing that the other has open is closed."""
+    code = 0
+    try:
+        do()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it ends this process and people must see it
+        report(error)
+        code = kind(error)
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+        os._exit(code)
