@@ -8,6 +8,7 @@ from pathlib import Path
 from ops.state_store import look
 from streams.migrate import migrate, there
 from streams.pipeline import Pipeline
+from streams.positions import forget
 from streams.settings import JobSettings
 from streams.sound import ELSEWHERE
 from streams.start import MADE, START, RecoveryError, store_of
@@ -21,8 +22,9 @@ def move(
     """Brings the partitions that are in the homes `sources` (none: that of the settings) to the homes `to`, in turn.
 
     Each of several homes is for processes of their own, as the volumes of a StatefulSet's pods are: all of them are needed to
-    run. partitions: how many are made of them first, which needs a store in one home. What was there is kept as NAME.old.
-    Returns the partitions by home. Raises RecoveryError, and then the store is where it was.
+    run. partitions: how many are made of them first, which needs a store in one home. What a killed run wrote of epochs that
+    never became durable is forgotten. What was there is kept as NAME.old. Returns the partitions by home. Raises RecoveryError,
+    and then the store is where it was.
     """
     name = pipeline.name
     folders = [home / "recovery" / name for home in sources] or [store_of(pipeline, settings)]
@@ -33,8 +35,12 @@ def move(
         if len(folders) > 1:
             raise RecoveryError("--partitions needs a store in one folder: move it there first")
         migrate(pipeline, settings.model_copy(update={"home": folders[0].parent.parent}), called, partitions)
-    parts = _parts(folders)
-    count = parts[0].count
+    with Store(*folders) as store:
+        if damage := store.damage():
+            raise RecoveryError(f"recovery store {folders[0]}: {damage}")
+        parts, count, epoch = sorted(store.parts, key=lambda part: part.index), store.count, store.progress.epoch
+    if not parts:
+        raise RecoveryError(f"recovery store {folders[0]}: its files ({SUFFIX[1:]}) are gone")
     if len(parts) < count:
         raise RecoveryError(f"expected all {count} partitions in {', '.join(map(str, folders))}, got {len(parts)}: see --from")
     if len(to) > count:
@@ -46,7 +52,7 @@ def move(
     made: list[Path] = []
     try:
         for k, target in enumerate(targets):
-            _copied(parts, k, len(targets), folders[0], target.with_name(f"{name}.moving"))
+            _copied(parts, k, len(targets), epoch, folders[0], target.with_name(f"{name}.moving"))
             target.with_name(f"{name}.moving").rename(target)
             made.append(target)
     except (OSError, RecoveryError) as error:
@@ -58,19 +64,8 @@ def move(
     return {str(home): [part.index for k, part in enumerate(parts) if k % len(to) == j] for j, home in enumerate(to)}
 
 
-def _parts(folders: Sequence[Path]) -> list[Part]:
-    found: dict[int, Part] = {}
-    for folder in folders:
-        with Store(folder) as store:
-            if damage := store.damage():
-                raise RecoveryError(f"recovery store {folder}: {damage}")
-            found |= {part.index: part for part in store.parts}
-    if not found:
-        raise RecoveryError(f"recovery store {folders[0]}: its files ({SUFFIX[1:]}) are gone")
-    return [found[index] for index in sorted(found)]
-
-
-def _copied(parts: Sequence[Part], k: int, folders: int, source: Path, new: Path) -> None:
+def _copied(parts: Sequence[Part], k: int, folders: int, epoch: int | None, source: Path, new: Path) -> None:
+    """Copies every `folders`th part, without what a killed run wrote of epochs that never became durable."""
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     for j, part in enumerate(parts):
@@ -82,6 +77,8 @@ def _copied(parts: Sequence[Part], k: int, folders: int, source: Path, new: Path
     others = [part.index for j, part in enumerate(parts) if j % folders != k]
     if others:
         (new / ELSEWHERE).write_text(json.dumps(others))
+    if epoch is not None:
+        forget(sorted(new.glob(f"*{SUFFIX}")), epoch)
     settle(new)
     with Store(new) as store:
         if damage := store.damage():

@@ -5,7 +5,7 @@ A recovery store holds them to the epoch. A consumer group has them too, a momen
 
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +65,11 @@ def forget_unfinished(folder: Path) -> int:
         epoch, files = store.progress.epoch, store.files
         if epoch is None or store.missing:
             return 0
+    return forget(files, epoch)
+
+
+def forget(files: Sequence[Path], epoch: int) -> int:
+    """Deletes the snapshots from an epoch on; returns how many."""
     gone = 0
     for file in files:
         with closing(sqlite3.connect(file)) as opened, opened:

@@ -98,12 +98,12 @@ class Store:
     """A store that is read, as of when it was opened: a job may write on meanwhile, and is not held up. Close it.
 
     Raises RecoveryError, which names the file, for one that is no store, is damaged, or has no partitions; those that are
-    missing are in `missing`.
+    missing are in `missing`. more: further folders with partitions of it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: Path) -> None:
         self.folder = folder
-        self.files = sorted(folder.glob(f"*{SUFFIX}"))
+        self.files = sorted(file for each in (folder, *more) for file in each.glob(f"*{SUFFIX}"))
         self._open: list[sqlite3.Connection] = []
         self.parts: list[Part] = []
         try:
@@ -170,7 +170,7 @@ class Store:
         return ""
 
     def _opened(self, file: Path) -> None:
-        alone = not os.access(self.folder, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
+        alone = not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists()
         how = "immutable=1" if alone else "mode=ro"  # whoever reads beside a writer leaves a mark in the folder
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
         self._open.append(connection)

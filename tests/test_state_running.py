@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from streams.positions import kept
 from streams.run import run
 from streams.source import MemorySource
 from streams.start import RecoveryError, check, store_of
+from streams.store import Store
 
 LOGS = spread(stream(3000), 2)
 SPAWN = multiprocessing.get_context("spawn")
@@ -92,10 +95,18 @@ def test_a_running_job_is_looked_at_and_otherwise_let_be_and_a_killed_one_is_mov
 
 @pytest.mark.slow
 def test_workers_with_homes_of_their_own_go_on_together(tmp_path: Path) -> None:
+    """From a store in which a killed run has left something."""
     home, pipeline, sink = tmp_path / "home", quick("event"), MemorySink()
     homes, outs = ([tmp_path / f"{name}-{number}" for number in range(2)] for name in ("pod", "out"))
     half(home, pipeline, LOGS, sink, until=900)
-    move(pipeline, settings(home), "payments", [], homes, partitions=5)
+    migrate(pipeline, settings(home), "payments", 5)
+    with closing(sqlite3.connect(store_of(pipeline, settings(home)) / "part-0.sqlite3")) as file, file:
+        copy = "INSERT INTO snaps (step_id, state_key, snap_epoch, ser_change) "
+        file.execute(f"{copy} SELECT step_id, state_key, 1000000, x'80' FROM snaps LIMIT 5")
+    assert look(pipeline, settings(home), "payments")["unfinished_snapshots"] == 5
+    move(pipeline, settings(home), "payments", [], homes)
+    with Store(*(store_of(pipeline, settings(home)) for home in homes)) as store:
+        assert (store.unfinished(), store.missing) == (0, [])
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     processes = [SPAWN.Process(target=worker, args=(homes, number, addresses, outs[number])) for number in range(2)]
     for process in processes:
