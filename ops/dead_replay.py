@@ -56,7 +56,9 @@ def replay_file(pipeline: Pipeline, settings: JobSettings, file: Path, called: s
     """
     asked = parsed(file, pipeline.events.topic)
     before: dict[Place, int] = {}
-    if not unchecked:
+    if unchecked:
+        _expect_there(pipeline, settings, asked)
+    else:
         wanted = {each.place for each in asked}
         found = letters(pipeline, settings, lambda letter: letter.place in wanted, called, bodies=False)
         known = {letter.place for letter in found}
@@ -99,6 +101,21 @@ def replay_as_is(
     send(pipeline, settings, good)
     codes = Counter(code for code, _ in wrong.values())
     return Replayed([each.place for each in good], [*before], dict(codes.most_common()), gone)
+
+
+def _expect_there(pipeline: Pipeline, settings: JobSettings, asked: Sequence[Again]) -> None:
+    """Raises DeadLetterError for a position that the topic has not come to: a message sent for it would be one of its own."""
+    log = KafkaLog(pipeline.events.topic, settings.brokers, settings.client, group="headrace-dead")
+    try:
+        for each in asked:
+            try:
+                end = log.bounds(each.place[0])[1]
+            except SourceError as error:
+                raise DeadLetterError(f"{each.said}: {error}") from None
+            if each.place[1] >= end:
+                raise DeadLetterError(f"{each.said}: {_named(pipeline, each.place)}: expected an offset before {end}, its end")
+    finally:
+        log.close()
 
 
 def parsed(file: Path, topic: str) -> list[Again]:

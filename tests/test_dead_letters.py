@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cards import Card, cards, whole
+from confluent_kafka.admin import AdminClient, NewTopic
 from payments import CHAMPION, payments, settings, stream
 from prometheus_client import CollectorRegistry
 from test_dead_replay import broken, paid
@@ -16,9 +17,13 @@ from test_rebuild_kafka import fill, written
 
 from ops.broker import Broker
 from ops.cli import run_command
-from ops.dead import editable
+from ops.dead import DeadLetterError, editable
+from ops.dead_replay import Again, parsed, send
+from streams.log import KafkaLog
 from streams.pipeline import Decisions, Pipeline
+from streams.replays import originals
 from streams.run import run
+from streams.settings import JobSettings
 
 LETTER = {"topic": "t", "partition": 0, "offset": 1, "code": "c", "reason": "r", "truncated": False, "encrypted": False}
 FILE = """
@@ -105,6 +110,10 @@ def test_a_letter_is_corrected_sent_again_and_decided_once_under_its_old_id(
     assert second.keys() - first.keys() == {f"payments/{topic}/0/{bad}"}
     found = second[f"payments/{topic}/0/{bad}"]
     assert found["event_id"] == bad
+    later = tmp_path / "later.jsonl"
+    later.write_text(json.dumps(line | {"offset": 201}))
+    assert "expected an offset before 201" in desk.dead("replay", later, "--unchecked", code=1)
+    assert f"{topic}/0@201 has no dead letter" in desk.dead("replay", later, code=1)
     assert json.loads(desk.dead("replay", file, "--unchecked", "--json"))["sent"] == 1
     values = settings(tmp_path, brokers=broker.address, recovery=True, epoch_seconds=0.05)
     run(desk.pipeline, values, registry=CollectorRegistry(), champion=CHAMPION, until_end=True)
@@ -149,6 +158,45 @@ def test_letters_are_sent_as_they_are_once_the_schema_takes_them_and_come_back_i
     second = desk.run()
     assert second.keys() - first.keys() == {f"payments/{topic}/0/{bad}"}
     assert json.loads(desk.dead("replay", "--as-is", "--json"))["before"] == 1
+
+
+def test_replays_are_found_where_the_broker_writes_the_time_stamps(apache_kafka: Broker, name: Callable[[str], str]) -> None:
+    topic = name("pay")
+    admin = AdminClient({"bootstrap.servers": apache_kafka.address})
+    made = admin.create_topics([NewTopic(topic, 1, 1, config={"message.timestamp.type": "LogAppendTime"})])
+    made[topic].result()
+    fill(apache_kafka.address, topic, [stream(30)])
+    send(of_topic(topic), JobSettings(brokers=apache_kafka.address), [Again((0, 7), b"k", b"{}"), Again((0, 9), None, None)])
+    log = KafkaLog(topic, apache_kafka.address, {}, group="test")
+    assert originals(log.read(0, 28)).to_pylist() == [28, 29, 7, 9]
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "line 1: expected JSON"),
+        ("[1]", "line 1: expected an object, got list"),
+        ('{"topic": "pay", "partition": true, "offset": 1}', "line 1: partition: expected a whole number"),
+        ('{"topic": "pay", "partition": 0, "offset": -1}', "line 1: offset: expected a whole number"),
+        ('{"topic": "other", "partition": 0, "offset": 1}', "line 1: topic: expected pay, got 'other'"),
+        ('{"topic": "pay", "partition": 0, "offset": 1, "encrypted": true}', "line 1: it is encrypted"),
+        ('{"topic": "pay", "partition": 0, "offset": 1, "truncated": true}', "line 1: it has only the first bytes"),
+        ('{"topic": "pay", "partition": 0, "offset": 1, "key": null}', "line 1: expected value or value_base64"),
+        ('{"topic": "pay", "partition": 0, "offset": 1, "key": 4111, "value": "x"}', "line 1: key: expected a text, got int"),
+        (
+            '{"topic": "pay", "partition": 0, "offset": 1, "key": null, "value_base64": "?"}',
+            "line 1: value_base64: expected base64",
+        ),
+        ('{"topic": "pay", "partition": 0, "offset": 1, "key": "a", "value": "x"}\n' * 2, "line 2: the same message as line 1"),
+    ],
+)
+def test_lines_that_are_no_letters_are_named(tmp_path: Path, line: str, said: str) -> None:
+    file = tmp_path / "letters.jsonl"
+    file.write_text(line)
+    with pytest.raises(DeadLetterError) as raised:
+        parsed(file, "pay")
+    assert said in str(raised.value)
 
 
 SECRET = """
