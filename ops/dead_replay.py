@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ops.broker import MAX_MESSAGE
-from ops.dead import DeadLetterError, Letter, Place, compact, letters, sent_again, unkept
+from ops.dead import DeadLetterError, Letter, Place, Wanted, compact, letters, sent_again, unkept
 from ops.secret import open_letter
 from sinks.sealed import SealError
 from streams.log import KafkaLog
 from streams.lookup import SecretError
 from streams.pipeline import Pipeline
+from streams.poison import CODE as POISON
 from streams.reader import SourceError
 from streams.replays import header_of, marked
 from streams.settings import JobSettings
@@ -77,18 +78,18 @@ def replay_file(pipeline: Pipeline, settings: JobSettings, file: Path, called: s
     return Replayed([each.place for each in chosen], [each.place for each in asked if each.place in before])
 
 
-def replay_as_is(
-    pipeline: Pipeline, settings: JobSettings, wanted: Callable[[Letter], bool], called: str, unchecked: bool = False
-) -> Replayed:
-    """Sends the letters that are wanted as they are: those that can be decoded by now. What a letter has not kept, or not in
-    clear, is read from the topic of events."""
+def replay_as_is(pipeline: Pipeline, settings: JobSettings, wanted: Wanted, called: str, unchecked: bool = False) -> Replayed:
+    """Sends the letters that are wanted as they are: those that can be decoded by now, and those that killed the job only if
+    their code is named. What a letter has not kept, or not in clear, is read from the topic of events."""
     found = letters(pipeline, settings, wanted, called)
     before = {} if unchecked else sent_again(pipeline, settings, found)
     log = KafkaLog(pipeline.events.topic, settings.brokers, settings.client, group="headrace-dead")
-    chosen, gone = [], []
+    chosen, gone, killers = [], [], 0
     try:
         for letter in found:
-            if letter.place not in before:
+            if letter.letter["code"] == POISON and not wanted.codes:
+                killers += 1
+            elif letter.place not in before:
                 message = _kept(letter, settings) or _original(letter, log)
                 if message:
                     chosen.append(message)
@@ -99,7 +100,7 @@ def replay_as_is(
     wrong = failing(pipeline, settings, chosen)
     good = [each for k, each in enumerate(chosen) if k not in wrong]
     send(pipeline, settings, good)
-    codes = Counter(code for code, _ in wrong.values())
+    codes = Counter(code for code, _ in wrong.values()) + Counter({POISON: killers})
     return Replayed([each.place for each in good], [*before], dict(codes.most_common()), gone)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from cards import Card, cards, whole
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from payments import CHAMPION, payments, settings, stream
 from prometheus_client import CollectorRegistry
@@ -158,6 +159,14 @@ def test_letters_are_sent_as_they_are_once_the_schema_takes_them_and_come_back_i
     second = desk.run()
     assert second.keys() - first.keys() == {f"payments/{topic}/0/{bad}"}
     assert json.loads(desk.dead("replay", "--as-is", "--json"))["before"] == 1
+
+    letter = json.loads(desk.dead("list", "--code", "missing_field", "--json"))["letters"][0]
+    killer = letter | {"code": "poison", "offset": 0, "truncated": False, "sha256": "0"}
+    producer = Producer({"bootstrap.servers": apache_kafka.address})
+    producer.produce(f"{topic}.dead", json.dumps(killer | {"value_base64": base64.b64encode(log[0][1]).decode()}))
+    producer.flush(10)
+    assert json.loads(desk.dead("replay", "--as-is", "--json"))["failing"] == {"missing_field": 1, "poison": 1}
+    assert json.loads(desk.dead("replay", "--as-is", "--code", "poison", "--json"))["sent"] == 1
 
 
 def test_replays_are_found_where_the_broker_writes_the_time_stamps(apache_kafka: Broker, name: Callable[[str], str]) -> None:

@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from test_rebuild import bare, going, half, quick, rebuilt, whole_of
 
 from sinks.memory import MemorySink
-from streams.replays import HEADER, marked, replayed
+from sinks.messages import encode_dead
+from streams.replays import HEADER, marked, originals, replayed
 from streams.run import run
 from streams.source import MemorySource
 
@@ -179,3 +180,15 @@ def test_stopped_or_rebuilt_a_job_decides_replays_as_one_that_was_not(
         warm = not any(flag.startswith("warming:") for flag in one["flags"])
         assert warm or (lost != "nothing" and one["decision_id"] in ids)
         assert not warm or bare({"": one})[""] == whole[one["decision_id"]]
+
+
+def test_a_replay_that_kills_the_job_is_set_aside_under_its_first_position() -> None:
+    log = stream(30)
+    source = MemorySource([[*broken(log, 7), log[7], log[9]]], replays={(0, 30): 7, (0, 31): 9})
+    decoded = payments().events.decode("x", settings(Path()), aside={(0, 30): "two deaths", (0, 8): "two deaths"})(
+        source.read(0, 0)
+    )
+    letters = [json.loads(value) for value in encode_dead(decoded.dead, "pay.dead", "pay").values]
+    told = {(letter["offset"], letter["replay"], letter["code"]) for letter in letters}
+    assert told == {(7, None, "not_json"), (7, 30, "poison"), (8, None, "poison")}
+    assert originals(decoded.rows).to_pylist() == [*range(7), *range(9, 30), 9]
