@@ -14,7 +14,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streams.door import Trouble
 
 ANSWER_SECONDS, REFUSED_SECONDS = 5.0, 30.0
-LOOK_SECONDS, LOOK_TIMEOUT = 5.0, 1.0
+LOOK_SECONDS, COUNT_SECONDS, LOOK_TIMEOUT = 5.0, 30.0, 1.0
 AHEAD = 16
 
 
@@ -26,11 +26,16 @@ class Reader:
     """Reads partitions of a topic by `assign`, from where each is to begin."""
 
     def __init__(
-        self, topic: str, config: Mapping[str, str | int | float | bool], commit_failed: Callable[[], None] = lambda: None
+        self,
+        topic: str,
+        config: Mapping[str, str | int | float | bool],
+        commit_failed: Callable[[], None] = lambda: None,
+        counted: Callable[[int], None] = lambda partitions: None,
     ) -> None:
-        """commit_failed: told that the broker has refused a position that was published."""
+        """commit_failed: told that the broker has refused a position that was published. counted: told now and then how many
+        partitions the topic has."""
         self._topic = topic
-        self._commit_failed = commit_failed
+        self._commit_failed, self._counted = commit_failed, counted
         self._next: dict[int, int] = {}
         self._waiting: dict[int, list[Message]] = {}
         self._at_end: dict[int, bool] = {}
@@ -38,6 +43,7 @@ class Reader:
         self._alone = self._assigned = False
         self._trouble = Trouble()
         self._look_at, self._gone = time.monotonic() + LOOK_SECONDS, 0
+        self._count_at = time.monotonic() + COUNT_SECONDS
         self._config = {**config, "on_commit": self._answered, "error_cb": self._trouble}
         self._consumer: Consumer | None = None
 
@@ -110,19 +116,23 @@ class Reader:
         return bool(messages)
 
     def _look(self, came: bool) -> None:
-        """Asks now and then, while nothing comes, whether there is still such a topic: the client says nothing of one that was
-        deleted. Raises SourceError when it is told twice in a row that there is none; a broker that has just started may err.
+        """Asks now and then how many partitions the topic has, and more often, while nothing comes, whether there is still such
+        a topic: the client says nothing of one that was deleted. Raises SourceError when it is told twice in a row that there
+        is none; a broker that has just started may err.
         """
         now = time.monotonic()
         if came:
             self._look_at, self._gone = now + LOOK_SECONDS, 0
-        if now < self._look_at:
+        if now < min(self._look_at, self._count_at):
             return
-        self._look_at = now + LOOK_SECONDS
+        self._look_at, self._count_at = now + LOOK_SECONDS, now + COUNT_SECONDS
         try:
-            error = self._open.list_topics(self._topic, timeout=LOOK_TIMEOUT).topics[self._topic].error
+            there = self._open.list_topics(self._topic, timeout=LOOK_TIMEOUT).topics[self._topic]
         except KafkaException:
             return
+        error = there.error
+        if error is None:
+            self._counted(len(there.partitions))
         self._gone = self._gone + 1 if error is not None and error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART else 0
         if self._gone > 1:
             raise SourceError(f"{self._topic}: the broker has no such topic any more")

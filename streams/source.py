@@ -4,6 +4,7 @@ A raw batch has `_key` and `_value` (binary), `_partition` int32, `_offset` int6
 `_polled_at` int64 (ns, ours). The source's item is (name of the partition, Polled).
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ from streams.polling import Beginning, Gate, Partition, Polled
 from streams.reader import Reader, SourceError
 from streams.replays import ORIGINAL, replayed
 from streams.routing import shard_name, shard_number
+
+log = logging.getLogger(__name__)
 
 POLL_BYTES = 4 * 1024 * 1024
 
@@ -175,6 +178,7 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
         self._clock_ns = clock_ns
         self._stop = stop
         self._until_end = until_end
+        self._most = 0
         self._config: dict[str, str | int | float | bool] = {
             "bootstrap.servers": brokers,
             "group.id": group,
@@ -194,7 +198,18 @@ class KafkaSource(FixedPartitionedSource[tuple[str, Polled], int]):
 
     @cached_property
     def _reader(self) -> Reader:
-        return Reader(self._topic, self._config, self.beginning.failed)
+        return Reader(self._topic, self._config, self.beginning.failed, self._counted)
+
+    def _counted(self, partitions: int) -> None:
+        """Says once that the topic has partitions that this run does not read."""
+        if partitions > max(self.partitions, self._most):
+            self._most = partitions
+            log.warning(
+                "source: %s has %d partitions, this run reads %d: stop it and start it again, and it reads all",
+                self._topic,
+                partitions,
+                self.partitions,
+            )
 
     @cached_property
     def partitions(self) -> int:

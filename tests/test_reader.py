@@ -1,13 +1,15 @@
 """One consumer for several partitions: each gets its own messages, in order, and none gets far ahead of another."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, TopicPartition
 
-from streams import reader
+from streams import reader, source
 from streams.reader import AHEAD, Reader, SourceError
 
 
@@ -69,6 +71,25 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeConsumer:
 
 def offsets(messages: Sequence[Any]) -> list[int]:
     return [message.offset() for message in messages]
+
+
+def test_partitions_that_were_added_are_told_of_once(
+    fake: FakeConsumer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(reader.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(source, "topic_partitions", lambda *said: 3)
+    many = SimpleNamespace(error=None, partitions=dict.fromkeys(range(3)))
+    monkeypatch.setattr(fake, "list_topics", lambda topic, timeout: SimpleNamespace(topics={"t": many}), raising=False)
+    made = source.KafkaSource("t", "b", {}, group="g", rows=10, clock_ns=lambda: 0, stop=threading.Event())
+    one = made._reader
+    one.add(0, 0)
+    for k in range(200):
+        clock[0] += 1
+        many.partitions = dict.fromkeys(range(3 if k < 100 else 5))
+        fake.queue = run(0, k, 1)
+        one.take(0, 4)
+    assert caplog.messages == ["source: t has 5 partitions, this run reads 3: stop it and start it again, and it reads all"]
 
 
 def test_each_partition_gets_its_own_in_order(fake: FakeConsumer) -> None:
