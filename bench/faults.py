@@ -30,6 +30,7 @@ from typing import Any
 
 from bench.brokers import Served, broker, make
 from bench.machine import commit, machine, versions
+from bench.options import leave_on_sigterm
 from bench.proving.audit import added, audit, committed, wrong
 from bench.proving.job import PLANTS
 from bench.proving.lives import RANDOM, STARTING, Kills, Stand, StuckError, drain, kill, medians
@@ -45,6 +46,7 @@ SCENES = ("rescale", "outage", "leaders", "grow")
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 1 if anything was lost, doubled or wrong, or a point was never reached."""
     options = parsed(arguments)
+    leave_on_sigterm()
     if scene := next((name for name in SCENES if getattr(options, name)), ""):
         return staged(options, scene)
     settings = {

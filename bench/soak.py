@@ -25,6 +25,7 @@ from typing import Any
 
 from bench.brokers import Served, counting, make
 from bench.machine import commit, machine, versions
+from bench.options import leave_on_sigterm
 from bench.proving.chart import drawn
 from bench.proving.lives import Life, Stand, StuckError, living, settle
 from bench.proving.load import PARTITIONS
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None)
     parser.add_argument("--png", type=Path, default=None)
     options = parser.parse_args(arguments)
+    leave_on_sigterm()
     head, dirty = commit()
     with tempfile.TemporaryDirectory(prefix="headrace-soak-") as folder, own(Path(folder)) as broker:
         settings: dict[str, Any] = {"delivery": options.mode, "epoch_seconds": options.epoch}
