@@ -13,9 +13,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
 
 from bench.proving.job import ALL as SHARED
 from bench.proving.job import COUNT, SUM, Tally, event, pipeline
+from features.schema import Schema, Text
 from models.spec import Input, ModelSpec
 from ops.restart import Patience, pause
 from ops.suspects import Found, Kept, Search, after, overlap
@@ -24,6 +26,7 @@ from streams.decode import Decoded, Decoder, json_decoder
 from streams.job import Champion
 from streams.pipeline import Pipeline
 from streams.poison import CODE
+from streams.replays import ORIGINAL
 from streams.run import run
 from streams.settings import JobSettings
 from streams.source import MemorySource
@@ -193,3 +196,47 @@ def test_a_restarter_waits_longer_each_time_in_vain_and_has_patience_for_so_many
     assert [pause(times) for times in (0, 1, 2, 3, 4, 9)] == [0, 0, 0.5, 1, 2, 30]
     patience = Patience(2, 10)
     assert [patience.ends(now) for now in (0, 1, 11.5, 12, 13)] == [False, False, False, False, True]
+
+
+def raw(offsets: Sequence[int], originals: Sequence[int] | None = None) -> pa.RecordBatch:
+    """A raw batch of partition 0 with messages at these offsets."""
+    n = len(offsets)
+    columns: dict[str, pa.Array] = {
+        "_key": pa.array([b"k"] * n, pa.binary()),
+        "_value": pa.array([event("k", "s", offset) for offset in offsets], pa.binary()),
+        "_partition": pa.array([0] * n, pa.int32()),
+        "_offset": pa.array(offsets, pa.int64()),
+        "_appended_at": pa.array([0] * n, pa.int64()),
+        "_polled_at": pa.array([0] * n, pa.int64()),
+    }
+    return pa.RecordBatch.from_pydict(columns | ({} if originals is None else {ORIGINAL: pa.array(originals, pa.int64())}))
+
+
+def test_a_poisonous_replay_is_set_aside_under_its_first_name_and_a_corrected_one_is_worked_on() -> None:
+    topic, said = pipeline("dying").events, JobSettings()
+    decode = topic.decode("dying/decode", said, aside={(0, 5): "two deaths"})
+    found = decode(raw([3, 4, 5, 6]))
+    assert found.rows.column("_offset").to_pylist() == [3, 4, 6]
+    assert found.dead.column("reason").to_pylist() == [
+        "dying/decode: expected a message that can be worked on, got two deaths (dying-in/0@5)"
+    ]
+    corrected = decode(raw([7, 8, 9], [7, 5, 9]))
+    assert corrected.rows.column("_offset").to_pylist() == [7, 8, 9]
+    assert corrected.rows.column(ORIGINAL).to_pylist() == [7, 5, 9]
+    again = topic.decode("dying/decode", said, aside={(0, 8): "two deaths"})(raw([7, 8, 9], [7, 5, 9]))
+    assert again.rows.column("_offset").to_pylist() == [7, 9]
+    assert again.dead.column("_offset").to_pylist() == [8]
+    assert again.dead.column(ORIGINAL).to_pylist() == [5]
+
+
+def test_poison_of_a_topic_with_secrets_shows_nothing_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", "ab" * 32)
+    topic = pipeline("dying").events
+    fields = topic.schema.fields | {"key": Text(max_bytes=20, secret=True)}
+    closed = replace(topic, schema=Schema("Tally", version=1, fields=fields))
+    said = JobSettings(secret_key=SecretStr("env:TEST_KEY"))
+    dead = closed.decode("dying/decode", said, aside={(0, 5): "two deaths"})(raw([4, 5])).dead
+    assert dead.column("code").to_pylist() == [CODE]
+    assert "two deaths" in dead.column("reason")[0].as_py()
+    assert dead.column("closed").to_pylist() == [True]
+    assert [dead.column(name)[0].as_py() for name in ("value", "_key", "sha256")] == [None, None, None]
