@@ -234,7 +234,7 @@ class _ByShard(NamedTuple):
 
 
 def _by_shard(keys: U64, shards: int) -> _ByShard:
-    of = (keys % np.uint64(shards)).astype(np.int64)
+    of = (keys % np.uint64(shards)).astype(np.uint16)  # which numpy sorts by radix
     return _ByShard(np.argsort(of, kind="stable"), np.append(0, np.cumsum(np.bincount(of, minlength=shards))))
 
 
