@@ -94,7 +94,7 @@ class Shards:
                     state.untaken(changed)
             self._taken_at = updates
             by_group = [state.taken(self._shards, page, PAGES) for state in self.states]
-            self._taken |= {(each, page): of_shard for each, of_shard in enumerate(zip(*by_group, strict=True))}
+            self._taken |= {(each, page): [taken[each] for taken in by_group] for each in range(self._shards)}
         return self._taken.pop((shard, page))
 
     def resume(self, snapshot: dict[str, Any]) -> None:

@@ -128,3 +128,8 @@ def test_another_number_of_shards_or_pages_is_refused() -> None:
         Shards(GROUPS, SHARDS, None).resume(taken | {"version": 2})
     with pytest.raises(RuntimeError, match="came after the first event"):
         shards.resume(taken)
+
+
+def test_without_streaming_features_there_is_a_snapshot_with_none() -> None:
+    taken = Shards([], SHARDS, None).snapshot(0, 0)
+    assert (taken["groups"], taken["changes"]) == ([], [(1, [])])
