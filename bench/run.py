@@ -336,6 +336,8 @@ class Measured:
             wall = self.said["wall_ns"]
             found["broker_latency_ms"] = figures(histogram((appended * 1_000_000 - intended - wall)[inside]))
         before, after = self.counted
+        if after:
+            found["state"] = after.state(self.plan.workload.job().shards)
         return found | (after.since(before) if before and after else {"stages": None, "batch_rows": None})
 
     def soak(self, intended: I64, took: I64) -> dict[str, Any]:

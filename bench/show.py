@@ -93,7 +93,7 @@ def table(made: Mapping[str, Any], metrics: Sequence[str]) -> str:
     lines += [
         f"{run['system']}, turn {run['turn'] + 1}: NOT VALID: {run['why_not']}" for run in made["runs"] if not run["valid"]
     ]
-    return "\n".join(lines + stages(made["runs"]) + disturbed(made["runs"]))
+    return "\n".join(lines + stages(made["runs"]) + states(made["runs"]) + disturbed(made["runs"]))
 
 
 def stages(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -109,6 +109,16 @@ def stages(runs: Sequence[Mapping[str, Any]]) -> list[str]:
                 told = ", ".join(f"{stage} {value:.3g}" for stage, value in middle.items())
                 lines.append(f"{name}{at}, µs an event: {told}; rows in a batch {median(rows):,.4g}" if rows else told)
     return lines
+
+
+def states(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a system that says so held of each entity at the end of its last run."""
+    last = {run["system"]: run["state"] for run in runs if run.get("state")}
+    return [
+        f"{name}, state by {entity}: {held['entities']:,} entities, {held['mb']:,.1f} MB, {held['mb_a_shard']:,.2f} MB a shard"
+        for name, by_entity in last.items()
+        for entity, held in by_entity.items()
+    ]
 
 
 def disturbed(runs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -169,12 +169,23 @@ def is_ready(running: Running, wait: float = 120.0) -> None:
 
 @dataclass(frozen=True)
 class Counters:
-    """headrace's counters at one moment, over all workers: seconds by stage, events, batches and the rows in them."""
+    """headrace's counters at one moment, over all workers: seconds by stage, events, batches and the rows in them; of its
+    state the entities and the bytes, by entity."""
 
     seconds: dict[str, float]
     events: float
     batches: float
     rows: float
+    entities: dict[str, float]
+    bytes: dict[str, float]
+
+    def state(self, shards: int) -> dict[str, Any]:
+        """What is held of each entity: how many, MB in all and for each of so many shards."""
+        return {
+            name: {"entities": int(count), "mb": round(size / 1e6, 1), "mb_a_shard": round(size / 1e6 / shards, 2)}
+            for name, count in self.entities.items()
+            if (size := self.bytes.get(name, 0.0))
+        }
 
     def since(self, before: "Counters") -> dict[str, Any]:
         """stages: µs per event by stage; batch_rows: mean."""
@@ -192,13 +203,17 @@ def counters(running: Running) -> Counters | None:
     for page in running.metrics:
         for family in text_string_to_metric_families(_get(f"{page}/metrics") or ""):
             for sample in family.samples:
-                key = sample.name, sample.labels.get("stage", "")
+                key = sample.name, sample.labels.get("stage", sample.labels.get("entity", ""))
                 totals[key] = totals.get(key, 0.0) + sample.value
     if not totals:
         return None
     seconds = {stage: totals.get(("headrace_seconds_total", stage), 0.0) for stage in STAGES}
-    of_batches = (totals.get((f"headrace_batch_rows_{part}", ""), 0.0) for part in ("count", "sum"))
-    return Counters(seconds, totals.get(("headrace_rows_total", "event"), 0.0), *of_batches)
+    batches, rows = (totals.get((f"headrace_batch_rows_{part}", ""), 0.0) for part in ("count", "sum"))
+    entities, sizes = (
+        {label: value for (name, label), value in totals.items() if name == wanted and label}
+        for wanted in ("headrace_entities", "headrace_state_bytes")
+    )
+    return Counters(seconds, totals.get(("headrace_rows_total", "event"), 0.0), batches, rows, entities, sizes)
 
 
 def _get(url: str) -> str | None:

@@ -227,6 +227,8 @@ def record(
     if plan.workload.name != CRAYFISH:
         del run["throughput"]["crayfish_per_s"]
     before, after = (drained.counted[0], drained.counted[-1]) if len(drained.counted) == 2 else (None, None)
+    if after:
+        run["state"] = after.state(plan.workload.job().shards)
     return run | (after.since(before) if before and after else {"stages": None, "batch_rows": None})
 
 

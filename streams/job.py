@@ -175,7 +175,9 @@ class Job:
         if self.order == "event":
             held = Held(self.events.partitions, len(self.pipeline.groups), self.pipeline.events.held_rows)
         most = self.pipeline.most_entities * -(-self.pipeline.shards // self.workers)
-        return Shards(self.pipeline.groups, self.pipeline.shards, held, most, self.start.begins)
+        shards = Shards(self.pipeline.groups, self.pipeline.shards, held, most, self.start.begins)
+        self.meters.states(lambda: {state.group.entity: state.nbytes for state in shards.states})
+        return shards
 
     @cached_property
     def staged(self) -> bool:

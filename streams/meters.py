@@ -84,6 +84,20 @@ class RecordCollector:
         return [rows]
 
 
+class StateCollector:
+    """What streaming features take of the memory, looked up when somebody asks for the metrics."""
+
+    def __init__(self, pipeline: str, sizes: Callable[[], dict[str, int]]) -> None:
+        self._pipeline, self._sizes = pipeline, sizes
+
+    def collect(self) -> Iterable[Metric]:
+        text = "Bytes of what is kept of an entity, with room to grow"
+        family = GaugeMetricFamily("headrace_state_bytes", text, labels=["pipeline", "entity"])
+        for entity, size in self._sizes().items():
+            family.add_metric([self._pipeline, entity], size)
+        return [family]
+
+
 class ModelCollector:
     """How the model does, looked up when somebody asks for the metrics."""
 
@@ -143,6 +157,10 @@ class Meters:
     def pushing(self, pushing: Mapping[str, Pushing]) -> None:
         """Shows what is pushed to Feast, by push source."""
         self._registry.register(PushCollector(self._pipeline, pushing))
+
+    def states(self, sizes: Callable[[], dict[str, int]]) -> None:
+        """Shows the bytes of the streaming features' state by entity."""
+        self._registry.register(StateCollector(self._pipeline, sizes))
 
     def model(self, failed: Callable[[], int], resting: Callable[[], bool]) -> None:
         """Shows how many rows have no score since the model threw, and whether it is let be."""

@@ -54,11 +54,13 @@ class Checked:
 @dataclass(frozen=True)
 class Job:
     """How headrace runs a workload: the text of a pipeline file that defines `job`, with {input} and {output} for the topics,
-    the topics it needs beside those two (same placeholders), and settings as environment variables (HEADRACE_*)."""
+    the topics it needs beside those two (same placeholders), settings as environment variables (HEADRACE_*), and how many
+    shards its state has."""
 
     pipeline: str
     topics: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    shards: int = 8
 
 
 class Workload(Protocol):

@@ -66,6 +66,7 @@ class Flights:
     def __init__(self) -> None:
         self._settings = JobSettings()
         self._folder = Path()
+        self._pipeline = flights
 
     def ready(self, home: Path, progress: Progress) -> None:
         """Trains the model if the registry of `home` has none, and makes the Feast repo."""
@@ -129,18 +130,18 @@ class Flights:
         with tempfile.TemporaryDirectory() as home:
             settings = self._settings.model_copy(update={"home": Path(home), "recovery": False, "metrics_port": 0})
             run(
-                replace(flights, drift=None),
+                replace(self._pipeline, drift=None),
                 settings,
                 registry=CollectorRegistry(),
                 source=MemorySource([log]),
                 sink=sink,
             )
-        got, scores = read(sink.values(flights.sinks[0].topic))
+        got, scores = read(sink.values(self._pipeline.sinks[0].topic))
         order = np.argsort(got)
         rows = np.flatnonzero(ids >= 0)
         expected = np.full(len(ids), np.nan, np.float32)
         if not np.array_equal(got[order], np.sort(ids[rows])):
-            raise ValueError(f"flights: expected {len(rows):,} decisions of the run in memory, got {len(got):,}")
+            raise ValueError(f"{self.name}: expected {len(rows):,} decisions of the run in memory, got {len(got):,}")
         expected[rows] = scores[order][np.searchsorted(got[order], ids[rows])]
         return expected
 

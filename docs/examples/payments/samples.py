@@ -138,14 +138,15 @@ def profiles(size: Size) -> Callable[[Path], dict[str, int]]:
     ]
 
     def write(folder: Path) -> dict[str, int]:
-        known = pl.concat(_profiles(make_world(seed, cards), when) for seed, cards, when in worlds)
+        known = pl.concat(profiles_of(make_world(seed, cards), when) for seed, cards, when in worlds)
         known.write_parquet(folder / "cards.parquet")
         return {"cards": known.height}
 
     return write
 
 
-def _profiles(world: World, when: np.datetime64) -> pl.DataFrame:
+def profiles_of(world: World, when: np.datetime64) -> pl.DataFrame:
+    """What is known of the cards of a world, an hour before `when`."""
     rng = np.random.default_rng([world.seed, 6])
     known = world.usual * rng.lognormal(0, 0.15, world.cards)
     return pl.DataFrame(
