@@ -18,6 +18,7 @@ def test_payments_are_answered_as_in_memory_and_the_state_is_told(
     monkeypatch.setattr(payments, "SMALL", {**payments.SMALL, "cards": 900})
     workload = payments.Payments(cards=8_000)
     monkeypatch.setattr(payments, "workload", workload)
+    monkeypatch.setenv("HEADRACE_POLL_ROWS", "256")
     out = tmp_path / "out.json"
     code = throughput.main(
         f"--workload payments --broker embedded --messages 9000 --limit 60 --home {tmp_path} --json {out}".split()
