@@ -20,7 +20,7 @@ test: $(VENV)/.dev
 	$(BIN)/python -m mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest -q -m "not slow and not long" --numprocesses 2 --dist loadfile $(ARGS)
-	$(if $(ALL),$(BIN)/python -m pytest -q -m slow $(ARGS))
+	$(if $(ALL),$(BIN)/python -m pytest -q -m slow --numprocesses 2 --dist loadfile $(ARGS))
 	$(if $(LONG),$(BIN)/python -m pytest -q -m long $(ARGS))
 
 clean:
