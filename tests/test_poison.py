@@ -104,7 +104,7 @@ def lived(job: Pipeline, home: Path, logs: Sequence[Sequence[Any]], rows: int, m
     raise AssertionError(f"still dying after {most} lives: {kept}")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @given(data=st.data())
 @settings(max_examples=6, phases=[Phase.generate])
 def test_whatever_messages_kill_are_set_aside_and_all_others_decided_as_if_they_had_not_come(
