@@ -1,4 +1,4 @@
-"""headrace demo | init | try | train | run | topics | backfill | models | record | secret | skew | state | dead."""
+"""headrace demo | init | try | train | run | topics | contract | backfill | models | record | secret | skew | state | dead."""
 
 import json
 import shlex
@@ -396,6 +396,26 @@ def topics(
             note = " (made)" if name in made else ""
             plural = "" if len(partition_counts) == 1 else "s"
             print(f"{name}: {len(partition_counts)} partition{plural}, {sum(partition_counts):,} messages{note}")
+
+
+@app.command()
+def contract(
+    old: Annotated[Path, typer.Argument(metavar="OLD", help="the AsyncAPI document that others read and write by")],
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="the one that is to come")],
+    as_json: Json = False,
+) -> None:
+    """Compare two AsyncAPI documents; exit code 1 if a change breaks a consumer or a producer, and which."""
+    from dataclasses import asdict
+
+    from ops.contract import breaks, load
+
+    found = breaks(load(old), load(new))
+    if as_json:
+        print(json.dumps([asdict(each) for each in found]))
+    else:
+        print("\n".join(map(str, found)) or "nothing breaks")
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -18,10 +18,13 @@ from sinks.messages import encode_dead, encode_decisions, encode_drift
 PATH = Path(__file__).parent.parent / "docs" / "asyncapi.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())
 OURS = ("Decision", "DeadLetter", "DriftReport")
+CLOSED = copy.deepcopy(DOCUMENT["components"])  # readers pass over fields that they do not know; here there are none such
+for ours in OURS:
+    CLOSED["schemas"][ours]["additionalProperties"] = False
 
 
 def errors(schema: str, message: Any) -> list[str]:
-    validator = Draft7Validator({"$ref": f"#/components/schemas/{schema}", "components": DOCUMENT["components"]})
+    validator = Draft7Validator({"$ref": f"#/components/schemas/{schema}", "components": CLOSED})
     return [error.message for error in validator.iter_errors(message)]
 
 
