@@ -47,7 +47,9 @@ def fill(brokers: str, events: str, keys: Sequence[bytes], values: Sequence[byte
     `filled` partitions."""
     create(brokers, [events], partitions, {})
     create(brokers, [f"{events}.dead", f"{events}-drift"], 1, {})
-    producer = Producer({"bootstrap.servers": brokers, "linger.ms": 5, "message.max.bytes": 16 * 1024 * 1024})
+    producer = Producer(
+        {"enable.idempotence": True, "bootstrap.servers": brokers, "linger.ms": 5, "message.max.bytes": 16 * 1024 * 1024}
+    )
     for key, value in zip(keys, values, strict=True):
         producer.produce(events, value, key, partition=sum(key) % filled)
         producer.poll(0)

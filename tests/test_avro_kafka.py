@@ -34,7 +34,7 @@ def test_what_a_failing_registry_held_up_is_decided_when_it_is_back(
         whole = decisions(served(pipeline(registry.address), settings(tmp_path / "whole"), log))
         create(broker.address, [events], 1, {})
         create(broker.address, [f"{events}-out", f"{events}.dead"], 1, {})
-        producer = Producer({"bootstrap.servers": broker.address})
+        producer = Producer({"enable.idempotence": True, "bootstrap.servers": broker.address})
         for key, value in log:
             producer.produce(events, value, key, partition=0)
         assert producer.flush(30) == 0

@@ -162,7 +162,7 @@ def test_letters_are_sent_as_they_are_once_the_schema_takes_them_and_come_back_i
 
     letter = json.loads(desk.dead("list", "--code", "missing_field", "--json"))["letters"][0]
     killer = letter | {"code": "poison", "offset": 0, "truncated": False, "sha256": "0"}
-    producer = Producer({"bootstrap.servers": apache_kafka.address})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": apache_kafka.address})
     producer.produce(f"{topic}.dead", json.dumps(killer | {"value_base64": base64.b64encode(log[0][1]).decode()}))
     producer.flush(10)
     assert json.loads(desk.dead("replay", "--as-is", "--json"))["failing"] == {"missing_field": 1, "poison": 1}

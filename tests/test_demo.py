@@ -91,7 +91,7 @@ def answer_after(seconds: float, broker: str, events: str, decisions: str, count
     """Stands in for a job: decides every scheduled event `seconds` after it came."""
     consumer = Consumer({"bootstrap.servers": broker, "group.id": "job", "fetch.wait.max.ms": 5})
     consumer.assign([TopicPartition(events, 0, 0)])
-    producer = Producer({"bootstrap.servers": broker, "linger.ms": 2})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": broker, "linger.ms": 2})
     waiting: list[tuple[float, int]] = []
     while count:
         for message in consumer.consume(1000, 0.002):

@@ -120,7 +120,10 @@ def test_a_topic_that_is_deleted_stops_the_job_with_its_name(
     kafka = {"delivery.timeout.ms": "5000", "topic.metadata.propagation.max.ms": "1000"} if deleted == "decisions" else {}
     job, stop = settings(tmp_path, brokers=apache_kafka.address, recovery=True, kafka=kafka), threading.Event()
     create(job.brokers, pipeline.topics(), 1, {})
-    producer, admin = Producer({"bootstrap.servers": job.brokers}), AdminClient({"bootstrap.servers": job.brokers})
+    producer, admin = (
+        Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers}),
+        AdminClient({"bootstrap.servers": job.brokers}),
+    )
     topic, verdicts = pipeline.events.topic, pipeline.sinks[0].topic
     thread, raised = running(pipeline, job, stop)
     for key, value in stream(50):
@@ -152,7 +155,7 @@ def test_a_decision_that_the_broker_finds_too_large_stops_the_job_and_nothing_is
     small = NewTopic(verdicts, num_partitions=1, replication_factor=1, config={"max.message.bytes": "200"})
     admin.create_topics([small])[verdicts].result(20)
     create(job.brokers, pipeline.topics(), 1, {})
-    producer = Producer({"bootstrap.servers": job.brokers})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers})
     for key, value in stream(50):
         producer.produce(pipeline.events.topic, value, key)
     producer.flush(20)
@@ -169,7 +172,7 @@ def test_a_full_queue_makes_the_source_wait(tmp_path: Path, apache_kafka: Broker
     kafka = {"queue.buffering.max.messages": "50", "linger.ms": "50"}
     job = settings(tmp_path, brokers=apache_kafka.address, recovery=True, kafka=kafka)
     create(job.brokers, pipeline.topics(), 1, {})
-    producer = Producer({"bootstrap.servers": job.brokers})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers})
     for key, value in stream(2_000):
         producer.produce(pipeline.events.topic, value, key)
     producer.flush(20)

@@ -99,7 +99,7 @@ def test_each_fuzzed_message_is_decided_or_a_dead_letter_on_kafka(
     pipeline = replace(like, events=replace(like.events, topic=topic), sinks=[Decisions(verdicts)])
     job = settings(tmp_path, brokers=apache_kafka.address, recovery=True)
     create(job.brokers, pipeline.topics(), 1, {})
-    producer = Producer({"bootstrap.servers": job.brokers})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers})
     for value in values:
         producer.produce(topic, value)
         producer.poll(0)

@@ -62,7 +62,7 @@ def exchange(
 
 
 def send(broker: Broker, topic: str, messages: Messages) -> None:
-    producer = Producer({"bootstrap.servers": broker.address, "linger.ms": 5})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": broker.address, "linger.ms": 5})
     for key, value in messages:
         producer.produce(topic, value, key)
     assert producer.flush(30) == 0

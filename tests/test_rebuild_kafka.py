@@ -38,7 +38,7 @@ def of_topic(events: str, **values: Any) -> Pipeline:
 def fill(brokers: str, events: str, logs: list[Any]) -> None:
     create(brokers, [events], len(logs), {})
     create(brokers, [f"{events}-out", f"{events}.dead"], 1, {})
-    producer = Producer({"bootstrap.servers": brokers, "batch.num.messages": 50})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": brokers, "batch.num.messages": 50})
     for number, log in enumerate(logs):
         for key, value in log:
             producer.produce(events, value, key, partition=number)
@@ -153,7 +153,7 @@ def test_where_a_job_without_state_begins_is_said_or_asked_for(
 def test_the_brokers_own_times_are_found(broker: Broker, name: Callable[[str], str]) -> None:
     topic = name("times")
     create(broker.address, [topic], 1, {})
-    producer = Producer({"bootstrap.servers": broker.address})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": broker.address})
     for second in (1000, 2000, 3000):
         producer.produce(topic, b"value", timestamp=second * 1000)
     assert producer.flush(20) == 0

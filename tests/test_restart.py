@@ -80,7 +80,7 @@ def filled(broker: Broker, name: str, home: Path, **more: Any) -> JobSettings:
     """Topics, messages and a model; the settings of a job."""
     create(broker.address, [f"{name}-in", f"{name}-out"], PARTITIONS, {})
     create(broker.address, [f"{name}-in.dead"], 1, {})
-    producer = Producer({"bootstrap.servers": broker.address})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": broker.address})
     for partition in range(PARTITIONS):
         for n in range(EACH):
             producer.produce(f"{name}-in", event(f"p{partition}", "s", sent(partition, n)), None, partition)

@@ -49,7 +49,7 @@ def test_an_event_becomes_a_decision_over_tls_and_sasl(
     options, keys = kafka.options(mechanism), {"secret_key": "env:CARD_KEY", "dead_letter_key": "env:LETTER_KEY"}
     job = settings(tmp_path, brokers=kafka.address, kafka=options, recovery=True, **keys)
     create(kafka.address, pipeline.topics(), 1, job.client)
-    producer = Producer({"bootstrap.servers": kafka.open.address})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": kafka.open.address})
     for key, value in messages(numbers):
         producer.produce(topic, value, key)
     assert producer.flush(20) == 0
