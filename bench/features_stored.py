@@ -91,7 +91,7 @@ def cold(options: argparse.Namespace) -> list[Figure]:
 
 
 def _cold(name: str, made: Stand, turns: int) -> list[Figure]:
-    """Each turn reads cards that neither has read before."""
+    """Each turn reads cards that neither has read before, one batch after another; who reads a batch first alternates."""
     order = np.random.default_rng(2).permutation(COLD_ENTITIES)
     figures = []
     for rows in (1, COLD_ROWS):
@@ -99,17 +99,21 @@ def _cold(name: str, made: Stand, turns: int) -> list[Figure]:
         stored = made.opened(patience=60)
         try:
             for turn in range(turns + 1):
-                count = 1 if rows == COLD_ROWS else 50
+                count = 3 if rows == COLD_ROWS else 50
                 chosen = [order[(turn * count + k) * rows :][:rows] for k in range(count)]
-                batches, times = [made.batch(which) for which in chosen], np.full(rows, NOW_US)
-                began = time.perf_counter()
-                read = [stored.read(batch, times).columns for batch in batches]
-                between = time.perf_counter()
-                said = [made.sdk(which) for which in chosen]
-                seconds, seconds_sdk = between - began, time.perf_counter() - between
-                for which, columns, found in zip(chosen, read, said, strict=True):
-                    made.check(columns, which)
-                    made.check_sdk(found, which)
+                times = np.full(rows, NOW_US)
+                seconds = seconds_sdk = 0.0
+                for k, which in enumerate(chosen):
+                    batch = made.batch(which)
+                    for sdk in (False, True) if (turn + k) % 2 else (True, False):
+                        if sdk:
+                            took, found = timed(made.sdk, which)
+                            seconds_sdk += took
+                            made.check_sdk(found, which)
+                        else:
+                            took, read = timed(stored.read, batch, times)
+                            seconds += took
+                            made.check(read.columns, which)
                 twins.append(_by_twin(made, chosen) / count / rows * 1e6)
                 ours.append(seconds / count / rows * 1e6)
                 theirs.append(seconds_sdk / count / rows * 1e6)
