@@ -27,7 +27,7 @@ from kernels.stored_rows import naive
 from models.spec import Input, ModelSpec, assemble
 
 ENTITIES = 100_000
-COLD_ENTITIES = 20_000
+COLD_ENTITIES = 40_000
 COLD_ROWS = 1_000
 SECONDS = 1.0
 WARM_GOAL_NS = 1_000.0
@@ -99,7 +99,7 @@ def _cold(name: str, made: Stand, turns: int) -> list[Figure]:
         stored = made.opened(patience=60)
         try:
             for turn in range(turns + 1):
-                count = 3 if rows == COLD_ROWS else 50
+                count = 6 if rows == COLD_ROWS else 50
                 chosen = [order[(turn * count + k) * rows :][:rows] for k in range(count)]
                 times = np.full(rows, NOW_US)
                 seconds = seconds_sdk = 0.0

@@ -14,7 +14,7 @@ F64 = npt.NDArray[np.float64]
 NONE = -(2**63)
 READ, MORE, WRONG = range(3)
 CR, LF, MINUS, ZERO, DOLLAR, STAR, UNDERSCORE = 13, 10, 45, 48, 36, 42, 95
-NAME_ENDS, CELL_ENDS, CELLS_END = 31, 30, 29
+NAME_ENDS, CELL_ENDS, CELLS_END, TEXT_ENDS = 31, 30, 29, 28
 
 
 @njit(cache=True, nogil=True)
@@ -175,51 +175,61 @@ def _message_end(data: U8, at: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _place(name: U8, names: U8, name_ends: I64) -> int:
-    """Which of the names it is, -1 if none."""
-    first = 0
-    for k in range(len(name_ends)):
-        if name_ends[k] - first == len(name):
+def _place(data: U8, at: int, stop: int, names: U8, name_ends: I64, guess: int) -> int:
+    """Which of the names data[at:stop] is, -1 if none; looked for from `guess` on."""
+    f = len(name_ends)
+    for step in range(f):
+        k = guess + step if guess + step < f else guess + step - f
+        first = name_ends[k - 1] if k else 0
+        if name_ends[k] - first == stop - at:
             same = True
-            for j in range(len(name)):
-                if names[first + j] != name[j]:
+            for j in range(stop - at):
+                if names[first + j] != data[at + j]:
                     same = False
                     break
             if same:
                 return k
-        first = name_ends[k]
     return -1
 
 
 @njit(cache=True, nogil=True)
-def cells(data: U8, ends: I64, names: U8, name_ends: I64, rows: I64, values: F32, stamps: I64) -> int:
-    """Reads the cells of m entities of SQLite, one text after the other in data, text i up to ends int64 [m], into row rows[i].
+def cells(data: U8, names: U8, name_ends: I64, row: int, values: F32, stamps: I64) -> int:
+    """Reads the cells of m entities of SQLite, one text after the other in data, into the rows from `row` on.
 
-    A text is name, byte 31, value, any number of times with byte 30 between them, then byte 29 and their time. f names, one
-    after the other in names, each up to name_ends int64 [f]; other names are passed over. Fills values float32 [f, k] where
-    there is a cell, and stamps int64 [m] with where the times begin. Returns the first text that is not so, -1 if all are.
+    Byte 28 is between two texts. A text is empty (no such entity), or name, byte 31, value, any number of times with byte 30
+    between them, then byte 29 and their time. f names, one after the other in names, each up to name_ends int64 [f]; other
+    names are passed over. Fills values float32 [f, k] where there is a cell, and stamps int64 [m, 2] with where the times
+    begin and end, -1 where there is none. Returns where in data the first text begins that is not so, -1 if all m are.
     """
     bits, halves = np.empty(1, np.uint64), np.empty(1, np.uint32)
-    at = 0
-    for i in range(len(ends)):
-        end = ends[i]
-        while True:
-            stop = at
-            while stop < end and data[stop] != NAME_ENDS:
-                stop += 1
-            feature = _place(data[at:stop], names, name_ends)
-            at = stop + 1
-            stop = _message_end(data, at, end)
-            if stop < 0:
-                return i
-            if feature >= 0:
-                value, good = _number(data, at, stop, bits, halves)
-                if not good:
-                    return i
-                values[feature, rows[i]] = value
-            at = stop + 1
-            if data[stop] == CELLS_END:
-                break
-        stamps[i] = at
-        at = end
-    return -1
+    at, end, guess, begin = 0, len(data), 0, 0
+    for i in range(len(stamps)):
+        begin = at
+        stamps[i, 0] = stamps[i, 1] = -1
+        if at < end and data[at] != TEXT_ENDS:
+            while True:
+                stop = at
+                while stop < end and data[stop] != NAME_ENDS and data[stop] != TEXT_ENDS:
+                    stop += 1
+                if stop == end or data[stop] == TEXT_ENDS:
+                    return begin
+                feature = _place(data, at, stop, names, name_ends, guess)
+                at = stop + 1
+                stop = _message_end(data, at, end)
+                if stop < 0:
+                    return begin
+                if feature >= 0:
+                    value, good = _number(data, at, stop, bits, halves)
+                    if not good:
+                        return begin
+                    values[feature, row + i] = value
+                    guess = feature + 1
+                at = stop + 1
+                if data[stop] == CELLS_END:
+                    break
+            stamps[i, 0] = at
+            while at < end and data[at] != TEXT_ENDS:
+                at += 1
+            stamps[i, 1] = at
+        at += 1
+    return -1 if at == end + 1 or not len(stamps) else begin
