@@ -15,6 +15,7 @@ from bench.redis_server import NoRedisError, binary
 def small(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
     monkeypatch.setattr(features_stored, "ENTITIES", 300)
     monkeypatch.setattr(features_stored, "COLD_ENTITIES", 2_000)
+    monkeypatch.setattr(features_stored, "COLD_ROWS", 100)
     return argparse.Namespace(turns=1)
 
 
