@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.brokers import broker
 from bench.load import linger_ms
-from bench.options import common, leave_on_sigterm, settings, systems
+from bench.options import common, in_turn, leave_on_sigterm, settings, systems
 from bench.over_time import verdict
 from bench.run import ChildError, Plan, record
 from bench.schedule import schedule
@@ -108,7 +108,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         else:
             for rate in options.rate:
                 for turn in range(options.turns):
-                    for system in tested:
+                    for system in in_turn(tested, turn):
                         once(system, rate, turn)
     beside = settings(options, served.kind, lingers(options), tested)
     if options.load_linger is not None:

@@ -29,7 +29,7 @@ def common(parser: argparse.ArgumentParser) -> None:
         help="a system beside headrace; filled in: {brokers} {input} {output} {model} {width} {linger} {home} {repo} {workers}",
     )
     parser.add_argument("--without-headrace", action="store_true", help="only the peers")
-    parser.add_argument("--turns", type=int, default=1, help="A B A B: how often each system runs")
+    parser.add_argument("--turns", type=int, default=1, help="A B, B A: how often each system runs")
     parser.add_argument(
         "--workers",
         type=int,
@@ -61,6 +61,12 @@ def common(parser: argparse.ArgumentParser) -> None:
 def leave_on_sigterm() -> None:
     """Makes SIGTERM end the command as Ctrl-C does, so that the systems and brokers it started are stopped first."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
+def in_turn(tested: Sequence[System], turn: int) -> list[System]:
+    """The systems in the order of a turn: each turn begins with the next, since the first of one has it a little harder."""
+    first = turn % len(tested)
+    return [*tested[first:], *tested[:first]]
 
 
 def systems(options: argparse.Namespace) -> list[System]:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from bench.brokers import broker, counting, drop, make, topics
 from bench.check import Answers, check
 from bench.collect import read
-from bench.options import common, leave_on_sigterm, settings, systems
+from bench.options import common, in_turn, leave_on_sigterm, settings, systems
 from bench.run import CRAYFISH, ChildError, Plan, child, invalid, places
 from bench.samples import Samples, sampling
 from bench.show import result, say, settings_lines, table, write
@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         seconds = fill(plan, source)
         say(f"{prepared.messages:,} messages in the topic after {seconds:.1f} s")
         for turn in range(options.turns):
-            for system in tested:
+            for system in in_turn(tested, turn):
                 say(f"{system.name}, turn {turn + 1} of {options.turns}")
                 run = drain(system, plan, source, turn, options.limit)
                 say(f"  {brief(run)}")

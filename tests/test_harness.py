@@ -13,10 +13,10 @@ from hdrh.histogram import HdrHistogram
 from bench.check import Answers, check, encoded, figures, histogram, lag
 from bench.collect import Collected
 from bench.load import Payloads, linger_ms
-from bench.options import common, systems
+from bench.options import common, in_turn, systems
 from bench.run import Bounds, generator_fault
 from bench.schedule import schedule
-from bench.systems import fill, headrace
+from bench.systems import System, fill, headrace
 from bench.throughput import rates
 from bench.workloads import Checked, Prepared, load, write_payloads
 
@@ -231,3 +231,8 @@ def test_each_further_number_of_workers_is_headrace_once_more(tmp_path: Path) ->
     _, two, more = headrace(made[1], load("vector"), values)
     assert (one["HEADRACE_WORKERS"], two["HEADRACE_WORKERS"]) == ("1", "2")
     assert (len(pages), len(more)) == (1, 2)
+
+
+def test_no_system_is_always_first() -> None:
+    systems = [System(name) for name in "abc"]
+    assert ["".join(each.name for each in in_turn(systems, turn)) for turn in range(4)] == ["abc", "bca", "cab", "abc"]
