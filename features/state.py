@@ -24,13 +24,13 @@ I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
 Dump = dict[str, Any]
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 UNBOUNDED = 2**62
 FEW = 10_000
 """Entities that a state may hold before idle ones have to leave."""
 REMEMBERED = 256
-OF_TILES = ("tiles", "sketch")
-"""What a store dumps for each of its tiles, not for each slot."""
+OF_TILES, OF_REGISTERS = ("tiles", "filled"), ("registers", "ranks")
+"""What a store dumps for each of its tiles, and for each register of those that is not zero; the rest is for each slot."""
 NOTHING = np.empty(0, np.uint64)
 
 
@@ -182,8 +182,9 @@ class State:
             parts.append({"keys": entries[a:b, 0], "seconds": (entries[a:b, 1] >> entities.HALF).astype(np.uint32)})
         for j, arrays in enumerate(held):
             of_tiles = np.append(0, np.cumsum(arrays["sizes"], dtype=np.int64))[edges] if "sizes" in arrays else edges
+            filled = np.append(0, np.cumsum(arrays["filled"], dtype=np.int64)) if "filled" in arrays else edges
             for name, array in arrays.items():
-                at = of_tiles if name in OF_TILES else edges
+                at = of_tiles if name in OF_TILES else filled[of_tiles] if name in OF_REGISTERS else edges
                 for part, (a, b) in zip(parts, pairwise(at.tolist()), strict=True):
                     part[f"{j}.{name}"] = array[a:b]
         return parts

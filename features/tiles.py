@@ -23,7 +23,7 @@ F64 = npt.NDArray[np.float64]
 Arrays = dict[str, npt.NDArray[Any]]
 
 MICROSECONDS = 1_000_000
-NO_SKETCH = np.frombuffer(b"", np.uint8).reshape(0, 0)
+NO_SKETCH = {name: np.frombuffer(b"", kind) for name, kind in (("filled", "u2"), ("registers", "u1"), ("ranks", "u1"))}
 
 
 class Tiles:
@@ -115,17 +115,20 @@ class Tiles:
         sizes = np.empty(len(slots), np.int32)
         windows.count(slots, starts, whole, sizes)
         rows = int(sizes.sum())
-        packed = np.empty((rows, 2 + self._fields))
-        sketch = np.empty((rows, windows.REGISTERS if self._distinct else 0), np.uint8)
-        windows.pack(slots, *self._rows, starts, pool, whole, registers, packed, sketch)
+        packed, filled = np.empty((rows, 2 + self._fields)), np.empty(rows if self._distinct else 0, np.uint16)
+        found = np.empty((2, len(filled) * windows.REGISTERS), np.uint8)
+        count = windows.pack(slots, *self._rows, starts, pool, whole, registers, packed, filled, *found)
         arrays: Arrays = {"sizes": sizes, "tiles": packed}
-        return arrays | {"sketch": sketch} if self._distinct else arrays
+        return (
+            arrays | {"filled": filled, "registers": found[0, :count], "ranks": found[1, :count]} if self._distinct else arrays
+        )
 
     def load(self, slots: I32, arrays: Arrays) -> None:
         """The reverse, into empty slots; -1 where one is not wanted."""
         sizes, packed = arrays["sizes"], arrays["tiles"]
         self._room(windows.lines(sizes[slots >= 0], self._rows[1]))
-        windows.unpack(slots, sizes, packed, arrays.get("sketch", NO_SKETCH), *self._rows, *self._state)
+        sketch = [arrays.get(name, none) for name, none in NO_SKETCH.items()]
+        windows.unpack(slots, sizes, packed, *sketch, *self._rows, *self._state)
 
 
 class Lasts:

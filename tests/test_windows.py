@@ -77,21 +77,24 @@ class Store:
         """The starts, the heap, and the pool's views."""
         return self.starts, self.heap, self.pool, self.pool.view(np.int64), self.pool.view(np.uint8)
 
-    def dump(self, slot: int) -> tuple[np.ndarray, np.ndarray]:
-        """A slot's rows and registers."""
+    def dump(self, slot: int) -> tuple[np.ndarray, ...]:
+        """A slot's rows, and how many registers of each are not zero, which, and their ranks."""
         slots, sizes = np.array([slot]), np.empty(1, np.int32)
         starts, _, *pool = self.state()
         cpu.count(slots, starts, pool[1], sizes)
-        tiles, sketch = self.packed(sizes[0]), np.full((sizes[0], self.registers), 99, np.uint8)
-        cpu.pack(slots, *self.rows, starts, *pool, tiles, sketch)
-        return tiles, sketch
+        tiles, filled = self.packed(sizes[0]), np.full(sizes[0] if self.registers else 0, 999, np.uint16)
+        found = np.full((2, len(filled) * self.registers), 99, np.uint8)
+        count = cpu.pack(slots, *self.rows, starts, *pool, tiles, filled, *found)
+        assert count == filled.sum()
+        return tiles, filled, *found[:, :count]
 
-    def load(self, slot: int, tiles: np.ndarray, sketch: np.ndarray | None = None) -> None:
-        """The reverse."""
-        sizes = np.array([len(tiles)], np.int32)
+    def load(self, slot: int, tiles: np.ndarray, *sketch: np.ndarray) -> None:
+        """The reverse, after another that is not wanted."""
+        sizes = np.array([len(tiles)] * 2, np.int32)
         self.grow(cpu.lines(sizes, self.rows[1]))
-        sketch = np.empty((len(tiles), 0), np.uint8) if sketch is None else sketch
-        cpu.unpack(np.array([slot], np.int32), sizes, tiles, sketch, *self.rows, *self.state())
+        none = [np.empty(0, np.uint16), *np.empty((2, 0), np.uint8)]
+        twice = [np.concatenate([each, each]) for each in (tiles, *(sketch or none))]
+        cpu.unpack(np.array([-1, slot], np.int32), sizes, *twice, *self.rows, *self.state())
 
     def grow(self, lines: int) -> None:
         """Makes room for so many lines more than were given out."""

@@ -24,6 +24,7 @@ from kernels.prefetch import prefetch
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
+U16 = npt.NDArray[np.uint16]
 F64 = npt.NDArray[np.float64]
 READ = np.uint32(1)
 
@@ -396,11 +397,24 @@ def count(slots: I64, starts: I32, whole: I64, sizes: I32) -> None:
 
 @njit(cache=True, nogil=True)
 def pack(
-    slots: I64, words: int, places: I64, starts: I32, pool: F64, whole: I64, sketch: U8, packed: F64, packed_sketch: U8
-) -> None:
+    slots: I64,
+    words: int,
+    places: I64,
+    starts: I32,
+    pool: F64,
+    whole: I64,
+    sketch: U8,
+    packed: F64,
+    filled: U16,
+    registers: U8,
+    ranks: U8,
+) -> int:
     """Copies the rows of slots [m], one after the other and in order of time, to packed [their number in all, 2 + fields]: the
-    tile's number, its count, the fields; and their registers to packed_sketch [.., REGISTERS], or [.., 0] if there are none."""
-    to, fields = 0, packed.shape[1] - 2
+    tile's number, its count, the fields. Where something is counted distinct, filled [their number] (else [0]) says how many
+    registers of each row are not zero, most often few of them, and these stand one after the other in registers and ranks,
+    which have room for all of them; returns how many they are."""
+    to, fields, k = 0, packed.shape[1] - 2, 0
+    distinct = len(filled) > 0
     for i in range(len(slots)):
         ahead = np.int64(starts[slots[min(i + AHEAD, len(slots) - 1)]]) * LINE
         prefetch(whole, ahead)
@@ -408,15 +422,23 @@ def pack(
         base = np.int64(starts[slots[i]]) * LINE
         header = whole[base]
         size, newest, held = header >> SIZED & PART, header & PART, places[header >> POWERED]
-        for k in range(size):
-            place = newest + 1 + k - size
+        for row in range(size):
+            place = newest + 1 + row - size
             at = base + 1 + (place if place >= 0 else place + held) * words
             packed[to, 0], packed[to, 1] = whole[at] >> COUNTED, whole[at] & FULL
             for c in range(fields):
                 packed[to, 2 + c] = pool[at + 1 + c]
-            for c in range(packed_sketch.shape[1]):
-                packed_sketch[to, c] = sketch[(at + 1 + fields) * 8 + c]
+            if distinct:
+                before = k
+                for word in range(at + 1 + fields, at + words):
+                    if whole[word]:
+                        for byte in range(word * 8, word * 8 + 8):
+                            if sketch[byte]:
+                                registers[k], ranks[k] = byte - (at + 1 + fields) * 8, sketch[byte]
+                                k += 1
+                filled[to] = k - before
             to += 1
+    return k
 
 
 @njit(cache=True, nogil=True)
@@ -424,7 +446,9 @@ def unpack(
     slots: I32,
     sizes: I32,
     packed: F64,
-    packed_sketch: U8,
+    filled: U16,
+    registers: U8,
+    ranks: U8,
     words: int,
     places: I64,
     starts: I32,
@@ -434,11 +458,15 @@ def unpack(
     sketch: U8,
 ) -> None:
     """The reverse, into empty slots; where a slot is -1, its rows are passed over. The caller has made room (`lines`)."""
-    source, fields = 0, packed.shape[1] - 2
+    source, fields, k = 0, packed.shape[1] - 2, 0
+    distinct = len(filled) > 0
     for i in range(len(slots)):
         size, first = int(sizes[i]), source
         source += size
         if slots[i] < 0 or size == 0:
+            if distinct:
+                for r in range(first, source):
+                    k += filled[r]
             continue
         key = _smallest(places, size)
         start = _take(heap, whole, key - 1)
@@ -449,5 +477,9 @@ def unpack(
             whole[at] = np.int64(packed[first + r, 0]) << COUNTED | np.int64(packed[first + r, 1])
             for c in range(fields):
                 pool[at + 1 + c] = packed[first + r, 2 + c]
-            for c in range(packed_sketch.shape[1]):
-                sketch[(at + 1 + fields) * 8 + c] = packed_sketch[first + r, c]
+            if distinct:
+                for word in range(at + 1 + fields, at + words):
+                    whole[word] = 0
+                for _ in range(filled[first + r]):
+                    sketch[(at + 1 + fields) * 8 + registers[k]] = ranks[k]
+                    k += 1
