@@ -56,6 +56,7 @@ class Tiles:
             half_life * first.tile_seconds * MICROSECONDS,
         )
         self._fields = len(fields)
+        self._more = windows.more(fields, self._distinct)
         words = windows.width(len(fields), self._distinct)
         self._rows = words, windows.places(words)
         self._starts, self._heap = Growing((), np.int32), windows.new_heap()
@@ -93,6 +94,7 @@ class Tiles:
                 *self._state,
                 progress,
                 out,
+                self._more,
             )
         self.used_late += int(progress[windows.USED_LATE])
         self.dropped_late += int(progress[windows.DROPPED_LATE])

@@ -49,6 +49,7 @@ class Store:
             HALF_LIFE,
         )
         self.fields, self.registers = len(fields), cpu.REGISTERS if "distinct" in aggregates else 0
+        self.more = cpu.more(fields, "distinct" in aggregates)
         words = cpu.width(len(fields), "distinct" in aggregates)
         self.rows = words, cpu.places(words)
         self.starts, self.heap, self.pool = np.zeros(3, np.int32), cpu.new_heap(), np.zeros(cpu.LINE)
@@ -64,7 +65,9 @@ class Store:
         out = np.full((self.width, sum(event.reads for event in events)), 7.0)
         progress = np.zeros(6, np.int64)
         while progress[cpu.NEXT] < len(events):
-            cpu.window(slots, times, values, codes, bits, CONDITION, *self.plan, *self.rows, *self.state(), progress, out)
+            cpu.window(
+                slots, times, values, codes, bits, CONDITION, *self.plan, *self.rows, *self.state(), progress, out, self.more
+            )
             self.grow(int(progress[cpu.WANTED]))
         self.late += progress[[cpu.USED_LATE, cpu.DROPPED_LATE]]
         return out[::-1].T.reshape(-1, len(self.plan[2]), len(self.plan[4]) // len(self.plan[2]))

@@ -14,6 +14,7 @@ Line 0 is no entity's and all zeros: the block of those that have none.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,8 @@ SIZED, POWERED = 24, 48
 PART = 2**SIZED - 1
 NEXT, READ_ROW, USED_LATE, DROPPED_LATE, WANTED = range(5)
 AHEAD = 16
+U = np.uint64
+"""An index that cannot be negative is cast to this: a quarter of the kernel's time is looking whether it is."""
 
 
 def new_heap() -> I64:
@@ -60,6 +63,11 @@ def new_heap() -> I64:
 def width(fields: int, distinct: bool) -> int:
     """The words of a row."""
     return 1 + fields + (REGISTERS // 8 if distinct else 0)
+
+
+def more(fields: Sequence[int], distinct: bool) -> bool | None:
+    """What `window` is told of these fields."""
+    return True if distinct or set(fields) - {TOTAL, LOW, HIGH} else None
 
 
 def lines(sizes: I32, places: I64) -> int:
@@ -195,6 +203,7 @@ def window(
     sketch: U8,
     progress: I64,
     out: F64,
+    more: bool | None,
 ) -> None:
     """Reads, then updates, event by event, from progress[NEXT] on until all are done or the pool has no room for the next.
 
@@ -206,7 +215,8 @@ def window(
     words: of a row (`width`); places: `places` of it.
     State: starts int32 [s], the line where a slot's block begins (0: it has none), heap (`new_heap`), and the pool, of any
     contents but for line 0. progress int64 [5]: the next event, the next row of out, late updates used and dropped (counted
-    once for each window), and the lines that the pool lacks.
+    once for each window), and the lines that the pool lacks. more: None where the aggregates need no other fields than total,
+    low and high and nothing is counted distinct: that is compiled for itself.
     """
     update = np.uint32(2 << condition)
     n, windows, lines = len(slots), len(spans), len(pool) // LINE
@@ -214,7 +224,6 @@ def window(
     total, low, high = columns[TOTAL], columns[LOW], columns[HIGH]
     squares, last_at, latest, faded = columns[SQUARES], columns[LAST_AT], columns[LATEST], columns[FADING]
     distinct = words > REGISTERS // 8
-    more = squares >= 0 or last_at >= 0 or faded >= 0 or distinct
     registers = (words - REGISTERS // 8) * 8
     union = np.zeros(REGISTERS if distinct else 0, np.uint8)
     row = progress[READ_ROW]
@@ -222,84 +231,85 @@ def window(
     now = times[progress[NEXT]] // tile if n > progress[NEXT] else 0
     begins = now * tile
     for i in range(progress[NEXT], n):
-        soon, later = slots[min(i + AHEAD, n - 1)], slots[min(i + 2 * AHEAD, n - 1)]
+        soon, later = slots[U(min(i + AHEAD, n - 1))], slots[U(min(i + 2 * AHEAD, n - 1))]
         prefetch(starts, later)
-        line = np.int64(starts[max(soon, 0)]) * LINE
+        line = np.int64(starts[U(max(soon, 0))]) * LINE
         prefetch(pool, line)
         prefetch(pool, line + LINE)
-        slot, time = slots[i], times[i]
+        slot, time = slots[U(i)], times[U(i)]
         if time < begins or time >= begins + tile:
             now = time // tile
             begins = now * tile
-        base = np.int64(starts[slot]) * LINE if slot >= 0 else 0
-        header = whole[base]
-        size, newest, held = header >> SIZED & PART, header & PART, places[header >> POWERED]
+        base = np.int64(starts[U(slot)]) * LINE if slot >= 0 else 0
+        header = whole[U(base)]
+        size, newest, held = header >> SIZED & PART, header & PART, places[U(header >> POWERED)]
         first = base + 1
         at = first + newest * words
-        top = whole[at] >> COUNTED if size else now
+        top = whole[U(at)] >> COUNTED if size else now
         left = size
-        if bits[i] & READ:
+        if bits[U(i)] & READ:
             r, wraps = at, first + (held - 1) * words
-            while left and whole[r] >> COUNTED > now:
+            while left and whole[U(r)] >> COUNTED > now:
                 left -= 1
                 r = r - words if r > first else wraps
             count, sum_, lo, hi = 0, 0.0, np.inf, -np.inf
             spread, seen_at, seen, fade = 0.0, np.nan, np.nan, 0.0
-            if distinct:
+            if more is not None and distinct:
                 union[:] = 0
             for j in range(windows):
-                bound = (max(now, top) - spans[j] + 1) << COUNTED
-                while left and whole[r] >= bound:
-                    here = whole[r] & FULL
-                    if more:
+                bound = (max(now, top) - spans[U(j)] + 1) << COUNTED
+                while left and whole[U(r)] >= bound:
+                    here = whole[U(r)] & FULL
+                    if more is not None:
                         if squares >= 0:
-                            spread += pool[r + squares]
+                            spread += pool[U(r + squares)]
                             if count:
-                                apart = pool[r + total] / here - sum_ / count
+                                apart = pool[U(r + total)] / here - sum_ / count
                                 spread += apart * apart * (float(count) * here / (count + here))
                         if last_at >= 0 and count == 0:
-                            seen_at = pool[r + last_at]
+                            seen_at = pool[U(r + last_at)]
                             if latest >= 0:
-                                seen = pool[r + latest]
+                                seen = pool[U(r + latest)]
                         if faded >= 0:
-                            fade += pool[r + faded] * fading[now - (whole[r] >> COUNTED)]
+                            fade += pool[U(r + faded)] * fading[now - (whole[U(r)] >> COUNTED)]
                         for c in range(len(union)):
                             union[c] = max(union[c], sketch[r * 8 + registers + c])
                     count += here
                     if total >= 0:
-                        sum_ += pool[r + total]
+                        sum_ += pool[U(r + total)]
                     if low >= 0:
-                        lo = min(lo, pool[r + low])
+                        lo = min(lo, pool[U(r + low)])
                     if high >= 0:
-                        hi = max(hi, pool[r + high])
+                        hi = max(hi, pool[U(r + high)])
                     left -= 1
                     r = r - words if r > first else wraps
                 for a in range(bounds[j], bounds[j + 1]):
-                    which, to = aggregates[a], rows[a]
+                    which, to = aggregates[U(a)], rows[U(a)]
                     if which == COUNT:
-                        out[to, row] = count
+                        out[U(to), U(row)] = count
                     elif which == SUM:
-                        out[to, row] = sum_
+                        out[U(to), U(row)] = sum_
                     elif which == RATE:
-                        out[to, row] = count / ((spans[j] - 1) * tile / 1e6)
-                    elif which == DISTINCT:
-                        out[to, row] = estimate(union) if count else 0.0
-                    elif which == DECAYED:
-                        out[to, row] = fade * 2.0 ** -((time - now * tile) / half_life)
+                        out[U(to), U(row)] = count / ((spans[U(j)] - 1) * tile / 1e6)
+                    elif more is not None and which == DISTINCT:
+                        out[U(to), U(row)] = estimate(union) if count else 0.0
+                    elif more is not None and which == DECAYED:
+                        out[U(to), U(row)] = fade * 2.0 ** -((time - now * tile) / half_life)
                     elif count == 0:
-                        out[to, row] = np.nan
+                        out[U(to), U(row)] = np.nan
                     elif which == MEAN:
-                        out[to, row] = sum_ / count
+                        out[U(to), U(row)] = sum_ / count
                     elif which == MIN:
-                        out[to, row] = lo
+                        out[U(to), U(row)] = lo
                     elif which == MAX:
-                        out[to, row] = hi
-                    elif which == LAST:
-                        out[to, row] = seen
-                    elif which == AGE:
-                        out[to, row] = max(time - seen_at, 0.0) / 1e6
-                    else:
-                        out[to, row] = math.sqrt(spread / (count - 1)) if count > 1 else np.nan
+                        out[U(to), U(row)] = hi
+                    elif more is not None:
+                        if which == LAST:
+                            out[U(to), U(row)] = seen
+                        elif which == AGE:
+                            out[U(to), U(row)] = max(time - seen_at, 0.0) / 1e6
+                        else:
+                            out[U(to), U(row)] = math.sqrt(spread / (count - 1)) if count > 1 else np.nan
             if now < top:
                 left = 0
         else:
@@ -309,12 +319,12 @@ def window(
                     (now - widest + 1) << COUNTED,
                     first + (newest + 1 - size + (held if newest + 1 < size else 0)) * words,
                 )
-                while left < size and whole[r] < bound:
+                while left < size and whole[U(r)] < bound:
                     left += 1
                     r = r + words if r < first + (held - 1) * words else first
-        reads = np.int64(bits[i] & READ)
-        value = values[i]
-        if slot < 0 or not bits[i] & update or np.isnan(value):
+        reads = np.int64(bits[U(i)] & READ)
+        value = values[U(i)]
+        if slot < 0 or not bits[U(i)] & update or np.isnan(value):
             row += reads
             continue
         newer, there = 0, size > 0 and now == top
@@ -323,56 +333,56 @@ def window(
                 progress[DROPPED_LATE] += windows
                 row += reads
                 continue
-            while newer < size and whole[at] >> COUNTED > now:
+            while newer < size and whole[U(at)] >> COUNTED > now:
                 newer += 1
                 at = at - words if at > first else first + (held - 1) * words
-            there = newer < size and whole[at] >> COUNTED == now
-        if not there or whole[at] & FULL == FULL:
+            there = newer < size and whole[U(at)] >> COUNTED == now
+        if not there or whole[U(at)] & FULL == FULL:
             size -= left
             if size == held:
                 progress[WANTED] = _larger(slot, words, places, starts, heap, whole, lines)
                 if progress[WANTED]:
                     progress[NEXT], progress[READ_ROW] = i, row
                     return
-                base = np.int64(starts[slot]) * LINE
-                header = whole[base]
-                first, newest, held = base + 1, header & PART, places[header >> POWERED]
+                base = np.int64(starts[U(slot)]) * LINE
+                header = whole[U(base)]
+                first, newest, held = base + 1, header & PART, places[U(header >> POWERED)]
             newest = newest + 1 if size and newest + 1 < held else 0
-            whole[base] = header >> POWERED << POWERED | (size + 1) << SIZED | newest
+            whole[U(base)] = header >> POWERED << POWERED | (size + 1) << SIZED | newest
             at = first + newest * words
             for _ in range(newer):
                 before = at - words if at > first else first + (held - 1) * words
                 for c in range(words):
-                    whole[at + c] = whole[before + c]
+                    whole[U(at + c)] = whole[U(before + c)]
                 at = before
-            whole[at] = now << COUNTED
+            whole[U(at)] = now << COUNTED
             for c in range(1, words):
-                whole[at + c] = 0
+                whole[U(at + c)] = 0
         if newer:
             for j in range(windows):
-                progress[USED_LATE if now > top - spans[j] else DROPPED_LATE] += 1
-        here = whole[at] & FULL
+                progress[USED_LATE if now > top - spans[U(j)] else DROPPED_LATE] += 1
+        here = whole[U(at)] & FULL
         if low >= 0:
-            pool[at + low] = min(pool[at + low], value) if here else value
+            pool[U(at + low)] = min(pool[U(at + low)], value) if here else value
         if high >= 0:
-            pool[at + high] = max(pool[at + high], value) if here else value
-        if more:
+            pool[U(at + high)] = max(pool[U(at + high)], value) if here else value
+        if more is not None:
             if squares >= 0 and here:
-                apart = value - pool[at + total] / here
-                pool[at + squares] += apart * apart * (here / (here + 1.0))
-            if last_at >= 0 and (here == 0 or time >= pool[at + last_at]):
-                pool[at + last_at] = time
+                apart = value - pool[U(at + total)] / here
+                pool[U(at + squares)] += apart * apart * (here / (here + 1.0))
+            if last_at >= 0 and (here == 0 or time >= pool[U(at + last_at)]):
+                pool[U(at + last_at)] = time
                 if latest >= 0:
-                    pool[at + latest] = value
+                    pool[U(at + latest)] = value
             if faded >= 0:
-                pool[at + faded] += value * 2.0 ** ((time - now * tile) / half_life)
+                pool[U(at + faded)] += value * 2.0 ** ((time - now * tile) / half_life)
             if distinct:
                 register, rank = _rank(codes[i])
                 register += at * 8 + registers
                 sketch[register] = max(sketch[register], rank)
         if total >= 0:
-            pool[at + total] += value
-        whole[at] += 1
+            pool[U(at + total)] += value
+        whole[U(at)] += 1
         row += reads
     progress[NEXT], progress[READ_ROW] = n, row
 
