@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from bytewax._bytewax import RecoveryConfig, cluster_main, init_db_dir, run_main
 from prometheus_client import CollectorRegistry
 
+from streams.checkpointer import checkpointing
 from streams.flow import build
 from streams.job import Job
 from streams.peers import await_peers
@@ -55,12 +56,16 @@ def run(
     rehearse(job)
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not walk through a million objects of libraries again and again
-    recovery = RecoveryConfig(str(recovery_folder(pipeline, settings, worker))) if settings.recovery else None
+    folder = recovery_folder(pipeline, settings, worker) if settings.recovery else None
+    recovery = RecoveryConfig(str(folder)) if folder else None
     epoch = timedelta(seconds=settings.epoch_seconds)
     flow = build(job)
     on_ready()
     try:
-        with native_errors_to(settings.home / f"native-{worker}.log"):
+        with ExitStack() as around:
+            if folder and worker == 0:
+                around.enter_context(checkpointing(folder))
+            around.enter_context(native_errors_to(settings.home / f"native-{worker}.log"))
             if len(addresses) > 1:
                 await_peers(addresses[:worker], PEERS_SECONDS)
                 cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
