@@ -7,6 +7,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psutil
+
 from streams import checkpointer
 from streams.checkpointer import checkpoint, checkpointing
 
@@ -81,18 +83,9 @@ with checkpointing(Path({str(tmp_path)!r})):
     process.kill()
     process.wait()
     process.stdout.close()
-    deadline = time.monotonic() + 10
-    while command(found[0]) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not command(found[0])
+    psutil.wait_procs(found, timeout=10)
+    assert not started(tmp_path)
 
 
-def started(folder: Path) -> list[Path]:
-    return [pid for pid in Path("/proc").glob("[0-9]*") if command(pid).endswith(f"\0{folder}\0".encode())]
-
-
-def command(process: Path) -> bytes:
-    try:
-        return (process / "cmdline").read_bytes()
-    except OSError:
-        return b""
+def started(folder: Path) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-1:] == [str(folder)]]
