@@ -15,6 +15,7 @@ def history() -> pa.Table:
     """Every event so far, as the columns of the schema: what the model is trained on. Yours may come from a file:
 
     from features.events import read_events
+    from pipeline import Payment  # here, since pipeline.py imports this file
     return read_events(Path("events.parquet"), Payment)
     """
     rng = np.random.default_rng(7)
