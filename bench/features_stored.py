@@ -27,8 +27,9 @@ from kernels.stored_rows import naive
 from models.spec import Input, ModelSpec, assemble
 
 ENTITIES = 100_000
-COLD_ENTITIES = 40_000
+COLD_ENTITIES = 20_000
 COLD_ROWS = 1_000
+COLD_BATCHES = 6
 SECONDS = 1.0
 WARM_GOAL_NS = 1_000.0
 COLD_GOAL = 0.125
@@ -85,21 +86,21 @@ def cold(options: argparse.Namespace) -> list[Figure]:
     figures = []
     with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as server:
         for name, online_store in (("SQLite", SQLITE), ("Redis", _redis(server))):
-            with stand(online_store, COLD_ENTITIES) as made:
+            with stand(online_store, COLD_ROWS * COLD_BATCHES * (options.turns + 1)) as made:
                 figures += _cold(name, made, options.turns)
     return figures
 
 
 def _cold(name: str, made: Stand, turns: int) -> list[Figure]:
     """Each turn reads cards that neither has read before, one batch after another; who reads a batch first alternates."""
-    order = np.random.default_rng(2).permutation(COLD_ENTITIES)
+    order = np.random.default_rng(2).permutation(len(made.cards))
     figures = []
     for rows in (1, COLD_ROWS):
         ours, theirs, twins = [], [], []
         stored = made.opened(patience=60)
         try:
             for turn in range(turns + 1):
-                count = 6 if rows == COLD_ROWS else 50
+                count = COLD_BATCHES if rows == COLD_ROWS else 50
                 chosen = [order[(turn * count + k) * rows :][:rows] for k in range(count)]
                 times = np.full(rows, NOW_US)
                 seconds = seconds_sdk = 0.0

@@ -23,6 +23,7 @@ from streams.pipeline import Pipeline
 from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
 from streams.settings import JobSettings
+from streams.sound import elsewhere
 from streams.start import MADE, RecoveryError, Start, check, needs, store_of
 from streams.store import Store
 
@@ -63,7 +64,7 @@ def run(
     on_ready()
     try:
         with ExitStack() as around:
-            if folder and worker == 0:
+            if folder and (worker == 0 or elsewhere(folder)):
                 around.enter_context(checkpointing(folder))
             around.enter_context(native_errors_to(settings.home / f"native-{worker}.log"))
             if len(addresses) > 1:

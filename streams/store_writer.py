@@ -1,6 +1,7 @@
 """Writes a recovery store that Bytewax goes on from, with any number of partitions."""
 
 import sqlite3
+import time
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +15,7 @@ MASK = (1 << 64) - 1
 PRIME = 0x6EED0E9DA4D94A4F
 SEEDS = 0x16F11FE89B0D677C, 0xB480A793D8E6C86C, 0x6FE2E5AAF078EBC9, 0x14F994A4C5259381
 ROWS = 64
+PATIENCE = 1.0
 
 
 def seahash(data: bytes) -> int:
@@ -70,16 +72,27 @@ def _insert(file: Path, snapshots: list[Snapshot]) -> None:
 def settle(folder: Path) -> None:
     """Brings what a killed job left beside the files into them, so that each is whole by itself, and on disk.
 
-    Raises RecoveryError if a job is running on them. What is damaged is left to who reads it.
+    Raises RecoveryError if a job is running on them; what helped one that was killed has a second to leave. What is damaged is
+    left to who reads it.
     """
+    until = time.monotonic() + PATIENCE
     for file in sorted(folder.glob(f"*{SUFFIX}")):
-        try:
-            with closing(sqlite3.connect(file, timeout=0.5)) as store:
-                store.execute("PRAGMA journal_mode = DELETE").fetchall()
-        except sqlite3.OperationalError as error:
-            if "locked" in str(error):
-                raise RecoveryError(f"recovery store {folder} is in use: stop the job first (SIGTERM lets it leave)") from None
-            raise RecoveryError(f"recovery store {folder}: {file.name}: {error}") from None
-        except sqlite3.DatabaseError:
-            continue
+        while problem := _settled(file):
+            if "locked" not in problem:
+                raise RecoveryError(f"recovery store {folder}: {file.name}: {problem}")
+            if time.monotonic() > until:
+                raise RecoveryError(f"recovery store {folder} is in use: stop the job first (SIGTERM lets it leave)")
+            time.sleep(0.02)
     sync_folder(folder)
+
+
+def _settled(file: Path) -> str:
+    """Nothing, or why not; SQLite does not wait for this lock by itself."""
+    try:
+        with closing(sqlite3.connect(file)) as store:
+            store.execute("PRAGMA journal_mode = DELETE").fetchall()
+    except sqlite3.OperationalError as error:
+        return str(error)
+    except sqlite3.DatabaseError:
+        return ""
+    return ""
