@@ -70,9 +70,9 @@ def connected(file: Path) -> sqlite3.Connection:
 def checkpoint(store: sqlite3.Connection, reader: sqlite3.Connection) -> None:
     """Moves what it can, while another connection of this process reads.
 
-    Without that, SQLite before 3.51.3 may take a log that the writer begins anew at that moment for one that has been moved, and
-    loses what is written to it (sqlite.org/wal.html, "the WAL-reset bug"). A reader of a log that is not all moved keeps the
-    writer from beginning it anew; a reader of one that is keeps the checkpoint from saying anything.
+    Without that, SQLite before 3.51.3 may take a log that the writer begins anew at that moment for one that has been moved,
+    and loses what is written to it (sqlite.org/wal.html, "the WAL-reset bug"). A reader of a log that is not all moved keeps
+    the writer from beginning it anew; a reader of one that is keeps the checkpoint from saying anything.
     """
     reader.execute("BEGIN")
     try:
