@@ -114,7 +114,7 @@ def test_when_the_source_is_asked_again_the_epoch_is_in_the_store(tmp_path: Path
 
     def look(partition: Partition) -> Any:
         if partition._snapshotted is not None:
-            # a copy: to open the store itself in Bytewax's own process would undo the locks on it
+            # in Bytewax's own process even a copy undoes its locks: only who closes the store last would go by them
             copy = tmp_path / f"copy-{len(behind)}"
             copy.mkdir()
             for file in (tmp_path / "recovery" / "payments").glob("*.sqlite3*"):
