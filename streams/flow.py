@@ -40,7 +40,7 @@ def build(job: Job) -> Dataflow:
             decoded = job.decoder(as_one(polls))
         for partition, polled in polls:
             if polled.begins_epoch:
-                pages[partition] = (pages.get(partition, -1) + 1) % PAGES
+                pages[partition] = (pages.get(partition, job.epoch - 1) + 1) % PAGES
         with meters.stage("features", decoded.rows.num_rows):
             rows = Memo(decoded.rows)
             reads = mask(job.decide_on, rows)

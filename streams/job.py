@@ -64,8 +64,9 @@ class Job:
     """One worker's job. `source`, `sink`, `lanes` and `champion` stand in for Kafka and the registry where they are given.
 
     lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
-    passed. start: where it begins if it has no state. say: told in words how far a rebuild is, and that the model throws.
-    trail, aside: for a job that is started again when it dies: where it writes down how far it is, and what it must not touch.
+    passed. start: where it begins if it has no state; epoch: at which it goes on if it has. say: told in words how far a
+    rebuild is, and that the model throws. trail, aside: for a job that is started again when it dies: where it writes down how
+    far it is, and what it must not touch.
     """
 
     pipeline: Pipeline
@@ -80,6 +81,7 @@ class Job:
     workers: int = 1
     worker: int = 0
     start: Start = field(default_factory=Start)
+    epoch: int = 0
     lanes: Callable[[int], Log] | None = None
     at: Callable[[str], None] = lambda point: None
     say: Callable[[str], None] = lambda words: None

@@ -24,7 +24,7 @@ from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
 from streams.settings import JobSettings
 from streams.sound import elsewhere
-from streams.start import MADE, RecoveryError, Start, check, needs, store_of
+from streams.start import MADE, RecoveryError, Start, check, needs, resumes_at, store_of
 from streams.store import Store
 
 PEERS_SECONDS = 10.0
@@ -49,7 +49,8 @@ def run(
     """
     if settings.recovery:
         check(pipeline, settings, whole=False)
-        parts = {"start": Start.load(store_of(pipeline, settings))} | parts
+        store = store_of(pipeline, settings)
+        parts = {"start": Start.load(store), "epoch": resumes_at(store)} | parts
     job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), worker=worker, **parts)
     if stop is not None:
         job.stop = stop

@@ -22,6 +22,7 @@ from streams.settings import JobSettings
 from streams.shards import VERSION
 from streams.sound import OtherPartitionsError, sound
 from streams.store import RecoveryError as RecoveryError
+from streams.store import Store
 
 MADE, START = "made", "start.json"
 
@@ -119,6 +120,14 @@ def made_for(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError):
         return {}
+
+
+def resumes_at(folder: Path) -> int:
+    """The epoch at which a job goes on from the store in a folder; 0 where there is none, or none was ever ended."""
+    if made_for(folder) is None:
+        return 0
+    with Store(folder) as store:
+        return store.progress.epoch or 0
 
 
 def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from sinks.memory_log import Fate, MemoryLane, MemoryLog
 from streams.polling import Partition
 from streams.run import run
 from streams.source import MemorySource
+from streams.store import Store
 
 Pairs = list[tuple[bytes | None, bytes]]
 
@@ -71,6 +73,19 @@ def test_crashed_and_resumed_each_decision_is_there_once(tmp_path: Path, order: 
     assert decided(written) == decided(whole)
     assert len(written.values("pay.dead")) == len(whole.values("pay.dead")) == 1
     assert some < len(decided(whole))
+
+
+def test_short_lives_write_the_pages_of_the_state_in_turn(tmp_path: Path) -> None:
+    """None is left out for long, so that what changed since it was written does not pile up."""
+    log, written = stream(400), MemoryLog()
+    store, seen = tmp_path / "recovery" / payments().name, list[set[tuple[int, int]]]()
+    for _ in range(6):
+        with pytest.raises(CrashError):
+            start(tmp_path, [log], written, crash=("snapshot.before", 5))
+        with Store(store) as opened:
+            states = [each.load() for each in opened.snapshots(f"{payments().name}.features")]
+            seen.append({(state["shard"], state["page"]) for state in states if state["shard"] is not None})
+    assert all(before < after for before, after in pairwise(seen))
 
 
 def test_stopped_it_leaves_nothing_uncommitted(tmp_path: Path) -> None:
