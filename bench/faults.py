@@ -7,10 +7,11 @@
     python -m bench.faults --leader-change      # two brokers, of which one is stopped and killed
     python -m bench.faults --grow               # partitions are added to the topic
 
-Each kill starts `headrace run` with one of the numbers of workers, so that the job is rescaled all along, and ends it by
-SIGKILL: at a point of delivery (ops/faults.py), of one worker, or at any time, of all. Messages come in meanwhile, some of them
-broken. Then the topics are read with read_committed: each message must have one decision or one dead letter, and what the
-decision says of its key (how many messages before, and their sum) must be what the messages say.
+`headrace run --restart` is started with each number of workers in turn, so that the job is rescaled all along. One worker is
+ended by SIGKILL at a point of delivery (ops/faults.py), again and again, and the job starts again by itself; then all
+processes are, at any time or while they start. Messages come in meanwhile, some of them broken. Then the topics are read with
+read_committed: each message must have one decision or one dead letter, and what the decision says of its key (how many
+messages before, and their sum) must be what the messages say.
 
 Kills are made in chunks, each with a job and topics of its own, audited at its end and added to the JSON file. Started again
 with the same file, it goes on with the chunk after the last that is in it. The other faults are audited in the same way.
@@ -24,7 +25,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,14 @@ from bench.machine import commit, machine, versions
 from bench.options import leave_on_sigterm
 from bench.proving.audit import added, audit, committed, wrong
 from bench.proving.job import PLANTS
-from bench.proving.lives import RANDOM, STARTING, Kills, Stand, StuckError, drain, kill, medians
+from bench.proving.lives import RANDOM, STARTING, Kills, Stand, StuckError, Turn, drain, kill, medians
 from bench.proving.load import PARTITIONS, sending
 from bench.proving.scenes import grow, leaders, outage, own, rescale
 from bench.show import say
 from ops.faults import AT_ONCE, POINTS
 
 SETTINGS = ("mode", "epoch", "rate", "seed", "kills", "chunk", "points", "workers", "plant")
+LIVES = 4
 SCENES = ("rescale", "outage", "leaders", "grow")
 
 
@@ -49,19 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     leave_on_sigterm()
     if scene := next((name for name in SCENES if getattr(options, name)), ""):
         return staged(options, scene)
-    settings = {
-        name: getattr(options, name)
-        for name in ("mode", "epoch", "rate", "seed", "kills", "chunk", "points", "workers", "plant")
-    }
+    settings = {name: getattr(options, name) for name in SETTINGS}
     whole = resumed(options.json, settings)
-    began = time.monotonic()
-    todo = [number for number in range(-(-options.kills // options.chunk)) if number >= len(whole["chunks"])]
+    began, plan = time.monotonic(), planned(settings)
+    todo = range(len(whole["chunks"]), len(plan))
     with tempfile.TemporaryDirectory(prefix="headrace-faults-") as home, broker(options.broker) as served:
         for number in todo:
             if options.minutes and time.monotonic() - began > 60 * options.minutes:
                 say(f"{60 * options.minutes:.0f} s are over: the same command goes on with chunk {number + 1}")
                 break
-            whole["chunks"].append(chunk(options, served, Path(home), number))
+            whole["chunks"].append(chunk(options, served, Path(home), number, plan))
             if options.json:
                 options.json.write_text(json.dumps(whole | judged(whole, options.mode), indent=1) + "\n")
     told = judged(whole, options.mode)
@@ -107,12 +105,38 @@ def resumed(file: Path | None, settings: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def turns(seed: int, points: Sequence[str], workers: Sequence[int], kills: int) -> list[tuple[str, int]]:
-    """(point, workers) of each kill: each of them with each in a round, in another order each round."""
-    rng, made = random.Random(seed), list[tuple[str, int]]()
-    while len(made) < kills:
-        made += rng.sample(each := list(product(points, workers)), len(each))
-    return made[:kills]
+def turns(seed: int, points: Sequence[str], workers: Sequence[int], kills: int) -> list[Turn]:
+    """So many kills in turns: in a round each point with each number of workers, in another order each round."""
+    rng, made, left = random.Random(seed), list[Turn](), kills
+    labelled = [point for point in points if point not in (RANDOM, STARTING)]
+    while left > 0:
+        of_round = list[Turn]()
+        for count in workers:
+            mixed = rng.sample(labelled, len(labelled))
+            each = [mixed[k : k + LIVES] for k in range(0, len(mixed), LIVES)] or [[]]
+            each[-1] += [RANDOM] if RANDOM in points else []
+            each += [[STARTING]] if STARTING in points else []
+            of_round += [Turn(count, tuple(some)) for some in each if some]
+        for turn in rng.sample(of_round, len(of_round)):
+            if left > 0:
+                made.append(Turn(turn.workers, turn.points[:left]))
+                left -= len(made[-1].points)
+    return made
+
+
+def chunks(todo: Sequence[Turn], most: int) -> list[list[Turn]]:
+    """The turns in chunks of about `most` kills."""
+    made = list[list[Turn]]()
+    for turn in todo:
+        if not made or sum(len(each.points) for each in made[-1]) + len(turn.points) / 2 > most:
+            made.append([])
+        made[-1].append(turn)
+    return made
+
+
+def planned(settings: dict[str, Any]) -> list[list[Turn]]:
+    """What is to be done, in chunks."""
+    return chunks(turns(*(settings[name] for name in ("seed", "points", "workers", "kills"))), settings["chunk"])
 
 
 def staged(options: argparse.Namespace, scene: str) -> int:
@@ -153,22 +177,24 @@ def staged(options: argparse.Namespace, scene: str) -> int:
     return bool(found)
 
 
-def chunk(options: argparse.Namespace, served: Served, home: Path, number: int) -> dict[str, Any]:
-    """Some kills of a job of its own, drained and audited."""
-    settings = {"delivery": options.mode, "epoch_seconds": options.epoch}
+def chunk(options: argparse.Namespace, served: Served, home: Path, number: int, plan: list[list[Turn]]) -> dict[str, Any]:
+    """Some turns of a job of its own, drained and audited."""
+    settings = {"delivery": options.mode, "epoch_seconds": options.epoch, "restart_deaths": options.kills}
     stand = Stand.made(served, home, f"{options.name}-{number}", PLANTS.get(options.plant, ""), settings)
     make(served, [stand.load.source, stand.load.target], PARTITIONS)
     make(served, [stand.load.letters], 1)
     rng, kills, began = random.Random(f"{options.seed}/{number}"), Kills(), time.monotonic()
-    first = number * options.chunk
-    todo = turns(options.seed, options.points, options.workers, options.kills)[first : first + options.chunk]
+    before = made = sum(len(turn.points) for each in plan[:number] for turn in each)
     with sending(served.address, stand.load, options.rate):
-        for done, (point, workers) in enumerate(todo):
-            kill(rng, stand, point, workers, done, kills)
+        for done, turn in enumerate(plan[number]):
+            kill(rng, stand, turn, done, kills)
             spent = time.monotonic() - began
-            made = first + done + 1
-            left = (options.kills - made) * spent / (done + 1) / 60
-            say(f"{spent:6.0f} s  kill {made} of {options.kills}: {point}, {workers} workers; {left:.0f} min to go")
+            made += len(turn.points)
+            left = (options.kills - made) * spent / (made - before) / 60
+            say(
+                f"{spent:6.0f} s  kill {made} of {options.kills}: {', '.join(turn.points)}, {turn.workers} workers; "
+                f"{left:.0f} min to go"
+            )
     died = drain(stand, options.workers[number % len(options.workers)])
     seen = audit(stand.load, committed(served.address, stand.load.target), committed(served.address, stand.load.letters))
     say(f"        chunk {number + 1}: {'; '.join(wrong(seen, options.mode)) or 'as promised'}, {seen['messages']:,} messages")
@@ -177,21 +203,21 @@ def chunk(options: argparse.Namespace, served: Served, home: Path, number: int) 
 
 def judged(whole: dict[str, Any], mode: str) -> dict[str, Any]:
     """All chunks together, and what is not as promised."""
-    chunks = whole["chunks"]
-    seen = added(chunks)
-    hit, missed, refused, start_s = (
-        [one for each in chunks for one in each["kills"][name]] for name in ("hit", "missed", "refused", "start_s")
+    made = whole["chunks"]
+    seen = added(made)
+    hit, missed, refused, start_s, again_s = (
+        [one for each in made for one in each["kills"][name]] for name in ("hit", "missed", "refused", "start_s", "again_s")
     )
     seen["hit"] = dict(sorted(Counter(point for point, _ in hit).items()))
     seen["workers"] = dict(sorted(Counter(str(workers) for _, workers in hit).items()))
     seen["missed"] = dict(sorted(Counter(point for point, _ in missed).items()))
-    seen["start_s"] = medians(start_s)
-    seen["first_wrong"] = [said for each in chunks for said in each["first_wrong"]][:3]
+    seen["start_s"], seen["again_s"] = medians(start_s), medians(again_s)
+    seen["first_wrong"] = [said for each in made for said in each["first_wrong"]][:3]
     never = sorted(seen["missed"].keys() - seen["hit"].keys())
     found = wrong(seen, mode) + [f"never reached: {point}" for point in never]
     found += [f"the job did not go on: {said}" for said in refused[:3]]
-    found += [f"the last run died: {each['died']}" for each in chunks if each["died"]][:3]
-    if len(chunks) == -(-whole["settings"]["kills"] // whole["settings"]["chunk"]):
+    found += [f"the last run died: {each['died']}" for each in made if each["died"]][:3]
+    if len(made) == len(planned(whole["settings"])):
         untried = set(whole["settings"]["points"]) - seen["hit"].keys() - set(never)
         found += [f"never killed at: {point}" for point in sorted(untried)]
     return {"seen": seen, "wrong": found}
@@ -202,12 +228,17 @@ def report(told: dict[str, Any]) -> list[str]:
     seen, found = told["seen"], told["wrong"]
     lines = [
         f"kills by point: {', '.join(f'{point} {count}' for point, count in seen['hit'].items())}",
-        f"kills by workers: {', '.join(f'{workers}: {count}' for workers, count in seen['workers'].items())}; "
-        f"started again in (s): {', '.join(f'{workers}: {took}' for workers, took in seen['start_s'].items())}",
+        f"kills by workers: {listed(seen['workers'])}",
+        f"seconds until all workers were ready, by workers: started {listed(seen['start_s'])}; again {listed(seen['again_s'])}",
         *([f"points not passed in time, killed otherwise: {seen['missed']}"] if seen["missed"] else []),
         *counted(seen),
     ]
     return [*lines, verdict(found, seen["first_wrong"])]
+
+
+def listed(values: dict[str, Any]) -> str:
+    """Values by name, in a line."""
+    return ", ".join(f"{name}: {value}" for name, value in values.items())
 
 
 def counted(seen: dict[str, Any]) -> list[str]:

@@ -54,7 +54,7 @@ def work(
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        at = killed_at(os.environ, worker)
+        at = killed_at(os.environ, worker, restarts or 0)
         run(
             pipeline,
             settings,

@@ -14,10 +14,10 @@ import pytest
 from bench import faults
 from bench.proving.audit import audit, wrong
 from bench.proving.job import ALL, COUNT, SUM
-from bench.proving.lives import RANDOM
+from bench.proving.lives import RANDOM, STARTING
 from bench.proving.load import Load
 from bench.proving.seen import latencies, recovery, slow
-from ops.faults import AT_ONCE, KILL_AT, POINTS
+from ops.faults import AT_ONCE, KILL_AT, POINTS, killed_at
 
 Decision = dict[str, Any]
 
@@ -76,21 +76,28 @@ def test_at_least_once_may_repeat_and_contradict_where_partitions_are_mixed() ->
 
 
 def test_each_point_is_killed_at_with_each_number_of_workers() -> None:
-    points = [*POINTS, RANDOM]
+    points = [*POINTS, RANDOM, STARTING]
     turns = faults.turns(7, points, [1, 2, 3], 200)
-    assert len(turns) == 200
-    assert set(turns[:39]) == {(point, workers) for point in points for workers in (1, 2, 3)}
+    kills = [(point, turn.workers) for turn in turns for point in turn.points]
+    assert len(kills) == 200
+    assert sorted(kills[:42]) == sorted((point, workers) for point in points for workers in (1, 2, 3))
     assert turns == faults.turns(7, points, [1, 2, 3], 200)
-    assert turns[:39] != turns[39:78]
+    assert kills[:42] != kills[42:84]
+    assert not any(point in (RANDOM, STARTING) for turn in turns for point in turn.points[:-1])
+    assert max(len(turn.points) for turn in turns) == faults.LIVES + 1
+    chunks = faults.chunks(turns, 20)
+    assert [turn for chunk in chunks for turn in chunk] == turns
+    assert all(17 <= sum(len(turn.points) for turn in chunk) <= 23 for chunk in chunks[:-1])
 
 
 def chunk(hit: list[tuple[str, int]], missed: list[tuple[str, int]] = (), **more: Any) -> dict[str, Any]:  # type: ignore[assignment]
-    kills = {"hit": hit, "missed": missed, "refused": [], "start_s": [(1, 2.0), (1, 4.0)]}
+    kills = {"hit": hit, "missed": missed, "refused": [], "start_s": [(1, 2.0), (1, 4.0)], "again_s": [(1, 1.0)]}
     return {"kills": kills, "died": "", **audit(*answered(100)), "seconds": 1} | more
 
 
 def test_a_point_that_was_never_reached_is_a_fault() -> None:
-    settings = {"kills": 4, "chunk": 2, "points": ["stage.before", "stage.after", RANDOM]}
+    settings = {"seed": 0, "kills": 4, "chunk": 2, "points": ["stage.before", "stage.after", RANDOM], "workers": [1]}
+    assert len(faults.planned(settings)) == 2
     one = chunk([("stage.before", 1)], [("stage.after", 1)])
     unfinished = faults.judged({"chunks": [one], "settings": settings}, "exactly_once")
     assert unfinished["wrong"] == ["never reached: stage.after"]
@@ -104,14 +111,27 @@ def test_a_point_that_was_never_reached_is_a_fault() -> None:
 def test_a_series_goes_on_where_its_file_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
-    def made_up(options: Any, served: Any, home: Path, number: int) -> dict[str, Any]:
+    def made_up(options: Any, served: Any, home: Path, number: int, plan: Any) -> dict[str, Any]:
         made.append(number)
         if len(made) == 2:
             raise KeyboardInterrupt
         return chunk([(RANDOM, 1)])
 
     monkeypatch.setattr(faults, "chunk", made_up)
-    command = ["--kills", "6", "--chunk", "2", "--points", RANDOM, "--broker", "127.0.0.1:1", "--json", str(tmp_path / "f")]
+    command = [
+        "--kills",
+        "6",
+        "--chunk",
+        "2",
+        "--points",
+        RANDOM,
+        "--workers",
+        "1",
+        "--broker",
+        "127.0.0.1:1",
+        "--json",
+        str(tmp_path / "f"),
+    ]
     with pytest.raises(KeyboardInterrupt):
         faults.main(command)
     assert faults.main(command) == 0
@@ -128,6 +148,17 @@ def test_a_process_kills_itself_at_its_point_and_says_so(points: tuple[str, ...]
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == -9
     assert done.stderr == f"killed at {points[2]}\n"
+
+
+def test_each_life_has_a_point_of_its_own() -> None:
+    environment = {KILL_AT: "stage.before:2:0;commit.after:1:1"}
+    code = f"from ops.faults import killed_at; killed_at({environment}, 1, 1)('commit.after')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-9, "killed at commit.after\n")
+    for worker, life in ((0, 1), (1, 0), (1, 2)):
+        killed_at(environment, worker, life)("commit.after")
+    with pytest.raises(ValueError, match="expected a point among"):
+        killed_at({KILL_AT: "stage.before:2:0;nowhere:1:1"}, 1, 1)
 
 
 def test_when_latency_is_back_to_normal_after_a_fault() -> None:

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import psutil
 
 from bench.brokers import Served, counting
 from bench.proving.job import make_model
@@ -29,7 +31,7 @@ from bench.proving.job import {plant}pipeline
 """
 RANDOM, STARTING = "random", "starting"
 GUESSED_START_SECONDS = 4.0
-SAY_SECONDS, START_SECONDS, REACH_SECONDS = 30.0, 600.0, 30.0
+SAY_SECONDS, START_SECONDS, REACH_SECONDS, GONE_SECONDS = 30.0, 600.0, 30.0, 10.0
 DRAIN_SECONDS, QUIET_SECONDS, LEAVE_SECONDS = 180.0, 5.0, 90.0
 
 
@@ -74,28 +76,48 @@ class Life:
         """The last thing it said."""
         return (self.log.read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
 
-    def ready(self) -> bool:
-        """Waits until all workers say that they are ready, and tells from time to time; False if it has died before.
+    def ready(self, times: int = 1) -> bool:
+        """Waits until all workers have said so often that they are ready; False if it has died before. Tells how long it takes.
 
         Raises StuckError after START_SECONDS.
         """
-        told = self.began + SAY_SECONDS
-        while self.log.read_text(errors="replace").count(" ready") < self.workers:
+        began = time.monotonic()
+        told = began + SAY_SECONDS
+        while self.log.read_text(errors="replace").count(" ready") < times * self.workers:
             if self.process.poll() is not None:
                 return False
             now = time.monotonic()
-            if now - self.began > START_SECONDS:
+            if now - began > START_SECONDS:
                 raise StuckError(f"{self.workers} workers were not ready within {START_SECONDS:.0f} s: {self.said()}")
             if now > told:
                 told = now + SAY_SECONDS
-                say(f"        not ready after {now - self.began:.0f} s, waiting on; it says: {self.said()}")
+                say(f"        not ready after {now - began:.0f} s, waiting on; it says: {self.said()}")
             time.sleep(0.02)
         return True
 
+    def passed(self, point: str, times: int) -> bool:
+        """Waits until its workers have killed themselves so often, the last time at `point`; False if that does not come."""
+        deadline = time.monotonic() + REACH_SECONDS
+        while True:
+            said = [line for line in self.log.read_text(errors="replace").splitlines() if last_words("") in line]
+            if len(said) >= times:
+                return said[times - 1].endswith(last_words(point))
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+
     def kill(self) -> None:
-        """SIGKILL to all its processes."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """SIGKILL to all its processes; returns when they are gone."""
+        try:
+            workers = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            workers = []
+        self.process.kill()
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
         self.process.wait()
+        psutil.wait_procs(workers, GONE_SECONDS)
 
     def leave(self) -> str:
         """SIGTERM; what it died of, if it did not leave in order. Raises StuckError."""
@@ -108,11 +130,13 @@ class Life:
 
 
 @contextmanager
-def living(stand: Stand, workers: int, number: int | str, kill_at: str = "") -> Iterator[Life]:
-    """One life of the job; what is left of it at the end is killed."""
+def living(stand: Stand, workers: int, number: int | str, kill_at: str = "", again: bool = False) -> Iterator[Life]:
+    """The job, killed at the end if it is still there. kill_at: see ops/faults.py; again: it is started again when it dies."""
     settings = stand.base.model_copy(update={"workers": workers})
     environment = os.environ | as_environment(settings) | {KILL_AT: kill_at, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "ops", "run", f"{stand.file}:job"]
+    if again:
+        command.append("--restart")
     if not (settings.home / "recovery" / stand.load.name / "made").exists():
         command += ["--from", "earliest"]
     log = stand.log(number)
@@ -128,17 +152,26 @@ def living(stand: Stand, workers: int, number: int | str, kill_at: str = "") -> 
             life.kill()
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A command `headrace run --restart` with so many workers, and at what its workers are killed, one after the other: at
+    points of delivery, after each of which the job starts again by itself, or, as the last, RANDOM or STARTING."""
+
+    workers: int
+    points: tuple[str, ...]
+
+
 @dataclass
 class Kills:
     """What became of kills. hit: (point, workers) of those that were; missed: of those whose point was not passed in time;
-    refused: what lives said that ended or stood still by themselves. start_s, life_s: from the start of the command to all
-    workers ready, and from there to the end."""
+    refused: what jobs said that ended or stood still by themselves. start_s: (workers, seconds) from the start of the command
+    to all workers ready; again_s: from a kill to all ready again."""
 
     hit: list[tuple[str, int]] = field(default_factory=list)
     missed: list[tuple[str, int]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     start_s: list[tuple[int, float]] = field(default_factory=list)
-    life_s: list[float] = field(default_factory=list)
+    again_s: list[tuple[int, float]] = field(default_factory=list)
 
     def told(self) -> dict[str, Any]:
         """As plain data."""
@@ -147,48 +180,45 @@ class Kills:
             "missed": [list(each) for each in self.missed],
             "refused": self.refused,
             "start_s": [[workers, round(seconds, 2)] for workers, seconds in self.start_s],
-            "life_s": [round(seconds, 2) for seconds in self.life_s],
+            "again_s": [[workers, round(seconds, 2)] for workers, seconds in self.again_s],
         }
 
 
-def kill(rng: random.Random, stand: Stand, point: str, workers: int, number: int, kills: Kills) -> None:
-    """One life of the job, from its start to its end by SIGKILL: of one worker at a point, or of all at any time after it is
-    ready (RANDOM) or while it starts (STARTING)."""
-    times = rng.randint(1, 40) if point.startswith("stage") else rng.randint(1, 5)
-    kill_at = "" if point in (RANDOM, STARTING) else f"{point}:{times}:{rng.randrange(workers)}"
+def kill(rng: random.Random, stand: Stand, turn: Turn, number: int, kills: Kills) -> None:
+    """One turn. At a point of delivery one worker kills itself, and the job starts again; at the end all processes are killed:
+    when the last point was passed, at any time after the job is ready (RANDOM) or while it starts (STARTING)."""
+    workers = turn.workers
+    plan = [
+        f"{point}:{rng.randint(1, 40 if point.startswith('stage') else 5)}:{rng.randrange(workers)}"
+        for point in turn.points
+        if point not in (RANDOM, STARTING)
+    ]
     wait, early = rng.uniform(0, 1.5), rng.uniform(0.3, 1.1)
-    with living(stand, workers, number, kill_at) as life:
-        if point == STARTING:
-            time.sleep(early * next((took for each, took in reversed(kills.start_s) if each == workers), GUESSED_START_SECONDS))
-            if life.process.poll() is None:
-                life.kill()
-                kills.hit.append((point, workers))
+    with living(stand, workers, number, ";".join(plan), again=True) as life:
+        since = life.began
+        for done, point in enumerate(turn.points):
+            if point == STARTING:
+                usual = kills.again_s if done else kills.start_s
+                time.sleep(early * next((took for each, took in reversed(usual) if each == workers), GUESSED_START_SECONDS))
             else:
+                try:
+                    ready = life.ready(done + 1)
+                except StuckError as error:
+                    kills.refused.append(f"{point}: {error}")
+                    return
+                if ready:
+                    (kills.again_s if done else kills.start_s).append((workers, time.monotonic() - since))
+            if point == RANDOM:
+                time.sleep(wait)
+            there = point in (RANDOM, STARTING) or life.passed(point, done + 1)
+            if life.process.poll() is not None:
                 kills.refused.append(f"{point}, {workers} workers: {life.said()}")
-            return
-        try:
-            alive = life.ready()
-        except StuckError as error:
-            kills.refused.append(f"{point}: {error}")
-            return
-        up = time.monotonic()
-        if alive:
-            kills.start_s.append((workers, up - life.began))
-        if point == RANDOM and alive:
-            time.sleep(wait)
-            life.kill()
-            kills.hit.append((point, workers))
-            return
-        try:
-            life.process.wait(REACH_SECONDS)
-        except subprocess.TimeoutExpired:
-            kills.missed.append((point, workers))
-            return
-    kills.life_s.append(time.monotonic() - up)
-    if last_words(point) in life.log.read_text(errors="replace"):
-        kills.hit.append((point, workers))
-    else:
-        kills.refused.append(f"{point}, {workers} workers: {life.said()}")
+                return
+            (kills.hit if there else kills.missed).append((point, workers))
+            if not there:
+                return
+            since = time.monotonic()
+        life.kill()
 
 
 def drain(stand: Stand, workers: int) -> str:
