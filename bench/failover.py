@@ -32,6 +32,7 @@ from confluent_kafka import OFFSET_END, Consumer, Producer, TopicPartition
 
 from bench.brokers import Served, broker, counting, make
 from bench.machine import commit, machine, versions
+from bench.options import leave_on_sigterm
 from bench.proving.job import event, make_model
 from bench.show import say
 from bench.systems import ROOT
@@ -238,6 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", type=Path, default=None, help="a file for what the job says")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
+    leave_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="headrace-failover-") as home, broker(options.broker) as served:
         kills = measured(options, served, Path(home))
     names = {"first_s": "first new decision", "all_s": "from every partition", "lag_0_s": "lag 0"}
