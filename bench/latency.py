@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.brokers import broker
 from bench.load import linger_ms
-from bench.options import common, in_turn, leave_on_sigterm, settings, systems
+from bench.options import common, in_turn, leave_on_sigterm, of_ours, settings, systems
 from bench.over_time import verdict
 from bench.run import ChildError, Plan, record
 from bench.schedule import schedule
@@ -31,6 +31,7 @@ from ops.broker import BrokerError
 from ops.progress import bar
 
 FIRST_MESSAGES = 10_000
+HEATED_SECONDS = 30.0
 SHOWN = ("p50", "p90", "p99", "p999", "max", "cpu", "memory_mb")
 
 
@@ -88,20 +89,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as scratch, broker(options.broker) as served:
 
-        def once(system: System, rate: float, turn: int) -> dict[str, Any]:
+        def planned(rate: float, seconds: float, warmup: float) -> Plan:
             with bar() as progress:
                 ready = workload.prepare(needed(options, rate), progress)
-            plan = Plan(
-                workload, ready, served, Path(scratch), rate, options.seconds, options.warmup, options.schedule,
+            return Plan(
+                workload, ready, served, Path(scratch), rate, seconds, warmup, options.schedule,
                 options.partitions, options.workers[0], linger_of(options, rate), soak=bool(options.soak),
                 generator={} if options.load_linger is None else {"linger_ms": options.load_linger},
             )  # fmt: skip
+
+        def once(system: System, rate: float, turn: int) -> dict[str, Any]:
+            plan = planned(rate, options.seconds, options.warmup)
             say(f"{system.name}, turn {turn + 1}, {rate:,.0f} messages/s")
             run = record(system, plan, turn, lambda line: say(f"  {line}"))
             say(f"  {brief(run)}")
             runs.append(run)
             return run
 
+        seconds = min(HEATED_SECONDS, options.warmup + options.seconds)
+        say(f"the broker is warmed by {seconds:.0f} s of the relay")
+        record(of_ours("relay", options.workload), planned(max(options.rate), seconds, 0.0), 0)
         if limit:
             for system in tested:
                 found[system.name] = highest(search(system, once), limit, options.rate[0])

@@ -21,6 +21,7 @@ from sinks.messages import DeliveryError, Messages
 VERSION = 1
 PATIENCE_SECONDS = 60.0
 FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
+COMPRESSED = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
 PENDING = pa.schema([("sequence", pa.int64()), ("topic", pa.string()), ("key", pa.binary()), ("value", pa.binary())])
 
 
@@ -227,11 +228,12 @@ def joined(many: Sequence[Messages]) -> list[Messages]:
 
 
 def packed(epochs: Sequence[Epoch]) -> bytes:
-    """Epochs as Arrow IPC, a record batch for each topic of an epoch; nothing for none."""
+    """Epochs as Arrow IPC, a record batch for each topic of an epoch; nothing for none. Compressed: decisions are much alike, and
+    an eighth of the bytes is written to the recovery store sooner than all."""
     if not epochs:
         return b""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, PENDING) as writer:
+    with pa.ipc.new_stream(sink, PENDING, options=COMPRESSED) as writer:
         for epoch in epochs:
             for messages in epoch.messages:
                 n = len(messages.values)
