@@ -19,6 +19,8 @@ from sinks.staged import FencedError, InDoubtError
 ANSWER_SECONDS = 30.0
 TRANSACTION_MS = 120_000
 TAIL = 64
+AT_ONCE = 1000
+"""Messages handed to the client in one call: whose call holds Python's lock, and who makes more in one has left the cache."""
 COMPACTED = {
     "cleanup.policy": "compact",
     "segment.bytes": str(4 * 1024 * 1024),
@@ -118,6 +120,11 @@ class KafkaLane:
         self._give_up()
 
     def _produce(self, producer: Producer, messages: Messages) -> None:
+        for start in range(0, len(messages.values), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            self._produce_some(producer, Messages(messages.topic, messages.keys[some], messages.values[some]))
+
+    def _produce_some(self, producer: Producer, messages: Messages) -> None:
         own = messages.topic == self._topic
         entries: list[dict[str, Any]] = [
             {"key": key, "value": value} for key, value in zip(messages.keys, messages.values, strict=True)
