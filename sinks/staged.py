@@ -62,12 +62,19 @@ class Log(Protocol):
 
 @dataclass(frozen=True)
 class Epoch:
-    """What a stream of a lane wrote in one epoch; packed: the same, see `packed`."""
+    """What a stream of a lane wrote in one epoch, see `packed`."""
 
     stream: str
     sequence: int
-    messages: list[Messages]
     packed: bytes
+
+    @property
+    def messages(self) -> list[Messages]:
+        """The messages, those of a topic together."""
+        with pa.ipc.open_stream(self.packed) as reader:
+            return [
+                Messages(batch["topic"][0].as_py(), batch["key"].to_pylist(), batch["value"].to_pylist()) for batch in reader
+            ]
 
 
 class Lane:
@@ -187,7 +194,7 @@ class Stage:
         Raises StaleSnapshotError.
         """
         self._lane, self._stream = lane, stream
-        self._staged: list[Messages] = []
+        self._staged: list[pa.RecordBatch] = []
         done = lane.committed(stream)
         self._sequence = done if state is None else int(state["sequence"])
         if done > self._sequence:
@@ -202,7 +209,8 @@ class Stage:
     def write(self, messages: Messages) -> None:
         """Stages messages."""
         self._lane.at("stage.before")
-        self._staged.append(messages)
+        if messages.values:
+            self._staged.append(_batch(messages))
         self._lane.at("stage.after")
 
     def snapshot(self) -> dict[str, Any]:
@@ -210,8 +218,7 @@ class Stage:
         self._lane.at("snapshot.before")
         if self._staged:
             self._sequence += 1
-            messages = joined(self._staged)
-            self._lane.hold(Epoch(self._stream, self._sequence, messages, packed(messages)))
+            self._lane.hold(Epoch(self._stream, self._sequence, packed(self._staged)))
             self._staged = []
         pending = [(epoch.sequence, epoch.packed) for epoch in self._lane.pending(self._stream)]
         state = {"version": VERSION, "sequence": self._sequence, "pending": pending}
@@ -219,29 +226,26 @@ class Stage:
         return state
 
 
-def joined(many: Sequence[Messages]) -> list[Messages]:
-    """The same messages, those of a topic together: small batches cost as much as large ones."""
-    by_topic: dict[str, Messages] = {}
-    for each in many:
-        if each.values:
-            whole = by_topic.setdefault(each.topic, Messages(each.topic, [], []))
-            whole.keys.extend(each.keys)
-            whole.values.extend(each.values)
-    return list(by_topic.values())
+def _batch(messages: Messages) -> pa.RecordBatch:
+    """Messages as columns: as they come they are in the cache, and as objects they would leave it before the epoch's end."""
+    columns = [
+        pa.repeat(pa.scalar(messages.topic, pa.string()), len(messages.values)),
+        pa.array(messages.keys, pa.binary()),
+        pa.array(messages.values, pa.binary()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=PACKED)
 
 
-def packed(many: Sequence[Messages]) -> bytes:
-    """Messages as Arrow IPC, a record batch for each topic. Compressed: decisions are much alike, and an eighth of the bytes is
-    written to the recovery store sooner than all."""
+def packed(batches: Sequence[pa.RecordBatch]) -> bytes:
+    """Messages as Arrow IPC, a record batch for each topic: small ones cost as much as large ones. Compressed: decisions are
+    much alike, and an eighth of the bytes is written to the recovery store sooner than all."""
+    by_topic: dict[str, list[pa.RecordBatch]] = {}
+    for batch in batches:
+        by_topic.setdefault(batch["topic"][0].as_py(), []).append(batch)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, PACKED, options=COMPRESSED) as writer:
-        for messages in many:
-            columns = [
-                pa.repeat(pa.scalar(messages.topic, pa.string()), len(messages.values)),
-                pa.array(messages.keys, pa.binary()),
-                pa.array(messages.values, pa.binary()),
-            ]
-            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=PACKED))
+        for many in by_topic.values():
+            writer.write_batch(pa.concat_batches(many))
     return sink.getvalue().to_pybytes()
 
 
@@ -249,13 +253,4 @@ def unpacked(stream: str, state: Mapping[str, Any]) -> list[Epoch]:
     """The epochs that a snapshot has pending. Raises ValueError for another version."""
     if state["version"] != VERSION:
         raise ValueError(f"recovery store: expected staged output of version {VERSION}, got {state['version']}")
-    return [Epoch(stream, sequence, _messages(data), data) for sequence, data in state["pending"]]
-
-
-def _messages(data: bytes) -> list[Messages]:
-    with pa.ipc.open_stream(data) as reader:
-        return [
-            Messages(batch["topic"][0].as_py(), batch["key"].to_pylist(), batch["value"].to_pylist())
-            for batch in reader
-            if batch.num_rows
-        ]
+    return [Epoch(stream, sequence, data) for sequence, data in state["pending"]]

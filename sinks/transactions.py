@@ -19,8 +19,8 @@ from sinks.staged import FencedError, InDoubtError
 ANSWER_SECONDS = 30.0
 TRANSACTION_MS = 120_000
 TAIL = 64
-AT_ONCE = 1000
-"""Messages handed to the client in one call: whose call holds Python's lock, and who makes more in one has left the cache."""
+AT_ONCE, AHEAD = 1000, 2000
+"""Messages handed to the client in one call, which holds Python's lock and should stay in the cache; and how many wait in it."""
 COMPACTED = {
     "cleanup.policy": "compact",
     "segment.bytes": str(4 * 1024 * 1024),
@@ -120,9 +120,13 @@ class KafkaLane:
         self._give_up()
 
     def _produce(self, producer: Producer, messages: Messages) -> None:
+        """Hands them over some at a time, no faster than they are sent, or the stream would have to share its processor."""
+        until = time.monotonic() + ANSWER_SECONDS
         for start in range(0, len(messages.values), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             self._produce_some(producer, Messages(messages.topic, messages.keys[some], messages.values[some]))
+            while len(producer) > AHEAD and time.monotonic() < until:
+                producer.poll(0.001)
 
     def _produce_some(self, producer: Producer, messages: Messages) -> None:
         own = messages.topic == self._topic
