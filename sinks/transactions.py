@@ -20,7 +20,7 @@ ANSWER_SECONDS = 30.0
 TRANSACTION_MS = 120_000
 TAIL = 64
 AT_ONCE, AHEAD = 1000, 2000
-"""Messages handed to the client in one call, which holds Python's lock and should stay in the cache; and how many wait in it."""
+"""Messages handed to the client in one call, which holds Python's lock and should stay in the cache; how many wait in it."""
 COMPACTED = {
     "cleanup.policy": "compact",
     "segment.bytes": str(4 * 1024 * 1024),
