@@ -22,14 +22,12 @@ from streams.record import Entry, RecordOutput, entry
 from streams.replays import kept_too
 from streams.rounds import as_one, news_of, rounds, runs
 from streams.routing import shard_name
-from streams.shards import PAGES
 from streams.start import only_from
 
 
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
-    pages: dict[str, int] = {}
 
     def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
         return [made for near in rounds(polls, apart=job.order == "event") for made in _decode(near)]
@@ -38,9 +36,6 @@ def build(job: Job) -> Dataflow:
         gate.done(len(polls) - 1)
         with meters.stage("event", sum(polled.rows for _, polled in polls)):
             decoded = job.decoder(as_one(polls))
-        for partition, polled in polls:
-            if polled.begins_epoch:
-                pages[partition] = (pages.get(partition, job.epoch - 1) + 1) % PAGES
         with meters.stage("features", decoded.rows.num_rows):
             rows = Memo(decoded.rows)
             reads = mask(job.decide_on, rows)
@@ -55,7 +50,7 @@ def build(job: Job) -> Dataflow:
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):
             gate.done(1)
-        made += wakes({pages[partition] for partition, polled in polls if polled.begins_epoch}, pipeline.shards)
+        made += wakes({polled.page for _, polled in polls if polled.page >= 0}, pipeline.shards)
         if decoded.dead.num_rows:
             meters.dead(_counts(decoded.dead["code"]))
             made.append((home, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)))

@@ -45,7 +45,7 @@ from streams.routing import WORKERS_MULTIPLE, page_name
 from streams.settings import JobSettings
 from streams.shards import Shards
 from streams.source import KafkaSource, MemorySource
-from streams.start import Rebuilding, Start
+from streams.start import FIRST_EPOCH, Rebuilding, Start
 from streams.trail import Trail
 
 
@@ -64,7 +64,7 @@ class Job:
     """One worker's job. `source`, `sink`, `lanes` and `champion` stand in for Kafka and the registry where they are given.
 
     lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
-    passed. start: where it begins if it has no state; epoch: at which it goes on if it has. say: told in words how far a
+    passed. start: where it begins if it has no state; epoch: the first of this run. say: told in words how far a
     rebuild is, and that the model throws. trail, aside: for a job that is started again when it dies: where it writes down how
     far it is, and what it must not touch.
     """
@@ -81,7 +81,7 @@ class Job:
     workers: int = 1
     worker: int = 0
     start: Start = field(default_factory=Start)
-    epoch: int = 0
+    epoch: int = FIRST_EPOCH
     lanes: Callable[[int], Log] | None = None
     at: Callable[[str], None] = lambda point: None
     say: Callable[[str], None] = lambda words: None
@@ -121,6 +121,7 @@ class Job:
     def beginning(self) -> Beginning:
         """Where the source begins. In event order it hears from the gather step what waits, which has to be on its worker."""
         return Beginning(
+            self.epoch,
             self.start.read,
             self.start.decide,
             left=Rebuilding(self.pipeline.name, self.start, self.meters.rebuild_left.set, self.say).left,

@@ -13,6 +13,7 @@ from bytewax.inputs import StatefulSourcePartition
 from confluent_kafka import Message
 
 from streams.routing import shard_number
+from streams.shards import page_of
 from streams.trail import ALL, Trail
 
 PUBLISH_SECONDS = 1.0
@@ -23,15 +24,16 @@ IDLE, LONGEST_IDLE = timedelta(microseconds=300), timedelta(milliseconds=1)
 @dataclass(frozen=True, slots=True)
 class Polled:
     """One poll of one partition: its messages (of which streams/rounds.py makes a raw batch), how many they are, perhaps none,
-    the offset of the last, when they were polled (ns), whether they reach the end of the log, whether they are the partition's
-    first of an epoch, and, where some of them only feed the state, the first offset that is decided on."""
+    the offset of the last, when they were polled (ns), whether they reach the end of the log, the page of the state that is
+    snapshotted in their epoch if they are the partition's first of it, else -1, and, where some of them only feed the state,
+    the first offset that is decided on."""
 
     messages: list[Message] | pa.RecordBatch
     rows: int
     last: int
     polled_at: int
     at_end: bool
-    begins_epoch: bool = False
+    page: int = -1
     decide_from: int = 0
 
 
@@ -78,14 +80,16 @@ class Gate:
 class Beginning:
     """Where a source begins and what it tells of its progress: see streams/start.py.
 
-    read, decide: the first offset of a partition that is read, where there is no state, and that is decided on. undecided: the
-    first offset of a partition that is read and waits to be decided, if any does, at the end of the last epoch. left: told the
-    partition and how many messages before `decide` are still to be read. publishes: whether safe positions are committed to the
-    consumer group. failed: told that such a commit was refused. durable: told that an epoch is; returns a number, which
-    `committed` (wait for it?) reaches once all that came of it is visible. reading: the partitions that are not at their end.
+    epoch: the first of this run. read, decide: the first offset of a partition that is read, where there is no state, and that
+    is decided on. undecided: the first offset of a partition that is read and waits to be decided, if any does, at the end of
+    the last epoch. left: told the partition and how many messages before `decide` are still to be read. publishes: whether safe
+    positions are committed to the consumer group. failed: told that such a commit was refused. durable: told that an epoch is;
+    returns a number, which `committed` (wait for it?) reaches once all that came of it is visible. reading: the partitions that
+    are not at their end.
     trail: where it is written down how far each partition is.
     """
 
+    epoch: int = 0
     read: Mapping[int, int] = field(default_factory=dict)
     decide: Mapping[int, int] = field(default_factory=dict)
     undecided: dict[int, int] = field(default_factory=dict)
@@ -194,7 +198,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             self._position = polled.last + 1
         if self._begins_epoch:
             self._begins_epoch = False
-            polled = replace(polled, begins_epoch=True)
+            polled = replace(polled, page=page_of(self._beginning.epoch + self._snapshots))
         self._gate.begun()
         return [(self._name, polled)]
 

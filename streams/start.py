@@ -25,6 +25,8 @@ from streams.store import RecoveryError as RecoveryError
 from streams.store import Store
 
 MADE, START = "made", "start.json"
+FIRST_EPOCH = 1
+"""Of a dataflow that Bytewax has never run."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,11 @@ def made_for(folder: Path) -> dict[str, Any] | None:
 
 
 def resumes_at(folder: Path) -> int:
-    """The epoch at which a job goes on from the store in a folder; 0 where there is none, or none was ever ended."""
+    """The epoch at which a job goes on from the store in a folder, or begins."""
     if made_for(folder) is None:
-        return 0
+        return FIRST_EPOCH
     with Store(folder) as store:
-        return store.progress.epoch or 0
+        return store.progress.epoch or FIRST_EPOCH
 
 
 def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, str]:

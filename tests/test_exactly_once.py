@@ -6,7 +6,6 @@ import sqlite3
 import threading
 from contextlib import closing
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sinks.memory import MemorySink
 from sinks.memory_log import Fate, MemoryLane, MemoryLog
 from streams.polling import Partition
 from streams.run import run
+from streams.shards import page_of
 from streams.source import MemorySource
 from streams.store import Store
 
@@ -75,17 +75,19 @@ def test_crashed_and_resumed_each_decision_is_there_once(tmp_path: Path, order: 
     assert some < len(decided(whole))
 
 
-def test_short_lives_write_the_pages_of_the_state_in_turn(tmp_path: Path) -> None:
-    """None is left out for long, so that what changed since it was written does not pile up."""
-    log, written = stream(400), MemoryLog()
-    store, seen = tmp_path / "recovery" / payments().name, list[set[tuple[int, int]]]()
+def test_the_epoch_says_which_page_of_the_state_is_written_whatever_life_it_is_of(tmp_path: Path) -> None:
+    """So that in short lives, too, each has its turn, and what changed since it was written does not pile up."""
+    log, written = stream(4000), MemoryLog()
+    store, seen = tmp_path / "recovery" / payments().name, set[int]()
     for _ in range(6):
         with pytest.raises(CrashError):
-            start(tmp_path, [log], written, crash=("snapshot.before", 5))
+            start(tmp_path, [log[:2000], log[2000:]], written, crash=("snapshot.before", 9))
         with Store(store) as opened:
-            states = [each.load() for each in opened.snapshots(f"{payments().name}.features")]
-            seen.append({(state["shard"], state["page"]) for state in states if state["shard"] is not None})
-    assert all(before < after for before, after in pairwise(seen))
+            states = [(each.epoch, each.load()) for each in opened.snapshots(f"{payments().name}.features")]
+        pages = {(epoch, state["page"]) for epoch, state in states if state["shard"] is not None}
+        assert {page for _, page in pages} > seen
+        seen = {page for _, page in pages}
+        assert pages == {(epoch, page_of(epoch)) for epoch, _ in pages}
 
 
 def test_stopped_it_leaves_nothing_uncommitted(tmp_path: Path) -> None:

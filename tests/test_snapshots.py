@@ -14,7 +14,7 @@ from features import state as states
 from features.spec import Last, Window
 from features.streaming import Cut, groups
 from streams.ordering import Held
-from streams.shards import PAGES, Shards
+from streams.shards import PAGES, Shards, page_of
 
 GROUPS = groups(
     [
@@ -89,6 +89,14 @@ def test_pages_in_turn_hold_the_whole_and_what_left_stays_away(monkeypatch: pyte
     lost = run(wakes, 1, 0, lambda epoch: epoch % 19 == 0)
     assert len(whole) == len(lost)
     assert np.nanmax(whole[-1][0]) > 1
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 60, 128, 256])
+def test_every_page_has_its_turn_wherever_events_come(every: int) -> None:
+    pages = [page_of(epoch) for epoch in range(7, 7 + 300 * PAGES * every, every)]
+    assert set(pages) == set(range(PAGES))
+    if every == 1:
+        assert all(set(pages[start : start + 2 * PAGES]) == set(range(PAGES)) for start in range(0, len(pages) - 2 * PAGES, 97))
 
 
 def test_a_snapshot_costs_by_what_changed() -> None:
