@@ -115,7 +115,9 @@ def turns(seed: int, points: Sequence[str], workers: Sequence[int], kills: int) 
             mixed = rng.sample(labelled, len(labelled))
             each = [mixed[k : k + LIVES] for k in range(0, len(mixed), LIVES)] or [[]]
             each[-1] += [RANDOM] if RANDOM in points else []
-            each += [[STARTING]] if STARTING in points else []
+            if STARTING in points:
+                again = len(each) > 1 and rng.random() < 0.5
+                each = [[*each[0], STARTING], *each[1:]] if again else [*each, [STARTING]]
             of_round += [Turn(count, tuple(some)) for some in each if some]
         for turn in rng.sample(of_round, len(of_round)):
             if left > 0:
@@ -218,6 +220,8 @@ def judged(whole: dict[str, Any], mode: str) -> dict[str, Any]:
     found += [f"the job did not go on: {said}" for said in refused[:3]]
     found += [f"the last run died: {each['died']}" for each in made if each["died"]][:3]
     if len(made) == len(planned(whole["settings"])):
+        if len(hit) < whole["settings"]["kills"]:
+            found.append(f"kills not made: {whole['settings']['kills'] - len(hit)} of {whole['settings']['kills']}")
         untried = set(whole["settings"]["points"]) - seen["hit"].keys() - set(never)
         found += [f"never killed at: {point}" for point in sorted(untried)]
     return {"seen": seen, "wrong": found}

@@ -8,7 +8,7 @@ from pathlib import Path
 from features.spec import seconds
 from streams.log import KafkaLog
 from streams.pipeline import Pipeline
-from streams.positions import committed, kept
+from streams.positions import committed, kept, stages
 from streams.rebuild import SECOND, Timeline, resume
 from streams.settings import JobSettings
 from streams.source import topic_partitions
@@ -80,9 +80,11 @@ def prepare(
 def positions(
     pipeline: Pipeline, settings: JobSettings, store: Path, partitions: int, rebuild: bool
 ) -> tuple[dict[int, int], str]:
-    """Where the job was, by partition, and what says so; nothing if nothing does."""
+    """Where the job was, by partition, and what says so; nothing if nothing does.
+
+    Of what a store has staged that is not gone on with it does not know whether it was committed; the group does."""
     made, topic = made_for(store), pipeline.events.topic
-    staged = (settings.delivery or pipeline.delivery) == "exactly_once"  # what the store has decided may not be committed
+    staged = (settings.delivery or pipeline.delivery) == "exactly_once" or stages(store, pipeline.name)
     if rebuild and not staged and made is not None and made.get("topic") == topic:
         found = kept(store, pipeline.name)
         if found:

@@ -103,11 +103,12 @@ class KafkaLane:
             producer.begin_transaction()
             self._at("begin.after")
             self._at("produce.before")
+            until = time.monotonic() + ANSWER_SECONDS
             for each in messages:
-                self._produce(producer, each)
+                self._produce(producer, each, until)
             self._at("produce.after")
             self._at("progress.before")
-            self._produce(producer, Messages(self._topic, [b"%d" % self._lane], [json.dumps(dict(progress)).encode()]))
+            self._produce(producer, Messages(self._topic, [b"%d" % self._lane], [json.dumps(dict(progress)).encode()]), until)
             self._at("progress.after")
             self._at("commit.before")
             self._commit(producer)
@@ -119,13 +120,13 @@ class KafkaLane:
         """See Log. A transaction that is open is left to the next owner of the lane."""
         self._give_up()
 
-    def _produce(self, producer: Producer, messages: Messages) -> None:
-        """Hands them over some at a time, no faster than they are sent, or the stream would have to share its processor."""
-        until = time.monotonic() + ANSWER_SECONDS
+    def _produce(self, producer: Producer, messages: Messages, until: float) -> None:
+        """Hands them over some at a time, no faster than they are sent, or the stream would have to share its processor; from
+        `until` on, or once one has failed, at once."""
         for start in range(0, len(messages.values), AT_ONCE):
             some = slice(start, start + AT_ONCE)
             self._produce_some(producer, Messages(messages.topic, messages.keys[some], messages.values[some]))
-            while len(producer) > AHEAD and time.monotonic() < until:
+            while len(producer) > AHEAD and self._failed is None and time.monotonic() < until:
                 producer.poll(0.001)
 
     def _produce_some(self, producer: Producer, messages: Messages) -> None:

@@ -54,6 +54,15 @@ def kept(folder: Path, flow: str) -> dict[int, int]:
     return found
 
 
+def stages(folder: Path, flow: str) -> bool:
+    """Whether the dataflow `flow` staged its output, as the recovery store in `folder` says; not, if it cannot be read."""
+    try:
+        with Store(folder) as store:
+            return any(each.load() is not None for step in ("sink", "reports") for each in store.snapshots(f"{flow}.{step}"))
+    except RecoveryError:
+        return False
+
+
 def forget_unfinished(folder: Path) -> int:
     """Deletes what a killed run wrote of epochs that never became durable; returns how many snapshots. Before Bytewax starts.
 

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from sinks.memory import MemorySink
 from sinks.memory_log import Fate, MemoryLane, MemoryLog
 from streams.polling import Partition
+from streams.positions import stages
 from streams.run import run
 from streams.shards import page_of
 from streams.source import MemorySource
@@ -107,6 +108,18 @@ def test_stopped_it_leaves_nothing_uncommitted(tmp_path: Path) -> None:
     start(tmp_path, [log, []], written)
     ids = [decision["decision_id"] for decision in decided(written)]
     assert len(ids) == len(set(ids)) == sum(json.loads(value)["kind"] == "paid" for _, value in log)
+
+
+def test_a_store_says_whether_output_was_staged(tmp_path: Path) -> None:
+    """If so, its positions are not safe to rebuild from: what is staged may not have been committed."""
+    with pytest.raises(CrashError):
+        start(tmp_path, [stream(300)], MemoryLog(), crash=("commit.before", 4))
+    store = tmp_path / "recovery" / payments().name
+    assert stages(store, payments().name)
+    assert not stages(tmp_path, payments().name)
+    job = payments(), settings(tmp_path / "once", recovery=True, epoch_seconds=0.001)
+    run(*job, registry=CollectorRegistry(), source=MemorySource([stream(300)]), sink=MemorySink(), champion=CHAMPION)
+    assert not stages(tmp_path / "once" / "recovery" / payments().name, payments().name)
 
 
 def test_delivered_at_least_once_from_then_on_what_was_staged_is_not_lost(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ PLANTED: dict[str, Callable[[list[Decision], list[Decision]], Any]] = {
     "shared_wrong": lambda decisions, dead: decisions.__setitem__(50, changed(decisions[50], ALL, 0)),
     "contradict_own": lambda decisions, dead: decisions.append(changed(decisions[50], SUM, 3)),
     "dead_lost": lambda decisions, dead: dead.pop(),
+    "dead_unknown": lambda decisions, dead: dead.append({"partition": 0, "offset": 5}),
     "dead_repeats": lambda decisions, dead: dead.append(dead[0]),
 }
 
@@ -102,7 +103,7 @@ def test_a_point_that_was_never_reached_is_a_fault() -> None:
     unfinished = faults.judged({"chunks": [one], "settings": settings}, "exactly_once")
     assert unfinished["wrong"] == ["never reached: stage.after"]
     whole = faults.judged({"chunks": [one, chunk([("stage.after", 1)])], "settings": settings}, "exactly_once")
-    assert whole["wrong"] == ["never killed at: random"]
+    assert whole["wrong"] == ["kills not made: 2 of 4", "never killed at: random"]
     assert whole["seen"]["messages"] == 600
     assert whole["seen"]["start_s"] == {"1": 3.0}
     assert any("never killed at: random" in line for line in faults.report(whole))
@@ -115,7 +116,7 @@ def test_a_series_goes_on_where_its_file_ends(tmp_path: Path, monkeypatch: pytes
         made.append(number)
         if len(made) == 2:
             raise KeyboardInterrupt
-        return chunk([(RANDOM, 1)])
+        return chunk([(RANDOM, 1), (RANDOM, 1)])
 
     monkeypatch.setattr(faults, "chunk", made_up)
     command = [

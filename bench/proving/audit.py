@@ -12,7 +12,7 @@ from bench.proving.job import ALL, COUNT, SUM
 from bench.proving.load import Load
 
 READ_SECONDS = 90.0
-NEVER = ("lost", "unknown", "state_wrong", "contradict_own", "dead_lost")
+NEVER = ("lost", "unknown", "state_wrong", "contradict_own", "dead_lost", "dead_unknown")
 NEVER_TWICE = ("repeats", "shared_wrong", "dead_repeats")
 
 
@@ -89,6 +89,7 @@ def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[s
         "first_wrong": state[:1],
         "dead": len(letters),
         "dead_lost": len(load.dead() - letters.keys()),
+        "dead_unknown": len(letters.keys() - load.dead()),
         "dead_repeats": len(dead) - len(letters),
     }
 

@@ -106,6 +106,10 @@ class Life:
                 return False
             time.sleep(0.02)
 
+    def revived(self) -> int:
+        """How often it has been started again."""
+        return self.log.read_text(errors="replace").count("; started again")
+
     def kill(self) -> None:
         """SIGKILL to all its processes; returns when they are gone."""
         try:
@@ -163,15 +167,21 @@ class Turn:
 
 @dataclass
 class Kills:
-    """What became of kills. hit: (point, workers) of those that were; missed: of those whose point was not passed in time;
-    refused: what jobs said that ended or stood still by themselves. start_s: (workers, seconds) from the start of the command
-    to all workers ready; again_s: from a kill to all ready again."""
+    """What became of kills. hit: (point, workers) of those that were; missed: of those that were not, since a point was not
+    passed in time; refused: what jobs said that ended or stood still by themselves. start_s: (workers, seconds) from the start
+    of the command to all workers ready; again_s: from a kill to all ready again."""
 
     hit: list[tuple[str, int]] = field(default_factory=list)
     missed: list[tuple[str, int]] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     start_s: list[tuple[int, float]] = field(default_factory=list)
     again_s: list[tuple[int, float]] = field(default_factory=list)
+
+    def gave_up(self, turn: Turn, done: int, why: str = "") -> None:
+        """No kill of a turn from number `done` on came to be; why: if it is the job's fault."""
+        self.missed += [(point, turn.workers) for point in turn.points[done:]]
+        if why:
+            self.refused.append(f"{turn.points[done]}, {turn.workers} workers: {why}")
 
     def told(self) -> dict[str, Any]:
         """As plain data."""
@@ -200,24 +210,27 @@ def kill(rng: random.Random, stand: Stand, turn: Turn, number: int, kills: Kills
             if point == STARTING:
                 usual = kills.again_s if done else kills.start_s
                 time.sleep(early * next((took for each, took in reversed(usual) if each == workers), GUESSED_START_SECONDS))
+                there = True
             else:
                 try:
                     ready = life.ready(done + 1)
                 except StuckError as error:
-                    kills.refused.append(f"{point}: {error}")
+                    kills.gave_up(turn, done, str(error))
                     return
                 if ready:
                     (kills.again_s if done else kills.start_s).append((workers, time.monotonic() - since))
-            if point == RANDOM:
-                time.sleep(wait)
-            there = point in (RANDOM, STARTING) or life.passed(point, done + 1)
-            if life.process.poll() is not None:
-                kills.refused.append(f"{point}, {workers} workers: {life.said()}")
+                time.sleep(wait if point == RANDOM else 0.0)
+                there = point == RANDOM or life.passed(point, done + 1)
+            if life.process.poll() is not None or life.revived() > done + (point not in (RANDOM, STARTING)):
+                kills.gave_up(turn, done, f"it died by itself: {life.said()}")
                 return
-            (kills.hit if there else kills.missed).append((point, workers))
             if not there:
+                kills.gave_up(turn, done)
                 return
+            kills.hit.append((point, workers))
             since = time.monotonic()
+        if turn.points[-1] not in (RANDOM, STARTING):
+            time.sleep(wait)
         life.kill()
 
 
