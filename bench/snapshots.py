@@ -107,7 +107,7 @@ class _PacedPartition(MemoryPartition):
         self._left = time.perf_counter()
         return made
 
-    def poll(self) -> Polled | None:
+    def poll(self, wait: float = 0.0) -> Polled | None:
         source = self._source
         if self._position < source.at_once:
             return super().poll()
@@ -115,6 +115,7 @@ class _PacedPartition(MemoryPartition):
         due = source.at_once + int((time.perf_counter() - source.began) * source.rate)
         rows = min(due - self._position, 4096)
         if rows <= 0 and self._position < self._log.num_rows:
+            time.sleep(min(wait, 1 / source.rate))
             return None
         batch = self._log.slice(self._position, rows)
         last = self._position + batch.num_rows - 1

@@ -1,6 +1,6 @@
 """The way of an event, as one visible flow: event → features → batch → model → decision → sink → drift."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,7 @@ def build(job: Job) -> Dataflow:
         if decoded.dead.num_rows:
             meters.dead(_counts(decoded.dead["code"]))
             made.append((home, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)))
+            gate.answered(1)
         return made
 
     def shard(resume: dict[str, Any] | None) -> Shard:
@@ -77,6 +78,7 @@ def build(job: Job) -> Dataflow:
             if pipeline.record:
                 made.append((work.home, entry(work, decisions, job.clock_ns() // 1000)))
         gate.done(work.batches)
+        gate.answered(len(written))
         if decisions:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return made
@@ -119,9 +121,9 @@ def build(job: Job) -> Dataflow:
         if pipeline.record:
             job.journal.begin_flush()
 
-    def sink(name: str) -> Output:
+    def sink(name: str, written: Callable[[int], None] = lambda messages: None) -> Output:
         partitions = lambda: job.events.partitions  # noqa: E731
-        return Output(name, partitions, lambda: job.output, lambda: job.outbox, meters, begin_flush, job.at)
+        return Output(name, partitions, lambda: job.output, lambda: job.outbox, meters, begin_flush, job.at, written)
 
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
@@ -134,10 +136,10 @@ def build(job: Job) -> Dataflow:
     decisions = op.flat_map("decision", scored, decide)
     if pipeline.record:
         decided = op.branch("decided", decisions, lambda item: isinstance(item[1], Messages))
-        op.output("sink", op.merge("outputs", decided.trues, decoded.falses), sink("sink"))
+        op.output("sink", op.merge("outputs", decided.trues, decoded.falses), sink("sink", gate.written))
         op.output("record", decided.falses, RecordOutput(lambda: job.events.partitions, lambda: job.journal, meters))
     else:
-        op.output("sink", op.merge("outputs", decisions, decoded.falses), sink("sink"))
+        op.output("sink", op.merge("outputs", decisions, decoded.falses), sink("sink", gate.written))
     if pipeline.push:
         op.flat_map("push", scored, push)
     if pipeline.drift:

@@ -38,7 +38,7 @@ from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
 from streams.poison import Aside
-from streams.polling import Beginning, Gate
+from streams.polling import WAIT_SECONDS, Beginning, Gate
 from streams.push import taker
 from streams.record import Entry, LogRows
 from streams.routing import WORKERS_MULTIPLE, page_name
@@ -94,8 +94,11 @@ class Job:
 
     @cached_property
     def gate(self) -> Gate:
-        """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them."""
-        return Gate(0 if self.order == "event" else self.workers)
+        """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them. What comes
+        from other workers does not wait for this one's polls."""
+        if self.order == "event":
+            return Gate(0)
+        return Gate(self.workers, WAIT_SECONDS if self.workers == 1 else 0.0)
 
     @cached_property
     def events(self) -> KafkaSource | MemorySource:

@@ -17,11 +17,19 @@ Staged = dict[str, Any]
 class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
     """At least once: written as it comes."""
 
-    def __init__(self, sink: Sink, meters: Meters, before_flush: Callable[[], None], at: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        sink: Sink,
+        meters: Meters,
+        before_flush: Callable[[], None],
+        at: Callable[[str], None],
+        written: Callable[[int], None],
+    ) -> None:
         self._sink = sink
         self._meters = meters
         self._before_flush = before_flush
         self._at = at
+        self._written = written
 
     def write_batch(self, values: list[Messages]) -> None:
         with self._meters.stage("sink", sum(len(messages.values) for messages in values)):
@@ -29,6 +37,7 @@ class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
             for messages in values:
                 self._sink.write(messages)
             self._at("produce.after")
+        self._written(len(values))
 
     def snapshot(self) -> None:
         """The epoch becomes durable after this returns, and with it the source's position: all must be delivered by then."""
@@ -42,15 +51,17 @@ class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
 class _Staged(StatefulSinkPartition[Messages, Staged | None]):
     """Exactly once: staged, and committed once the epoch is durable, of which the source hears (streams/polling.py)."""
 
-    def __init__(self, stage: Stage, meters: Meters, before_flush: Callable[[], None]) -> None:
+    def __init__(self, stage: Stage, meters: Meters, before_flush: Callable[[], None], written: Callable[[int], None]) -> None:
         self._stage = stage
         self._meters = meters
         self._before_flush = before_flush
+        self._written = written
 
     def write_batch(self, values: list[Messages]) -> None:
         with self._meters.stage("sink", sum(len(messages.values) for messages in values)):
             for messages in values:
                 self._stage.write(messages)
+        self._written(len(values))
 
     def snapshot(self) -> Staged:
         """What is staged in the epoch becomes durable with it, and only then can be committed."""
@@ -64,6 +75,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
 
     name: of the step, by which it finds what it had staged. sink: None where output is staged. before_flush: begins what can be
     done while the sink waits for its deliveries. at: called with the name of each point that is passed.
+    written: told how many have come.
     """
 
     def __init__(
@@ -75,6 +87,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
         meters: Meters,
         before_flush: Callable[[], None] = lambda: None,
         at: Callable[[str], None] = lambda point: None,
+        written: Callable[[int], None] = lambda messages: None,
     ) -> None:
         self._name = name
         self._partitions = partitions
@@ -83,6 +96,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
         self._meters = meters
         self._before_flush = before_flush
         self._at = at
+        self._written = written
 
     def list_parts(self) -> list[str]:
         return [shard_name(number) for number in range(self._partitions())]
@@ -94,8 +108,8 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
         """What an earlier run has left staged is committed, however this one delivers."""
         sink = self._sink()
         if sink is not None and resume_state is None:
-            return _AtOnce(sink, self._meters, self._before_flush, self._at)
+            return _AtOnce(sink, self._meters, self._before_flush, self._at, self._written)
         stage = self._outbox().stage(self._name, shard_number(for_part), resume_state)
         if sink is not None:
-            return _AtOnce(sink, self._meters, self._before_flush, self._at)
-        return _Staged(stage, self._meters, self._before_flush)
+            return _AtOnce(sink, self._meters, self._before_flush, self._at, self._written)
+        return _Staged(stage, self._meters, self._before_flush, self._written)

@@ -17,6 +17,9 @@ from streams.shards import page_of
 from streams.trail import ALL, Trail
 
 PUBLISH_SECONDS = 1.0
+WAIT_SECONDS = 0.001
+"""For which a poll of a worker that has nobody beside it waits: the client wakes it with the first message, while a look each
+few hundred microseconds finds it later, and costs more."""
 LOOK_AGAIN = timedelta(microseconds=100)
 IDLE, LONGEST_IDLE = timedelta(microseconds=300), timedelta(milliseconds=1)
 
@@ -45,9 +48,12 @@ class Gate:
     rounds, each once, so that all of a worker's get their turn and are decided together.
     """
 
-    def __init__(self, most: int = 1) -> None:
-        """most: batches on their way at which no new round begins; 0: never waits. partitions: how many poll by it."""
+    def __init__(self, most: int = 1, patience: float = 0.0) -> None:
+        """most: batches on their way at which no new round begins; 0: never waits. patience: the seconds that a poll may wait
+        for messages, for a worker that nobody waits for meanwhile. partitions: how many poll by it."""
         self.partitions = 0
+        self.patience = patience
+        self._unwritten = 0
         self._look_at = datetime.min.replace(tzinfo=UTC)
         self._most = most
         self._on_their_way = 0
@@ -58,6 +64,10 @@ class Gate:
         if last == self._round and (self._on_their_way < self._most or not self._most):
             self._round += 1
         return self._round if last < self._round else 0
+
+    def wait(self) -> float:
+        """The seconds that a poll may wait for messages: none while something is on its way that would wait with it."""
+        return 0.0 if self._on_their_way or self._unwritten else self.patience
 
     def look_again(self, after: timedelta) -> datetime:
         """When a partition that waits or had nothing looks again: all that ask meanwhile at once, or they would be decided in
@@ -74,6 +84,14 @@ class Gate:
     def done(self, batches: int) -> None:
         """So many are decided, or have nothing to decide."""
         self._on_their_way = max(0, self._on_their_way - batches)
+
+    def answered(self, messages: int) -> None:
+        """So many are on their way to the sink."""
+        self._unwritten += messages
+
+    def written(self, messages: int) -> None:
+        """So many have come to the sink."""
+        self._unwritten -= messages
 
 
 @dataclass
@@ -141,8 +159,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             self._trail.begins(self._number, position)
 
     @abstractmethod
-    def poll(self) -> Polled | None:
-        """What came since the last poll, `_most` messages at most; None if nothing did."""
+    def poll(self, wait: float = 0.0) -> Polled | None:
+        """What came since the last poll, `_most` messages at most; None if nothing did, in `wait` seconds either."""
 
     @abstractmethod
     def publish(self, position: int, wait: bool) -> None:
@@ -184,8 +202,9 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         if self._waits:
             return []
         self._round = opened
-        polled = self.poll()
-        self._idle = polled is None
+        wait = self._gate.wait()
+        polled = self.poll(wait)
+        self._idle = polled is None and not wait
         if self._trail is not None and polled is not None:
             self._note(self._trail, polled)
         if polled is None or (polled.rows == 0 and polled.at_end == self._was_at_end):
@@ -214,7 +233,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             trail.ended(self._number)
 
     def next_awake(self) -> datetime | None:
-        if self._waits:
+        if self._waits or (self._idle and self._gate.patience):
             return self._gate.look_again(LOOK_AGAIN)
         return self._gate.look_again(min(self._gate.partitions * IDLE, LONGEST_IDLE)) if self._idle else None
 

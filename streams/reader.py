@@ -33,13 +33,14 @@ class Reader:
         counted: Callable[[int], None] = lambda partitions: None,
     ) -> None:
         """commit_failed: told that the broker has refused a position that was published. counted: told now and then how many
-        partitions the topic has."""
+        partitions the topic has. waited: the seconds that the last `take` waited."""
         self._topic = topic
         self._commit_failed, self._counted = commit_failed, counted
         self._next: dict[int, int] = {}
         self._waiting: dict[int, list[Message]] = {}
         self._at_end: dict[int, bool] = {}
         self._held = self._due = 0
+        self.waited = 0.0
         self._alone = self._assigned = False
         self._trouble = Trouble()
         self._look_at, self._gone = time.monotonic() + LOOK_SECONDS, 0
@@ -56,8 +57,9 @@ class Reader:
         if self._consumer is None:
             self._consumer = Consumer(self._config)
 
-    def take(self, partition: int, most: int) -> list[Message]:
-        """A partition's next messages, `most` at most; the last may be the event that its log ends there.
+    def take(self, partition: int, most: int, wait: float = 0.0) -> list[Message]:
+        """A partition's next messages, `most` at most; the last may be the event that its log ends there. wait: the seconds
+        that it waits where none of any partition are there.
 
         What comes of the others meanwhile is kept for them. A partition that has a backlog is waited for while no more than
         AHEAD times `most` of each are kept, so that none gets far ahead of another. Raises SourceError.
@@ -65,16 +67,19 @@ class Reader:
         if self._trouble.refused_seconds > REFUSED_SECONDS:
             raise SourceError(f"{self._topic}: the broker refuses us: {self._trouble.refused}")
         waiting = self._waiting[partition]
+        wait = 0.0 if self._held else wait
+        self.waited = 0.0
         if not waiting:
             if not self._assigned:
                 self._open.assign([TopicPartition(self._topic, each, start) for each, start in self._next.items()])
                 self._assigned = True
             if self._alone:
-                messages = self._open.consume(most, 0)
+                messages = self._come(most, wait)
                 self._note(partition, messages)
                 self._look(bool(messages))
                 return messages
-            while self._pull(most * len(self._waiting), 0) and not waiting and not self._at_end[partition]:
+            while self._pull(most * len(self._waiting), wait) and not waiting and not self._at_end[partition]:
+                wait = 0.0
                 if self._held > AHEAD * most * len(self._waiting):
                     break
         taken, self._waiting[partition] = waiting[:most], waiting[most:]
@@ -103,7 +108,7 @@ class Reader:
 
     def _pull(self, most: int, seconds: float) -> bool:
         """Deals out what has come; returns whether anything has."""
-        messages = self._open.consume(most, seconds)
+        messages = self._come(most, seconds)
         self._look(bool(messages))
         for partition, run in groupby(messages, methodcaller("partition")):
             own = list(run)
@@ -114,6 +119,15 @@ class Reader:
             elif (error := own[-1].error()) is not None and error.code() != KafkaError._PARTITION_EOF:
                 raise SourceError(f"{self._topic}: {error.str()}")
         return bool(messages)
+
+    def _come(self, most: int, seconds: float) -> list[Message]:
+        """What has come; the first is waited for: by `poll`, which returns with it, where `consume` waits for `most`."""
+        if not seconds:
+            return self._open.consume(most, 0)
+        began = time.perf_counter()
+        first = self._open.poll(seconds)
+        self.waited += time.perf_counter() - began
+        return [] if first is None else [first, *self._open.consume(most - 1, 0)]
 
     def _look(self, came: bool) -> None:
         """Asks now and then how many partitions the topic has, and more often, while nothing comes, whether there is still such

@@ -55,13 +55,13 @@ class _KafkaPartition(Partition):
         self._reader = reader
         reader.add(self._partition, OFFSET_BEGINNING if resume is None else resume)
 
-    def poll(self) -> Polled | None:
+    def poll(self, wait: float = 0.0) -> Polled | None:
         started = time.perf_counter()
-        messages = self._reader.take(self._partition, min(self._next_rows, self._most))
+        messages = self._reader.take(self._partition, min(self._next_rows, self._most), wait)
         if not messages:
             return None
         polled = self._polled(messages)
-        self._spent(time.perf_counter() - started)
+        self._spent(time.perf_counter() - started - self._reader.waited)
         return polled
 
     def _polled(self, messages: list[Message]) -> Polled:
@@ -265,7 +265,7 @@ class MemoryPartition(Partition):
         self._rows = rows
         self._committed = committed
 
-    def poll(self) -> Polled | None:
+    def poll(self, wait: float = 0.0) -> Polled | None:
         batch = self._log.slice(self._position, min(self._rows, self._most))
         last = batch.column("_offset")[-1].as_py() if batch.num_rows else -1
         return Polled(batch, batch.num_rows, last, 0, self._position + batch.num_rows >= self._log.num_rows)

@@ -191,7 +191,7 @@ def test_a_slow_sink_makes_the_source_wait(tmp_path: Path) -> None:
     def spied(step_id: str, for_part: str, resume: int | None) -> object:
         made = part(step_id, for_part, resume)
         poll = made.poll
-        made.poll = lambda: (ahead.append(made._position - len(sink.values("verdicts"))), poll())[1]  # type: ignore[func-returns-value,method-assign]
+        made.poll = lambda wait: (ahead.append(made._position - len(sink.values("verdicts"))), poll())[1]  # type: ignore[func-returns-value,method-assign]
         return made
 
     source.build_part = spied  # type: ignore[assignment,method-assign]

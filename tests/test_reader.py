@@ -39,6 +39,7 @@ class FakeConsumer:
     assigned: list[dict[int, int]] = field(default_factory=list)
     committed: list[TopicPartition] = field(default_factory=list)
     closed: int = 0
+    polled: int = 0
 
     def assign(self, places: Sequence[TopicPartition]) -> None:
         self.assigned.append({place.partition: place.offset for place in places})
@@ -46,6 +47,11 @@ class FakeConsumer:
     def consume(self, most: int, seconds: float) -> list[Made]:
         taken, self.queue = self.queue[:most], self.queue[most:]
         return taken
+
+    def poll(self, seconds: float) -> Made | None:
+        if not self.queue:
+            self.polled += 1
+        return self.queue.pop(0) if self.queue else None
 
     def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
         self.committed += offsets
@@ -77,7 +83,7 @@ def test_partitions_that_were_added_are_told_of_once(
     fake: FakeConsumer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(reader.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr(source, "topic_partitions", lambda *said: 3)
     many = SimpleNamespace(error=None, partitions=dict.fromkeys(range(3)))
     monkeypatch.setattr(fake, "list_topics", lambda topic, timeout: SimpleNamespace(topics={"t": many}), raising=False)
@@ -118,6 +124,21 @@ def test_one_with_a_backlog_is_waited_for_and_one_at_its_end_is_not(fake: FakeCo
     one.add(2, 0)
     assert one.take(2, 5) == []
     assert 1000 - len(fake.queue) <= AHEAD * 5 * 3 + 15
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_what_is_waited_for_comes_whole_and_nothing_is_waited_for_twice(fake: FakeConsumer, partitions: int) -> None:
+    one = Reader("t", {})
+    for partition in range(partitions):
+        one.add(partition, 0)
+    assert one.take(0, 5, 0.01) == []
+    assert fake.polled == 1
+    fake.queue = [*run(partitions - 1, 0, 3), *run(0, 3 if partitions == 1 else 0, 4)]
+    assert offsets(one.take(0, 5, 0.01)) == ([0, 1, 2, 3, 4] if partitions == 1 else [0, 1, 2, 3])
+    assert one.waited > 0
+    assert offsets(one.take(partitions - 1, 1)) == [5 if partitions == 1 else 0]
+    assert one.waited == 0
+    assert fake.polled == 1
 
 
 def test_a_partition_that_joins_later_makes_nobody_read_again(fake: FakeConsumer) -> None:

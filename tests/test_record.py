@@ -16,6 +16,7 @@ from sinks.memory import MemorySink
 from sinks.records import Records, explained, listed, read, sources
 from sinks.segments import RecordError, chains, check
 from streams.pipeline import Pipeline, Record
+from streams.polling import WAIT_SECONDS
 from streams.record import chosen
 from streams.run import run
 from streams.source import MemorySource
@@ -67,6 +68,14 @@ def test_every_decision_has_its_record(tmp_path: Path, rows: int) -> None:
     assert [one.breaks for one in map(check, chains(tmp_path / "record" / "payments"))] == [()]
 
 
+@pytest.mark.parametrize("pipeline", [payments(), recorded()])
+def test_nothing_that_was_read_is_still_on_its_way_when_all_is_decided(tmp_path: Path, pipeline: Pipeline) -> None:
+    """Else no poll would wait for messages again."""
+    source = MemorySource([[*stream(300), (None, b"{nonsense")], [(None, b"[]")], []], rows=7)
+    run(pipeline, settings(tmp_path), registry=CollectorRegistry(), source=source, sink=MemorySink(), champion=CHAMPION)
+    assert source.gate.wait() == WAIT_SECONDS
+
+
 def test_stopped_by_a_failure_and_started_again_no_decision_is_without_its_record(tmp_path: Path) -> None:
     """The sink fails twice on the way; every decision that ever left is in the record, some of them twice."""
     log, sink = stream(800), MemorySink()
@@ -94,7 +103,7 @@ def test_what_is_durable_is_recorded_before_the_epoch_ends(tmp_path: Path, monke
         partition = original(source, *arguments)
         polls = partition.poll
 
-        def poll() -> Any:
+        def poll(wait: float) -> Any:
             if seen is not None and partition._begins_epoch and partition._snapshots:
                 seen.append((len(sink.values("verdicts")), of(tmp_path).table.height if sink.values("verdicts") else 0))
             return polls()
