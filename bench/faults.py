@@ -88,8 +88,10 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--broker", default="apache", help="apache or HOST:PORT")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
-    if options.points is None:
-        options.points = [*(POINTS if options.mode == "exactly_once" else AT_ONCE), RANDOM, STARTING]
+    points = [*(POINTS if options.mode == "exactly_once" else AT_ONCE), RANDOM, STARTING]
+    options.points = options.points or points
+    if unknown := sorted(set(options.points) - set(points)):
+        parser.error(f"--points: expected {', '.join(points)}, got {', '.join(unknown)}")
     return options
 
 

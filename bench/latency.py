@@ -108,7 +108,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
         seconds = min(HEATED_SECONDS, options.warmup + options.seconds)
         say(f"the broker is warmed by {seconds:.0f} s of the relay")
-        record(of_ours("relay", options.workload), planned(max(options.rate), seconds, 0.0), 0)
+        warm = record(of_ours("relay", options.workload), planned(max(options.rate), seconds, 0.0), 0)
+        if not warm["valid"]:
+            say(f"  {brief(warm)}")
         if limit:
             for system in tested:
                 found[system.name] = highest(search(system, once), limit, options.rate[0])

@@ -82,10 +82,11 @@ def positions(
 ) -> tuple[dict[int, int], str]:
     """Where the job was, by partition, and what says so; nothing if nothing does.
 
-    Of what a store has staged that is not gone on with it does not know whether it was committed; the group does."""
-    made, topic = made_for(store), pipeline.events.topic
-    staged = (settings.delivery or pipeline.delivery) == "exactly_once" or stages(store, pipeline.name)
-    if rebuild and not staged and made is not None and made.get("topic") == topic:
+    A store does not know whether what it has staged was committed, where it is not gone on with; the group does.
+    """
+    topic, delivery = pipeline.events.topic, settings.delivery or pipeline.delivery
+    same = rebuild and (made_for(store) or {}).get("topic") == topic
+    if same and delivery != "exactly_once" and not stages(store, pipeline.name):
         found = kept(store, pipeline.name)
         if found:
             return found, f"the recovery store {store}"

@@ -50,8 +50,10 @@ class Outbox:
 
         Waits where commits are several epochs behind. Raises what a commit raised.
         """
-        self._epochs.append([self._threads.submit(lane.commit) for lane in self._lanes.values() if lane.durable()])
-        self._begun += 1
+        begun = [self._threads.submit(lane.commit) for lane in self._lanes.values() if lane.durable()]
+        if begun:  # each partition of the source asks, the first of an epoch for all
+            self._epochs.append(begun)
+            self._begun += 1
         while len(self._epochs) > self._epochs_behind:
             self._await()
         return self._begun

@@ -125,11 +125,12 @@ class Lane:
             return [epoch for epoch in (*self._due, *self._held) if epoch.stream == stream]
 
     def durable(self) -> bool:
-        """All snapshots taken so far are durable. Returns whether there is anything to commit."""
+        """All snapshots taken so far are durable. Returns whether there is more to commit than before."""
         with self._state:
+            more = bool(self._held)
             self._due.extend(self._held)
             self._held.clear()
-            return bool(self._due)
+            return more
 
     def commit(self) -> None:
         """Commits all that is due, in order. Raises DeliveryError, then and at every later call."""

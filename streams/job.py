@@ -43,9 +43,9 @@ from streams.push import taker
 from streams.record import Entry, LogRows
 from streams.routing import WORKERS_MULTIPLE, page_name
 from streams.settings import JobSettings
-from streams.shards import Shards
+from streams.shards import FIRST_EPOCH, Shards
 from streams.source import KafkaSource, MemorySource
-from streams.start import FIRST_EPOCH, Rebuilding, Start
+from streams.start import Rebuilding, Start
 from streams.trail import Trail
 
 
@@ -94,8 +94,8 @@ class Job:
 
     @cached_property
     def gate(self) -> Gate:
-        """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them. What comes
-        from other workers does not wait for this one's polls."""
+        """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them. With
+        several workers others' rows come to this one meanwhile, and none waits either."""
         if self.order == "event":
             return Gate(0)
         return Gate(self.workers, WAIT_SECONDS if self.workers == 1 else 0.0)

@@ -75,7 +75,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
 
     name: of the step, by which it finds what it had staged. sink: None where output is staged. before_flush: begins what can be
     done while the sink waits for its deliveries. at: called with the name of each point that is passed.
-    written: told how many have come.
+    written: told how many items have come.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from bytewax.inputs import StatefulSourcePartition
 from confluent_kafka import Message
 
 from streams.routing import shard_number
-from streams.shards import page_of
+from streams.shards import FIRST_EPOCH, page_of
 from streams.trail import ALL, Trail
 
 PUBLISH_SECONDS = 1.0
@@ -54,6 +54,7 @@ class Gate:
         self.partitions = 0
         self.patience = patience
         self._unwritten = 0
+        self._first = True
         self._look_at = datetime.min.replace(tzinfo=UTC)
         self._most = most
         self._on_their_way = 0
@@ -63,11 +64,14 @@ class Gate:
         """The round in which a partition may poll that last did in round `last`, 0 if it has to wait."""
         if last == self._round and (self._on_their_way < self._most or not self._most):
             self._round += 1
+            self._first = True
         return self._round if last < self._round else 0
 
     def wait(self) -> float:
-        """The seconds that a poll may wait for messages: none while something is on its way that would wait with it."""
-        return 0.0 if self._on_their_way or self._unwritten else self.patience
+        """The seconds that the next poll may wait for messages: the first of a round, for all of them, and none while something
+        is on its way that would wait with it."""
+        first, self._first = self._first, False
+        return self.patience if first and not self._on_their_way and not self._unwritten else 0.0
 
     def look_again(self, after: timedelta) -> datetime:
         """When a partition that waits or had nothing looks again: all that ask meanwhile at once, or they would be decided in
@@ -85,13 +89,13 @@ class Gate:
         """So many are decided, or have nothing to decide."""
         self._on_their_way = max(0, self._on_their_way - batches)
 
-    def answered(self, messages: int) -> None:
-        """So many are on their way to the sink."""
-        self._unwritten += messages
+    def answered(self, items: int) -> None:
+        """So many items are on their way to the sink."""
+        self._unwritten += items
 
-    def written(self, messages: int) -> None:
-        """So many have come to the sink."""
-        self._unwritten -= messages
+    def written(self, items: int) -> None:
+        """So many have come to it."""
+        self._unwritten -= items
 
 
 @dataclass
@@ -107,7 +111,7 @@ class Beginning:
     trail: where it is written down how far each partition is.
     """
 
-    epoch: int = 0
+    epoch: int = FIRST_EPOCH
     read: Mapping[int, int] = field(default_factory=dict)
     decide: Mapping[int, int] = field(default_factory=dict)
     undecided: dict[int, int] = field(default_factory=dict)
@@ -146,6 +150,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         gate.partitions += 1
         self._round = 0
         self._waits = self._idle = False
+        self._waited_from: datetime | None = None
         self._position = position
         self._stop = stop
         self._until_end = until_end
@@ -160,7 +165,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
 
     @abstractmethod
     def poll(self, wait: float = 0.0) -> Polled | None:
-        """What came since the last poll, `_most` messages at most; None if nothing did, in `wait` seconds either."""
+        """What came since the last poll, `_most` messages at most; None if nothing did. Waits for messages of any partition, so
+        many seconds, where there are none at all."""
 
     @abstractmethod
     def publish(self, position: int, wait: bool) -> None:
@@ -187,6 +193,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
 
     def next_batch(self) -> list[tuple[str, Polled]]:
         self._durable()
+        self._waits = self._idle = False
+        self._waited_from = None
         if self._stop.is_set() or (self._until_end and self._was_at_end):
             if self._leave_after is None:
                 self._leave_after = self._snapshots + 1
@@ -202,9 +210,11 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         if self._waits:
             return []
         self._round = opened
-        wait = self._gate.wait()
+        wait, asked = self._gate.wait(), datetime.now(UTC)
         polled = self.poll(wait)
-        self._idle = polled is None and not wait
+        self._idle = polled is None
+        if wait and self._idle and datetime.now(UTC) - asked > timedelta(seconds=wait / 2):
+            self._waited_from = asked
         if self._trail is not None and polled is not None:
             self._note(self._trail, polled)
         if polled is None or (polled.rows == 0 and polled.at_end == self._was_at_end):
@@ -233,6 +243,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             trail.ended(self._number)
 
     def next_awake(self) -> datetime | None:
+        if self._waited_from:
+            return self._waited_from  # the poll was the pause
         if self._waits or (self._idle and self._gate.patience):
             return self._gate.look_again(LOOK_AGAIN)
         return self._gate.look_again(min(self._gate.partitions * IDLE, LONGEST_IDLE)) if self._idle else None

@@ -24,7 +24,7 @@ from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
 from streams.settings import JobSettings
 from streams.sound import elsewhere
-from streams.start import MADE, RecoveryError, Start, check, needs, resumes_at, store_of
+from streams.start import MADE, RecoveryError, Start, check, needs, store_of
 from streams.store import Store
 
 PEERS_SECONDS = 10.0
@@ -48,9 +48,8 @@ def run(
     replaces the job's parts (streams/job.py). Raises what a step raised, as itself.
     """
     if settings.recovery:
-        check(pipeline, settings, whole=False)
-        store = store_of(pipeline, settings)
-        parts = {"start": Start.load(store), "epoch": resumes_at(store)} | parts
+        begins = check(pipeline, settings, whole=False)
+        parts = {"start": Start.load(store_of(pipeline, settings)), "epoch": begins} | parts
     job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), worker=worker, **parts)
     if stop is not None:
         job.stop = stop

@@ -15,6 +15,8 @@ from streams.ordering import NEVER, Held
 
 VERSION = 5
 PAGES = 128
+FIRST_EPOCH = 1
+"""Of a dataflow that Bytewax has never run."""
 
 
 def page_of(epoch: int) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from features.state import STATE_VERSION
 from sinks.staged import VERSION as STAGED_VERSION
 from streams import drift
-from streams.shards import VERSION
+from streams.shards import FIRST_EPOCH, VERSION
 from streams.store import SUFFIX, RecoveryError, Snapshot, Store
 
 ELSEWHERE = "elsewhere.json"
@@ -36,8 +36,10 @@ def elsewhere(folder: Path) -> list[int]:
         raise RecoveryError(f"recovery store {folder}: {ELSEWHERE} is damaged") from None
 
 
-def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> None:
-    """Raises RecoveryError for a store that `flow` cannot go on with, whatever it was made for; see streams/start.py for that.
+def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> int:
+    """The epoch at which `flow` goes on from a store.
+
+    Raises RecoveryError for one that it cannot go on with, whatever it was made for; see streams/start.py for that.
 
     partitions: how many are expected; 0: as many as there are. whole: whether to read all that is in it, not one snapshot of
     each step.
@@ -64,6 +66,7 @@ def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> N
             for snapshot in store.snapshots(step):
                 if _readable(folder, step.rpartition(".")[2], snapshot) and not whole:
                     break
+        return store.progress.epoch or FIRST_EPOCH
 
 
 def _readable(folder: Path, step: str, snapshot: Snapshot) -> bool:

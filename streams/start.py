@@ -19,14 +19,11 @@ from streams.decode import Decoded
 from streams.pipeline import Pipeline
 from streams.secret import keyed
 from streams.settings import JobSettings
-from streams.shards import VERSION
+from streams.shards import FIRST_EPOCH, VERSION
 from streams.sound import OtherPartitionsError, sound
 from streams.store import RecoveryError as RecoveryError
-from streams.store import Store
 
 MADE, START = "made", "start.json"
-FIRST_EPOCH = 1
-"""Of a dataflow that Bytewax has never run."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +121,6 @@ def made_for(folder: Path) -> dict[str, Any] | None:
         return {}
 
 
-def resumes_at(folder: Path) -> int:
-    """The epoch at which a job goes on from the store in a folder, or begins."""
-    if made_for(folder) is None:
-        return FIRST_EPOCH
-    with Store(folder) as store:
-        return store.progress.epoch or FIRST_EPOCH
-
-
 def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, str]:
     """In what a store that was made for `got` differs from what is expected, in words, by what it is; see `needs`."""
     told = {
@@ -155,22 +144,23 @@ def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str
     return told
 
 
-def check(pipeline: Pipeline, settings: JobSettings, called: str = "", whole: bool = True) -> None:
-    """Raises RecoveryError, which says all differences, if there is a store and the pipeline as it is cannot go on with it.
+def check(pipeline: Pipeline, settings: JobSettings, called: str = "", whole: bool = True) -> int:
+    """The epoch at which a job goes on from its store, or begins.
 
+    Raises RecoveryError, which says all differences, if there is a store and the pipeline as it is cannot go on with it.
     called: what the pipeline is called on the command line. whole: whether to read all of its files for damage.
     """
     folder, name = store_of(pipeline, settings), called or pipeline.name
     got = made_for(folder)
     if got is None:
-        return
+        return FIRST_EPOCH
     anew = f"headrace run {name} --rebuild makes the state anew from the topic and goes on where it was"
     told = differences(got, needs(pipeline, settings))
     if told:
         moves = f"headrace state migrate {name} moves the state to as many, or " if told.keys() == {"shards"} else ""
         raise RecoveryError(f"recovery store {folder}: {'; '.join(told.values())}: {moves}{anew}")
     try:
-        sound(folder, pipeline.name, settings.recovery_partitions, whole)
+        return sound(folder, pipeline.name, settings.recovery_partitions, whole)
     except OtherPartitionsError as error:
         raise RecoveryError(f"{error}: headrace state migrate {name} moves the state to as many, or {anew}") from None
     except RecoveryError as error:

@@ -34,19 +34,28 @@ def test_a_poll_that_brought_nothing_opens_the_next_round() -> None:
     assert gate.opens(first) == first + 1
 
 
-def test_a_poll_may_wait_when_nothing_would_wait_with_it() -> None:
+def test_the_first_poll_of_a_round_may_wait_when_nothing_would_wait_with_it() -> None:
     gate = Gate(1, patience=0.5)
+    rounds = [gate.opens(0)]
+
+    def waits() -> float:
+        rounds.append(gate.opens(rounds[-1]))
+        return gate.wait()
+
     assert gate.wait() == 0.5
+    assert gate.wait() == 0, "the second partition's poll would wait as long again"
+    assert waits() == 0.5
     gate.begun()
-    assert gate.wait() == 0
     gate.answered(2)
     gate.done(1)
-    assert gate.wait() == 0, "what was decided is not at the sink"
+    assert waits() == 0, "what was decided is not at the sink"
     gate.written(1)
-    assert gate.wait() == 0
+    assert waits() == 0
     gate.written(1)
-    assert gate.wait() == 0.5
-    assert Gate(1).wait() == 0
+    assert waits() == 0.5
+    none = Gate(1)
+    none.opens(0)
+    assert none.wait() == 0
 
 
 def test_several_workers_may_have_several_batches_on_their_way_and_event_order_waits_for_none() -> None:

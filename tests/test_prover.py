@@ -119,20 +119,8 @@ def test_a_series_goes_on_where_its_file_ends(tmp_path: Path, monkeypatch: pytes
         return chunk([(RANDOM, 1), (RANDOM, 1)])
 
     monkeypatch.setattr(faults, "chunk", made_up)
-    command = [
-        "--kills",
-        "6",
-        "--chunk",
-        "2",
-        "--points",
-        RANDOM,
-        "--workers",
-        "1",
-        "--broker",
-        "127.0.0.1:1",
-        "--json",
-        str(tmp_path / "f"),
-    ]
+    said = f"--kills 6 --chunk 2 --points {RANDOM} --workers 1 --broker 127.0.0.1:1 --json"
+    command = [*said.split(), str(tmp_path / "f")]
     with pytest.raises(KeyboardInterrupt):
         faults.main(command)
     assert faults.main(command) == 0

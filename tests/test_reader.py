@@ -49,8 +49,7 @@ class FakeConsumer:
         return taken
 
     def poll(self, seconds: float) -> Made | None:
-        if not self.queue:
-            self.polled += 1
+        self.polled += 1
         return self.queue.pop(0) if self.queue else None
 
     def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
@@ -126,18 +125,28 @@ def test_one_with_a_backlog_is_waited_for_and_one_at_its_end_is_not(fake: FakeCo
     assert 1000 - len(fake.queue) <= AHEAD * 5 * 3 + 15
 
 
-@pytest.mark.parametrize("partitions", [1, 3])
-def test_what_is_waited_for_comes_whole_and_nothing_is_waited_for_twice(fake: FakeConsumer, partitions: int) -> None:
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_what_one_partition_waits_for_comes_whole(fake: FakeConsumer, most: int) -> None:
     one = Reader("t", {})
-    for partition in range(partitions):
-        one.add(partition, 0)
-    assert one.take(0, 5, 0.01) == []
-    assert fake.polled == 1
-    fake.queue = [*run(partitions - 1, 0, 3), *run(0, 3 if partitions == 1 else 0, 4)]
-    assert offsets(one.take(0, 5, 0.01)) == ([0, 1, 2, 3, 4] if partitions == 1 else [0, 1, 2, 3])
+    one.add(0, 0)
+    assert one.take(0, most, 0.01) == []
+    fake.queue = run(0, 0, 7)
+    assert offsets(one.take(0, most, 0.01)) == list(range(most))
     assert one.waited > 0
-    assert offsets(one.take(partitions - 1, 1)) == [5 if partitions == 1 else 0]
+    one.take(0, most)
     assert one.waited == 0
+    assert fake.polled == 2
+
+
+def test_nothing_is_waited_for_while_another_partition_has_something(fake: FakeConsumer) -> None:
+    one = Reader("t", {})
+    for partition in range(3):
+        one.add(partition, 0)
+    fake.queue = run(2, 0, 40)
+    assert one.take(0, 1, 0.01) == []
+    assert fake.polled == 1, "what came is another's: the rest is looked for, not waited for"
+    assert one.take(1, 1, 0.01) == []
+    assert offsets(one.take(2, 50, 0.01)) == list(range(40))
     assert fake.polled == 1
 
 

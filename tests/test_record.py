@@ -13,6 +13,7 @@ from payments import CHAMPION, NAMES, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
 from sinks.memory import MemorySink
+from sinks.memory_log import MemoryLane, MemoryLog
 from sinks.records import Records, explained, listed, read, sources
 from sinks.segments import RecordError, chains, check
 from streams.pipeline import Pipeline, Record
@@ -68,11 +69,20 @@ def test_every_decision_has_its_record(tmp_path: Path, rows: int) -> None:
     assert [one.breaks for one in map(check, chains(tmp_path / "record" / "payments"))] == [()]
 
 
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 @pytest.mark.parametrize("pipeline", [payments(), recorded()])
-def test_nothing_that_was_read_is_still_on_its_way_when_all_is_decided(tmp_path: Path, pipeline: Pipeline) -> None:
+def test_nothing_that_was_read_is_still_on_its_way_when_all_is_decided(
+    tmp_path: Path, pipeline: Pipeline, delivery: str
+) -> None:
     """Else no poll would wait for messages again."""
     source = MemorySource([[*stream(300), (None, b"{nonsense")], [(None, b"[]")], []], rows=7)
-    run(pipeline, settings(tmp_path), registry=CollectorRegistry(), source=source, sink=MemorySink(), champion=CHAMPION)
+    written, sink = MemoryLog(), MemorySink()
+    job = settings(tmp_path, recovery=True, delivery=delivery)
+    parts: dict[str, Any] = {"lanes": lambda shard: MemoryLane(written, str(shard))}
+    parts |= {} if delivery == "exactly_once" else {"sink": sink}
+    run(pipeline, job, registry=CollectorRegistry(), source=source, champion=CHAMPION, **parts)
+    assert len(written.values("verdicts")) + len(sink.values("verdicts")) > 100
+    source.gate.opens(source.gate.opens(0))
     assert source.gate.wait() == WAIT_SECONDS
 
 
