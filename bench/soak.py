@@ -2,7 +2,8 @@
 
     python -m bench.soak --minutes 60 --json soak.json --png docs/soak.png
 
-The load is 70% of the highest rate, which is measured first (--rate sets another). The job is killed once and stopped once and
+The load is 70% of the highest rate, which is measured first (--rate sets another): what is decided of a load that is sent as
+fast as it can be, and counted, on the same cores. The job is killed once and stopped once and
 started again, in the first third; after that the broker stands still for five seconds and is stopped and started, in turns,
 again and again (--every). Each decision is counted as it comes, with read_committed. Memory, file handles, threads and the
 recovery store of the job's last life and p99 are judged by their slope (the median of the slopes between any two samples): what
@@ -34,7 +35,8 @@ from bench.proving.stream import SECONDS_A_BIN, Counted, Stream, counted, stream
 from bench.proving.vitals import Trend, Vitals, trend, watched
 from bench.show import say
 
-PRELOADED, STILL_SECONDS, AFTER_SECONDS, SETTLE_SHARE = 300_000, 5.0, 30.0, 0.15
+STILL_SECONDS, AFTER_SECONDS, SETTLE_SHARE = 5.0, 30.0, 0.15
+ANY_RATE, WARM_SECONDS, TOP_SECONDS = 1e6, 3.0, 15.0
 JUDGED_MINUTES = 30.0
 KILLED_AT, STOPPED_AT, BROKER_FROM = 0.1, 0.2, 0.35
 ALLOWED = {
@@ -83,24 +85,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def top(stand: Stand, workers: int) -> float:
-    """The highest rate: messages decided a second while a full topic is drained, between a fifth and four fifths of it."""
+    """The highest rate: decisions counted a second while messages are sent as fast as they can be."""
     topics(stand.served, stand)
-    full = Stream(stand.load.name, PRELOADED)
-    with streaming(stand.served.address, full):
-        while full.sent < PRELOADED:
-            time.sleep(0.1)
-    moments: list[tuple[float, int]] = []
-    with counting(stand.served, stand.load.target) as count, living(stand, workers, "top") as life:
+    full, address = Stream(stand.load.name, ANY_RATE), stand.served.address
+    with living(stand, workers, "top") as life:
         up(life)
-        while not moments or moments[-1][1] < 0.8 * PRELOADED:
-            if life.process.poll() is not None:
-                raise StuckError(f"it died: {life.said()}")
-            if (made := count()) >= 0.2 * PRELOADED:
-                moments.append((time.monotonic(), made))
-            time.sleep(0.02)
+        with counted(address, full) as found, streaming(address, full):
+            while not found.decisions:
+                if life.process.poll() is not None:
+                    raise StuckError(f"it died: {life.said()}")
+                time.sleep(0.01)
+            time.sleep(WARM_SECONDS)
+            some, began = found.decisions, time.monotonic()
+            time.sleep(TOP_SECONDS)
+            rate = (found.decisions - some) / (time.monotonic() - began)
         life.kill()
-    (first, some), (last, many) = moments[0], moments[-1]
-    return (many - some) / (last - first)
+    return rate
 
 
 def topics(served: Served, stand: Stand) -> None:

@@ -28,6 +28,7 @@ from streams.start import only_from
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
+    placed = _by_partition if job.staged else _at_home
 
     def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
         return [made for near in rounds(polls, apart=job.order == "event") for made in _decode(near)]
@@ -74,11 +75,12 @@ def build(job: Job) -> Dataflow:
     def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
         with meters.stage("decision", work.batch.num_rows):
             decisions, written = answers(job.deciding, work, pipeline.sinks, encoder)
-            made: list[tuple[str, Messages | Entry]] = [(work.home, messages) for messages in written]
+            outputs = [each for messages in written for each in placed(messages, work)]
+            made: list[tuple[str, Messages | Entry]] = [*outputs]
             if pipeline.record:
                 made.append((work.home, entry(work, decisions, job.clock_ns() // 1000)))
         gate.done(work.batches)
-        gate.answered(len(written))
+        gate.answered(len(outputs))
         if decisions:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return made
@@ -147,6 +149,19 @@ def build(job: Job) -> Dataflow:
         judged = op.stateful_batch("judge", op.map("counted", counted, _to_judge), judge)
         op.output("reports", op.map("report", judged, report), sink("reports"))
     return flow
+
+
+def _at_home(messages: Messages, work: Work) -> Sequence[tuple[str, Messages]]:
+    return [(work.home, messages)]
+
+
+def _by_partition(messages: Messages, work: Work) -> Sequence[tuple[str, Messages]]:
+    """A work's messages, one for each row, each for the partition of its row: what is staged for one is committed in order, but
+    several partitions are not."""
+    return [
+        (shard_name(partition), Messages(messages.topic, messages.keys[a:b], messages.values[a:b]))
+        for partition, a, b in runs(work.batch.column("_partition").to_numpy())
+    ]
 
 
 def _to_partition(item: tuple[str, Part]) -> tuple[str, Part]:

@@ -91,6 +91,20 @@ def test_the_epoch_says_which_page_of_the_state_is_written_whatever_life_it_is_o
         assert pages == {(epoch, page_of(epoch)) for epoch, _ in pages}
 
 
+def test_a_partition_is_committed_in_order_whatever_others_bring_with_it(tmp_path: Path) -> None:
+    """Two partitions are decided together, until the second is at its end and the first goes on alone: a batch has rows of
+    both, and lanes are committed side by side."""
+    lanes: dict[int, MemoryLog] = {}
+    logs = [stream(300), stream(300, seed=1)[:90], []]
+    parts: dict[str, Any] = {"lanes": lambda shard: MemoryLane(lanes.setdefault(shard, MemoryLog()), str(shard))}
+    job = payments(), settings(tmp_path, recovery=True, delivery="exactly_once", epoch_seconds=0.001)
+    run(*job, registry=CollectorRegistry(), source=MemorySource(logs, rows=20), champion=CHAMPION, **parts)
+    for partition, log in enumerate(logs):
+        ids = [json.loads(value)["decision_id"] for value in lanes[partition].values("verdicts")]
+        paid = [n for n, (_, value) in enumerate(log) if json.loads(value)["kind"] == "paid"]
+        assert ids == [f"payments/pay/{partition}/{n}" for n in paid]
+
+
 def test_stopped_it_leaves_nothing_uncommitted(tmp_path: Path) -> None:
     log, written, stop = stream(3000), MemoryLog(), threading.Event()
 

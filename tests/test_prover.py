@@ -48,6 +48,7 @@ def test_what_is_right_has_no_fault() -> None:
 PLANTED: dict[str, Callable[[list[Decision], list[Decision]], Any]] = {
     "lost": lambda decisions, dead: decisions.pop(123),
     "repeats": lambda decisions, dead: decisions.append(decisions[5]),
+    "disordered": lambda decisions, dead: decisions.insert(170, decisions.pop(200)),
     "unknown": lambda decisions, dead: decisions.append(decisions[5] | {"decision_id": "faults/faults-in/1/96"}),
     "state_wrong": lambda decisions, dead: decisions.__setitem__(50, changed(decisions[50], COUNT, 0)),
     "shared_wrong": lambda decisions, dead: decisions.__setitem__(50, changed(decisions[50], ALL, 0)),

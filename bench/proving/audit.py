@@ -12,7 +12,7 @@ from bench.proving.job import ALL, COUNT, SUM
 from bench.proving.load import Load
 
 READ_SECONDS = 90.0
-NEVER = ("lost", "unknown", "state_wrong", "contradict_own", "dead_lost", "dead_unknown")
+NEVER = ("lost", "unknown", "disordered", "state_wrong", "contradict_own", "dead_lost", "dead_unknown")
 NEVER_TWICE = ("repeats", "shared_wrong", "dead_repeats")
 
 
@@ -50,7 +50,8 @@ def committed(brokers: str, topic: str) -> list[dict[str, Any]]:
 def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What is lost, doubled and wrong; decisions and dead letters in the order in which each partition has them.
 
-    repeats: decisions under an id that had one. contradict_own: those that say something else of a key that is in one
+    repeats: decisions under an id that had one. disordered: first decisions that come after one of a later message of their own
+    key. contradict_own: those that say something else of a key that is in one
     partition than the first of their id does; contradict_shared: the others whose score, decision or shared key differs.
     state_wrong: first decisions that know something else of their own key than the messages before say. shared_wrong: of each
     shared key's N first decisions, those whose count of events before is not another one of 0 to N - 1.
@@ -64,6 +65,11 @@ def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[s
             own += 1
         elif any(said[name] != decision[name] for name in ("features", "score", "decision")):
             shared += 1
+    newest, disordered = dict[str, int](), 0
+    for partition, n in (map(int, place.split("/")) for place in first):
+        key = load.key(partition, n)
+        disordered += n < newest.get(key, -1)
+        newest[key] = max(n, newest.get(key, -1))
     state = [
         f"{place}: expected {expected[place]}, got {(said['features'][COUNT], said['features'][SUM])}"
         for place, said in first.items()
@@ -82,6 +88,7 @@ def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[s
         "lost": len(expected.keys() - first.keys()),
         "unknown": len(first.keys() - expected.keys()),
         "repeats": len(decisions) - len(first),
+        "disordered": disordered,
         "contradict_own": own,
         "contradict_shared": shared,
         "state_wrong": len(state),

@@ -50,9 +50,9 @@ def pipeline(name: str) -> Pipeline:
     )
 
 
-def event(key: str, shared: str, n: int) -> bytes:
-    """Number n of a partition: a millisecond after the one before."""
-    at = str(BEGINS + np.timedelta64(n, "ms"))
+def event(key: str, shared: str, n: int, step_us: int = 1000) -> bytes:
+    """Number n of a partition: so many microseconds after the one before."""
+    at = str(BEGINS + np.timedelta64(n * step_us, "us"))
     return b'{"key":"%s","shared":"%s","n":%d,"at":"%sZ"}' % (key.encode(), shared.encode(), n, at.encode())
 
 

@@ -16,7 +16,9 @@ from bench.proving.job import COUNT, event
 from bench.proving.load import PARTITIONS
 from ops.broker import BrokerError
 
-KEYS, SHARED, TICK_SECONDS = 20_000, 1_000, 0.01
+KEYS, SHARED, TICK_SECONDS, MOST = 20_000, 1_000, 0.01, 10_000
+STEP_US = 100
+"""Of an event after the one before: an hour of them, however many, is in the windows."""
 SECONDS_A_BIN, BINS, FIRST_MS, FACTOR = 5.0, 400, 0.1, 1.05
 
 
@@ -40,14 +42,15 @@ class Stream:
         """Messages `first` to `end` of a partition."""
         keys = [f"p{partition}-k{n % KEYS}" for n in range(first, end)]
         return [
-            {"key": key.encode(), "value": event(key, f"s{n % SHARED}", n)}
+            {"key": key.encode(), "value": event(key, f"s{n % SHARED}", n, STEP_US)}
             for key, n in zip(keys, range(first, end), strict=True)
         ]
 
 
 @contextmanager
 def streaming(brokers: str, stream: Stream) -> Iterator[None]:
-    """Sends by the stream's schedule while this lasts, each message once. Raises BrokerError."""
+    """Sends by the stream's schedule while this lasts, each message once, as fast as it can where that is slower. Raises
+    BrokerError."""
     producer = Producer(
         {
             "bootstrap.servers": brokers,
@@ -66,6 +69,7 @@ def streaming(brokers: str, stream: Stream) -> Iterator[None]:
         while not ended.wait(TICK_SECONDS):
             upto = int((time.monotonic() - stream.began) * stream.rate) // PARTITIONS
             first = stream.sent // PARTITIONS
+            upto = min(upto, first + MOST)
             for partition in range(PARTITIONS if upto > first else 0):
                 entries = stream.entries(partition, first, upto)
                 if producer.produce_batch(f"{stream.name}-in", entries, partition=partition) != len(entries):
