@@ -199,7 +199,9 @@ def featured(job: Job, whole: Shard, gather: Gather, rows: pa.RecordBatch) -> Wo
     news = [News(shard_name(0), int(times[0]), int(times.max()), True)]
     sent = [
         value
-        for _, value in cut(shard_name(0), seen, reads, news, job.cutters, job.pipeline.shards, 1, to_all=False, kept=job.kept)
+        for _, value in cut(
+            shard_name(0), 0, seen, reads, news, job.cutters, job.pipeline.shards, 1, to_all=False, kept=job.kept
+        )
     ]
     parts, _ = whole.on_batch([value for value in sent if isinstance(value, Parcel)])
     gathered, _ = gather.on_batch([*(value for value in sent if isinstance(value, Base)), *parts])

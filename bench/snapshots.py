@@ -24,6 +24,7 @@ import numpy.typing as npt
 from prometheus_client import CollectorRegistry
 
 from bench.figures import Figure, WrongError, figure, shown
+from bench.machine import commit, machine, versions
 from bench.show import say
 from features.schema import Integer, Number, Schema, Time
 from features.spec import Window
@@ -212,7 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print("\n".join(map(shown, figures)))
     if options.json:
-        options.json.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
+        head, dirty = commit()
+        told = {"kind": "snapshots", "figures": figures, "commit": head, "dirty": dirty}
+        options.json.write_text(json.dumps(told | {"machine": machine(), "versions": versions()}, indent=2) + "\n")
     return 0
 
 

@@ -33,7 +33,7 @@ MOST_FLAGS = 63
 
 @dataclass(frozen=True)
 class Work:
-    """n rows on their way, of so many batches, the first of them `home`'s. computed: features float [n] by name, NaN where
+    """n rows on their way, of so many batches, whose outputs go by `home`. computed: features float [n] by name, NaN where
     none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known; scores float32 [n],
     or [n, k] of a model with k outputs; stored_times int64 [V, n], of the stored rows by view (features/stored.py)."""
 

@@ -4,8 +4,10 @@
     Shard: parcels → Parts, the features of the rows that were decided on
     Gather: a Base and its Parts → the batch with the features beside it
 
-Groups are never chained: all see the same batch, in parallel, and are joined by (partition, sequence, row), where the
-sequence is the offset of the batch's first message. What goes to another worker goes as Arrow IPC bytes.
+Groups are never chained: all see the same batch, in parallel, and are joined by (home, sequence, row). In arrival order all
+of a worker's batches have one home, one of its partitions, and are numbered: they go on in the order in which they came,
+though some wait for features from other workers and some do not. In event order each is of one partition, which is its home,
+and its number the offset of its first message. What goes to another worker goes as Arrow IPC bytes.
 
 A worker's shards are snapshotted, recovered and moved one by one, and read and updated in one go: a kernel's call costs as
 much for a few rows of one shard as for those of all. So a worker's parcel goes to the first of its shards, and the others
@@ -106,6 +108,7 @@ class Part:
 
 def cut(
     home: str,
+    sequence: int,
     batch: Memo,
     reads: npt.NDArray[np.bool_],
     news: Sequence[News],
@@ -117,12 +120,11 @@ def cut(
 ) -> Iterable[tuple[str, Parcel | Base]]:
     """Parcels for the workers concerned (`to_all`: for all, since they wait for news of every partition) and the Base.
 
-    home: the partition of the first row. batch: n decoded rows of one or more of this worker's partitions; reads: bool [n],
-    those to decide on, of which the columns `kept` go on.
+    home, sequence: where the gather step joins them. batch: n decoded rows of one or more of this worker's partitions; reads:
+    bool [n], those to decide on, of which the columns `kept` go on.
     """
     owners = min(workers, shards)
     here = shard_number(home) % workers
-    sequence = batch.column("_offset")[0].as_py() if batch.num_rows else -1
     parcels: list[list[tuple[int, Cut | bytes]]] = [[] for _ in range(owners)]
     expected = 0
     hashes: Hashes = {}
@@ -255,7 +257,8 @@ class _Waiting:
 
 
 class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
-    """Joins features back to their rows, batch by batch in the partition's order. In arrival order it is empty between epochs.
+    """Joins features back to their rows, batch by batch in the order in which these came. In arrival order it is empty between
+    epochs.
 
     Where an entity of a row is null its features stay null. undecided: where a snapshot writes what the partition's first
     waiting batch is, if one waits.

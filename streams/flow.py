@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import bytewax.operators as op
@@ -28,7 +29,14 @@ from streams.start import only_from
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
+    numbers = count()
     placed = _by_partition if job.staged else _at_home
+
+    def placed_in(partition: str, rows: Memo) -> tuple[str, int]:
+        """Where a batch's features are gathered, see streams/exchange.py."""
+        if job.order == "event":
+            return partition, rows.column("_offset")[0].as_py() if rows.num_rows else -1
+        return gate.home, next(numbers)
 
     def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
         return [made for near in rounds(polls, apart=job.order == "event") for made in _decode(near)]
@@ -42,10 +50,11 @@ def build(job: Job) -> Dataflow:
             reads = mask(job.decide_on, rows)
             if decide_from := polls[0][1].decide_from:
                 decoded, reads = only_from(decoded, reads, decide_from)
-            home, news = news_of(polls, rows, rows.microseconds(pipeline.events.time))
+            news = news_of(polls, rows, rows.microseconds(pipeline.events.time))
+            home, sequence = placed_in(polls[0][0], rows)
             made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
                 cut(
-                    home, rows, reads, news, job.cutters, pipeline.shards, job.workers,
+                    home, sequence, rows, reads, news, job.cutters, pipeline.shards, job.workers,
                     to_all=job.order == "event", kept=kept_too(job.kept, decoded.rows),
                 )
             )  # fmt: skip

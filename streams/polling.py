@@ -50,8 +50,9 @@ class Gate:
 
     def __init__(self, most: int = 1, patience: float = 0.0) -> None:
         """most: batches on their way at which no new round begins; 0: never waits. patience: the seconds that a poll may wait
-        for messages, for a worker that nobody waits for meanwhile. partitions: how many poll by it."""
-        self.partitions = 0
+        for messages, for a worker that nobody waits for meanwhile. partitions: how many poll by it; home: the first of them.
+        """
+        self.partitions, self.home = 0, ""
         self.patience = patience
         self._unwritten = 0
         self._first = True
@@ -148,6 +149,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             beginning.left(self._number, self._decide_from - position)
         self._gate = gate
         gate.partitions += 1
+        gate.home = gate.home or name
         self._round = 0
         self._waits = self._idle = False
         self._waited_from: datetime | None = None

@@ -12,7 +12,7 @@ from streams.exchange import News
 from streams.ordering import NEVER
 from streams.polling import Polled
 from streams.replays import alike, has_replays, originals
-from streams.routing import shard_name, shard_number
+from streams.routing import shard_number
 from streams.source import raw_batch
 
 
@@ -34,8 +34,8 @@ def as_one(polls: Sequence[tuple[str, Polled]]) -> pa.RecordBatch:
     return raw_batch([(polled.messages, shard_number(name), polled.polled_at) for name, polled in polls])
 
 
-def news_of(polls: Sequence[tuple[str, Polled]], rows: Memo, times: npt.NDArray[np.int64]) -> tuple[str, list[News]]:
-    """The partition of the first row, and how far each partition has come; times: int64 [n], µs, of the n rows decoded.
+def news_of(polls: Sequence[tuple[str, Polled]], rows: Memo, times: npt.NDArray[np.int64]) -> list[News]:
+    """How far each partition has come; times: int64 [n], µs, of the n rows decoded.
 
     What a replay is about is long ago: no partition begins with one.
     """
@@ -45,11 +45,10 @@ def news_of(polls: Sequence[tuple[str, Polled]], rows: Memo, times: npt.NDArray[
     if len(polls) == 1:
         ((name, polled),) = polls
         first, last = (_first(firsts), int(times.max())) if len(times) else (NEVER, NEVER)
-        return name, [News(name, first, last, polled.at_end)]
+        return [News(name, first, last, polled.at_end)]
     partition = rows.column("_partition").to_numpy()
     seen = {number: (_first(firsts[a:b]), int(times[a:b].max())) for number, a, b in runs(partition)}
-    news = [News(name, *seen.get(shard_number(name), (NEVER, NEVER)), polled.at_end) for name, polled in polls]
-    return shard_name(int(partition[0])) if len(partition) else polls[0][0], news
+    return [News(name, *seen.get(shard_number(name), (NEVER, NEVER)), polled.at_end) for name, polled in polls]
 
 
 def _first(times: npt.NDArray[np.int64]) -> int:

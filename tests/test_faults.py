@@ -121,8 +121,8 @@ def test_a_topic_that_is_deleted_stops_the_job_with_its_name(
     job, stop = settings(tmp_path, brokers=apache_kafka.address, recovery=True, kafka=kafka), threading.Event()
     create(job.brokers, pipeline.topics(), 1, {})
     producer, admin = (
-        Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers}),
-        AdminClient({"bootstrap.servers": job.brokers}),
+        Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers, "log_level": 0}),
+        AdminClient({"bootstrap.servers": job.brokers, "log_level": 0}),
     )
     topic, verdicts = pipeline.events.topic, pipeline.sinks[0].topic
     thread, raised = running(pipeline, job, stop)
@@ -151,11 +151,11 @@ def test_a_decision_that_the_broker_finds_too_large_stops_the_job_and_nothing_is
     pipeline = named(name("pay"), name("verdicts"))
     job = settings(tmp_path, brokers=apache_kafka.address, recovery=True)
     verdicts = pipeline.sinks[0].topic
-    admin = AdminClient({"bootstrap.servers": job.brokers})
+    admin = AdminClient({"bootstrap.servers": job.brokers, "log_level": 0})
     small = NewTopic(verdicts, num_partitions=1, replication_factor=1, config={"max.message.bytes": "200"})
     admin.create_topics([small])[verdicts].result(20)
     create(job.brokers, pipeline.topics(), 1, {})
-    producer = Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers, "log_level": 0})
     for key, value in stream(50):
         producer.produce(pipeline.events.topic, value, key)
     producer.flush(20)
@@ -172,7 +172,7 @@ def test_a_full_queue_makes_the_source_wait(tmp_path: Path, apache_kafka: Broker
     kafka = {"queue.buffering.max.messages": "50", "linger.ms": "50"}
     job = settings(tmp_path, brokers=apache_kafka.address, recovery=True, kafka=kafka)
     create(job.brokers, pipeline.topics(), 1, {})
-    producer = Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers})
+    producer = Producer({"enable.idempotence": True, "bootstrap.servers": job.brokers, "log_level": 0})
     for key, value in stream(2_000):
         producer.produce(pipeline.events.topic, value, key)
     producer.flush(20)
