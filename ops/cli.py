@@ -117,7 +117,7 @@ def run(
     if restart:
         from ops.restart import run_again
 
-        raise typer.Exit(run_again(loaded, settings, door, anew=begin is not None))
+        raise typer.Exit(run_again(loaded, settings, door, anew=begin is not None, rebuilt=rebuild))
     door()
     if settings.workers == 1:
         from ops.worker import work

@@ -25,12 +25,12 @@ from ops.suspects import Found, Kept, after
 from ops.worker import leave_with_parent, work
 from ops.workers import GRACE_SECONDS, WorkerDiedError, on_signals
 from sinks.messages import DeliveryError
-from sinks.staged import FencedError
+from sinks.staged import FencedError, StaleSnapshotError
 from streams.pipeline import Pipeline
 from streams.reader import SourceError
 from streams.rehearsal import warm_before_fork
 from streams.settings import JobSettings
-from streams.start import RecoveryError
+from streams.start import RecoveryError, made_for, store_of
 from streams.trail import ALL, Trail
 
 LOOK_SECONDS = 0.02
@@ -38,6 +38,8 @@ FINAL, NOT_READY, OUTSIDE = 3, 4, 5
 FROM_OUTSIDE = (DeliveryError, SourceError, KafkaException, OSError)
 LONGEST_WAIT = 30.0
 MOST_ASIDE = 10
+OF_THE_DISK = ("disk is full", "disk I/O error")
+"""What SQLite says, whoever raises it."""
 
 
 @dataclass
@@ -99,12 +101,15 @@ class Death:
         return self.code not in (FINAL, NOT_READY, OUTSIDE)
 
 
-def run_again(pipeline: Pipeline, settings: JobSettings, door: Callable[[], None], *, anew: bool = False) -> int:
+def run_again(
+    pipeline: Pipeline, settings: JobSettings, door: Callable[[], None], *, anew: bool = False, rebuilt: bool = False
+) -> int:
     """Runs a job until it is asked to leave, and starts it again when it dies; returns the exit code of `door` if that refuses.
 
     door: what is checked before the first start, in a process of its own. anew: it begins elsewhere than where it was, so that
-    what is known of messages that killed it is of others. Raises WorkerDiedError, which says what the last death was, where the
-    first start is refused or deaths are too many (`restart_deaths` within `restart_seconds`).
+    what is known of messages that killed it is of others. rebuilt: it reads again what it was past. Raises WorkerDiedError,
+    which says what the last death was, where the first start is refused, deaths are too many (`restart_deaths` within
+    `restart_seconds`), or the recovery store is gone.
     """
 
     def tell(words: str) -> None:
@@ -115,14 +120,20 @@ def run_again(pipeline: Pipeline, settings: JobSettings, door: Callable[[], None
     trail, kept = Trail(folder / "trail"), Kept.load(folder / "deaths.json")
     if code := refused(door, lambda: warm_before_fork(pipeline, settings)):
         return code
-    if anew:
-        kept = Kept(kept.file)
+    if anew or rebuilt:
+        kept = Kept(kept.file, aside={} if anew else kept.aside)
         kept.save()
     searches = settings.recovery and (settings.order or pipeline.events.order) == "arrival"
     asked, lives, in_vain = threading.Event(), 0, 0
+    store, had = store_of(pipeline, settings), False
     deaths, found = Patience(settings.restart_deaths, settings.restart_seconds), Patience(MOST_ASIDE, settings.restart_seconds)
     with on_signals(asked.set):
         while True:
+            if had and made_for(store) is None:
+                raise WorkerDiedError(f"{store} was there and is gone: headrace run again says how to go on")
+            had = had or made_for(store) is not None
+            if kept.search and trail.past(kept.search.ranges):
+                kept.search = None
             trail.clear()
             before = trail.safe()
             death = life(pipeline, settings, kept, lives, asked)
@@ -256,10 +267,12 @@ def be_worker(
         ready = True
 
     def kind(error: BaseException) -> int:
-        if isinstance(error, RecoveryError | FencedError):
+        if isinstance(error, RecoveryError | FencedError | StaleSnapshotError):
             return FINAL
         if not ready:
             return NOT_READY
+        if any(words in str(error) for words in OF_THE_DISK):
+            return OUTSIDE
         return OUTSIDE if isinstance(error, FROM_OUTSIDE) and "too large" not in str(error) else FAILED
 
     def do() -> None:

@@ -12,7 +12,7 @@ from streams.positions import committed, kept, stages
 from streams.rebuild import SECOND, Timeline, resume
 from streams.settings import JobSettings
 from streams.source import topic_partitions
-from streams.start import RecoveryError, Start, check, made_for, store_of
+from streams.start import START, RecoveryError, Start, check, made_for, store_of
 
 CHOICES = "--from earliest, --from latest or --from TIME (an event's, as in 2026-01-31T08:00)"
 
@@ -39,7 +39,7 @@ def prepare(
             raise RecoveryError("recovery is off (HEADRACE_RECOVERY): a job that keeps nothing always begins at the beginning")
         return
     unfinished(store)
-    exists = made_for(store) is not None
+    exists = made_for(store) is not None or (store / START).exists()
     if exists and not rebuild:
         if begin:
             raise RecoveryError(f"{name} goes on where it was, as {store} says: --from needs --rebuild")
@@ -114,14 +114,16 @@ def place(timeline: Timeline, partition: int, begin: str) -> int:
 
 
 def begin_at(store: Path, start: Start) -> None:
-    """A store without state that begins at `start`; the one that was there is kept as NAME.old."""
+    """A store without state that begins at `start`; the one that was there is kept as NAME.old, if it ever was of use."""
     new, old = store.with_name(f"{store.name}.new"), store.with_name(f"{store.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     start.save(new)
-    if store.exists():
+    if made_for(store) is not None:
         shutil.rmtree(old, ignore_errors=True)
         store.rename(old)
+    elif store.exists():
+        shutil.rmtree(store)
     new.rename(store)
 
 

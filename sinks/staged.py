@@ -171,8 +171,11 @@ class Lane:
                 if self._clock() > deadline:
                     count = sum(len(each.values) for each in messages)
                     raise DeliveryError(self.name, count, f"not committed within {self._patience:g} s: {doubt}") from None
-            if self._opened(deadline) == progress:
+            found = self._opened(deadline)
+            if found == progress:
                 return
+            if found != self._progress:
+                raise FencedError(self.name, "its progress is neither what was committed nor what it was before")
 
     def _opened(self, deadline: float) -> dict[str, int]:
         wait = FIRST_WAIT

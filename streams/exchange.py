@@ -278,6 +278,7 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
                 waiting.begins = begins
                 waiting.values[:] = np.frombuffer(values).reshape(waiting.values.shape)
                 self._waiting[sequence] = waiting
+            self._tell()
 
     def on_batch(self, values: list[Base | Part]) -> tuple[list[Gathered], bool]:
         for value in values:
@@ -302,17 +303,21 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
     def snapshot(self) -> dict[str, Any]:
         if self._early:
             raise RuntimeError(f"gather: features of {[part.sequence for part in self._early]} came without their batch")
+        self._tell()
+        waiting = [
+            (sequence, to_ipc(item.batch), item.missing, item.begins, item.values.tobytes())
+            for sequence, item in self._waiting.items()
+        ]
+        return {"version": VERSION, "waiting": waiting}
+
+    def _tell(self) -> None:
+        """Says what the first batch that waits is."""
         if self._waiting:
             sequence, item = next(iter(self._waiting.items()))
             self._partition = item.batch.column("_partition")[0].as_py()
             self._undecided[self._partition] = sequence
         else:
             self._undecided.pop(self._partition, None)
-        waiting = [
-            (sequence, to_ipc(item.batch), item.missing, item.begins, item.values.tobytes())
-            for sequence, item in self._waiting.items()
-        ]
-        return {"version": VERSION, "waiting": waiting}
 
 
 def _cut(packed: Cut | bytes) -> Cut:

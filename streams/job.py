@@ -41,7 +41,7 @@ from streams.poison import Aside
 from streams.polling import WAIT_SECONDS, Beginning, Gate
 from streams.push import taker
 from streams.record import Entry, LogRows
-from streams.routing import WORKERS_MULTIPLE, page_name
+from streams.routing import page_name
 from streams.settings import JobSettings
 from streams.shards import FIRST_EPOCH, Shards
 from streams.source import KafkaSource, MemorySource
@@ -128,7 +128,7 @@ class Job:
             self.start.read,
             self.start.decide,
             left=Rebuilding(self.pipeline.name, self.start, self.meters.rebuild_left.set, self.say).left,
-            publishes=self.settings.recovery and (self.order == "arrival" or WORKERS_MULTIPLE % self.workers == 0),
+            publishes=self.settings.recovery,
             failed=self.meters.commits_failed.inc,
             durable=lambda: self.outbox.durable() if self.staged else 0,
             committed=lambda wait: self.outbox.committed(wait) if self.staged else 0,

@@ -16,7 +16,8 @@ from streams.routing import shard_number
 from streams.shards import FIRST_EPOCH, page_of
 from streams.trail import ALL, Trail
 
-PUBLISH_SECONDS = 1.0
+PUBLISH_SECONDS, AGAIN_SECONDS = 1.0, 3600.0
+"""How often a position is published at most; and at least, since Kafka forgets one that was not for days."""
 WAIT_SECONDS = 0.001
 """For which a poll of a worker that has nobody beside it waits: the client wakes it with the first message, while a look each
 few hundred microseconds finds it later, and costs more."""
@@ -130,7 +131,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
     lets an epoch pass, so that all that was emitted is delivered and snapshotted, and ends.
 
     The epoch of a snapshot is durable when Bytewax asks this partition for its next batch, and its position safe when what came
-    of it is visible, too. It is published once a second at most, and at the end.
+    of it is visible, too. It is published once a second at most, once an hour at least, and at the end.
     """
 
     def __init__(
@@ -143,8 +144,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         beginning.reading.add(self._number)
         self._snapshotted: int | None = None
         self._coming: deque[tuple[int, int]] = deque()
-        self._safe = self._published = 0
-        self._publish_at = 0.0
+        self._safe = self._published = -1
+        self._publish_at = self._again_at = 0.0
         if position < self._decide_from:
             beginning.left(self._number, self._decide_from - position)
         self._gate = gate
@@ -178,6 +179,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         """The epoch of the last snapshot is durable."""
         if self._snapshotted is not None:
             safe = min(self._snapshotted, self._beginning.undecided.get(self._number, self._snapshotted))
+            safe = max(safe, self._decide_from)  # below it all is decided, though it is read again
             self._coming.append((self._beginning.durable(), safe))
             if self._trail is not None:
                 self._trail.durable(self._number, self._snapshotted)
@@ -186,10 +188,10 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             committed = self._beginning.committed(leaving)
             while self._coming and self._coming[0][0] <= committed:
                 self._safe = self._coming.popleft()[1]
-        if self._safe > self._published and self._beginning.publishes:
+        if self._safe >= 0 and self._beginning.publishes:
             now = time.monotonic()
-            if leaving or now >= self._publish_at:
-                self._publish_at = now + PUBLISH_SECONDS
+            if now >= self._again_at or (self._safe > self._published and (leaving or now >= self._publish_at)):
+                self._publish_at, self._again_at = now + PUBLISH_SECONDS, now + AGAIN_SECONDS
                 self._published = self._safe
                 self.publish(self._safe, leaving)
 

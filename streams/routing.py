@@ -2,8 +2,8 @@
 
 Bytewax deals sources and sinks round-robin by sorted name, and sends a key of a stateful step to worker
 SipHash-1-3(key) % workers. A name "{p:03d}.{k}" sorts as p, and k is searched so that its hash is p modulo 840, which every
-number of workers to 8 divides; so source, state and sink of one name meet on worker p % workers. With other numbers of workers
-(9, 11, ...) the flow is as right and only sends more between processes.
+number of workers to 8 divides, and 10, 12, 14, 15, 20, ...; so source, state and sink of one name meet on worker p % workers.
+With other numbers they do not, and what a part tells another on its worker (streams/polling.py, streams/shards.py) goes astray.
 """
 
 from collections.abc import Sequence
@@ -52,6 +52,14 @@ def _compressed(v0: Any, v1: Any, v2: Any, v3: Any) -> tuple[Any, Any, Any, Any]
 
 def _rotated(x: Any, by: int) -> Any:
     return ((x << by) | (x >> (64 - by))) & MASK
+
+
+def check_workers(workers: int) -> int:
+    """The number of workers. Raises ValueError for one that parts of one name do not meet with."""
+    if WORKERS_MULTIPLE % workers:
+        near = next(number for number in range(workers, 0, -1) if WORKERS_MULTIPLE % number == 0)
+        raise ValueError(f"expected a number of workers that divides {WORKERS_MULTIPLE} (1 to 8, 10, 12, ...), as {near}")
+    return workers
 
 
 @cache

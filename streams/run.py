@@ -22,6 +22,7 @@ from streams.peers import await_peers
 from streams.pipeline import Pipeline
 from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
+from streams.routing import check_workers
 from streams.settings import JobSettings
 from streams.sound import elsewhere
 from streams.start import MADE, RecoveryError, Start, check, needs, store_of
@@ -45,12 +46,14 @@ def run(
     """Runs worker number `worker` of len(addresses) (none: one worker) until `stop` is set or the source ends.
 
     `stop` lets the sources end, an epoch pass and everything be delivered. on_ready is called when every part is open. `parts`
-    replaces the job's parts (streams/job.py). Raises what a step raised, as itself.
+    replaces the job's parts (streams/job.py). Raises what a step raised, as itself, and ValueError for a number of workers that
+    does not divide 840.
     """
     if settings.recovery:
         begins = check(pipeline, settings, whole=False)
         parts = {"start": Start.load(store_of(pipeline, settings)), "epoch": begins} | parts
-    job = Job(pipeline, settings, registry, clock_ns, workers=max(1, len(addresses)), worker=worker, **parts)
+    workers = check_workers(max(1, len(addresses)))
+    job = Job(pipeline, settings, registry, clock_ns, workers=workers, worker=worker, **parts)
     if stop is not None:
         job.stop = stop
     job.open()

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from streams.lookup import client_options
+from streams.routing import check_workers
 
 
 class JobSettings(BaseSettings):
@@ -45,6 +46,8 @@ class JobSettings(BaseSettings):
     stored_refresh_seconds: float = Field(600, gt=0, description="how long a stored row is good before it is read again")
     stored_patience_seconds: float = Field(0.1, ge=0, description="how long an event waits for the store to know its entity")
     stored_entities: int = Field(1_000_000, ge=1, description="most rows of a feature view that a worker holds")
+
+    _divides = field_validator("workers")(check_workers)
 
     @property
     def client(self) -> dict[str, str]:

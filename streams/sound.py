@@ -54,7 +54,7 @@ def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> i
         if partitions and partitions != store.count:
             told = f"expected {partitions} recovery partitions (setting recovery_partitions), got {store.count}"
             raise OtherPartitionsError(f"recovery store {folder}: {told}")
-        if newer := store.ahead():
+        if not store.missing and (newer := store.ahead()):
             names = ", ".join(f"partition {number}" for number in newer)
             raise RecoveryError(f"recovery store {folder}: {names} is newer than the others, which are copies from before")
         for step in store.steps():

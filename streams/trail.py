@@ -72,6 +72,10 @@ class Trail:
         pairs = ((p, self._at[2 * p], self._at[2 * p + 1]) for p in range(WORKERS_MULTIPLE))
         return {partition: (first, until) for partition, first, until in pairs if until > first}
 
+    def past(self, ranges: Ranges) -> bool:
+        """Whether all of these are durable."""
+        return all(self._at[2 * partition] >= until for partition, (_, until) in ranges.items())
+
     def safe(self) -> int:
         """The sum of all durable positions: grows where the job goes on."""
         return sum(self._at[0 : 2 * WORKERS_MULTIPLE : 2])

@@ -1,7 +1,10 @@
 """The source's gate: a round begins when what is on its way is decided, and every partition gets its turn in each."""
 
-from streams.polling import Gate
-from streams.source import rows_of
+import pytest
+
+from streams.polling import Beginning, Gate
+from streams.routing import shard_name
+from streams.source import MemorySource, rows_of
 
 
 def test_a_partition_waits_until_what_it_brought_is_decided() -> None:
@@ -85,3 +88,23 @@ def test_a_poll_takes_fewer_messages_where_they_are_large() -> None:
     assert rows_of(8_728, 4096, partitions=2) == 240
     assert rows_of(0, 4096, partitions=3) == 4096
     assert rows_of(10_000_000, 4096, partitions=1) == 1
+
+
+def test_what_is_published_is_never_below_what_was_decided_and_comes_again_each_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is read again, for the state, it was decided long ago; and Kafka forgets a position that nobody repeats."""
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    source = MemorySource([[(None, b"x")] * 9], rows=2, until_end=False)
+    source.beginning = Beginning(decide={0: 5}, publishes=True)
+    partition, published = source.build_part("event", shard_name(0), None), []
+    for _ in range(6):
+        partition.next_batch()
+        partition.snapshot()
+        clock[0] += 2
+        partition.next_batch()
+        published.append(source.committed.pop(0, None))
+    assert published == [5, 6, 9, None, None, None]
+    clock[0] += 3601
+    partition.snapshot()
+    partition.next_batch()
+    assert source.committed == {0: 9}

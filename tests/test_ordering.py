@@ -1,10 +1,13 @@
 """Event order: however partitions are polled, rows come out by time and ties, nothing is lost, and a dump goes on as before."""
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
+from payments import payments
 
 from features.streaming import Cut
+from streams.exchange import Base, Gather
 from streams.ordering import Held
 
 POLLS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5)), max_size=40)
@@ -57,3 +60,16 @@ def test_what_is_beyond_the_bound_goes_before_its_turn_and_is_counted() -> None:
     held.add(0, 0, [(0, cut([5, 6, 7, 8, 9], [0, 1, 2, 3, 4]))], 9, False)
     assert [released.cut.time.tolist() for _, released in held.release()] == [[5, 6]]
     assert held.early == 2
+
+
+def test_what_waits_is_known_at_once_when_a_job_starts_again() -> None:
+    """Else the position that was read is published, and a rebuild from there leaves out what waited."""
+    batch = pa.record_batch({"_partition": pa.array([2, 2], pa.int32())})
+    undecided: dict[int, int] = {}
+    gather = Gather(payments().groups, None, undecided)
+    gather.on_batch([Base(40, batch, 2, {}), Base(42, batch, 2, {})])
+    snapshot = gather.snapshot()
+    assert undecided == {2: 40}
+    again: dict[int, int] = {}
+    Gather(payments().groups, snapshot, again)
+    assert again == {2: 40}

@@ -240,3 +240,12 @@ def test_poison_of_a_topic_with_secrets_shows_nothing_of_itself(monkeypatch: pyt
     assert "two deaths" in dead.column("reason")[0].as_py()
     assert dead.column("closed").to_pylist() == [True]
     assert [dead.column(name)[0].as_py() for name in ("value", "_key", "sha256")] == [None, None, None]
+
+
+def test_suspects_are_past_when_all_of_them_are_durable(tmp_path: Path) -> None:
+    trail = Trail(tmp_path / "trail")
+    trail.begins(0, 5)
+    trail.begins(2, 9)
+    assert not trail.past({0: (1, 6), 2: (1, 9)})
+    trail.durable(0, 6)
+    assert trail.past({0: (1, 6), 2: (1, 9)})

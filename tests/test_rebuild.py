@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from features.spec import Last, Window
 from features.streaming import Group
 from models.spec import Input, ModelSpec
-from ops.start import begin_at, timeline_of
+from ops.start import begin_at, prepare, timeline_of
 from sinks.memory import MemorySink
 from streams import polling, positions
 from streams import rebuild as rebuild_module
@@ -32,7 +32,7 @@ from streams.positions import kept
 from streams.rebuild import SECOND, Timeline, resume
 from streams.run import run
 from streams.source import MemorySource
-from streams.start import RecoveryError, Start, store_of
+from streams.start import MADE, RecoveryError, Start, store_of
 
 Log = list[tuple[bytes | None, bytes]]
 EPOCH = 0.01
@@ -341,3 +341,15 @@ def test_a_broker_that_does_not_know_the_group_yet_is_asked_again(monkeypatch: p
     Starting.asked = 0
     with pytest.raises(RecoveryError, match="does not say the positions of group group"):
         positions.committed("nowhere", {}, "group", "pay", 2, timeout=0.0)
+
+
+def test_a_place_to_begin_at_is_a_store_and_does_not_push_out_one_that_was_of_use(tmp_path: Path) -> None:
+    pipeline, job = payments(), settings(tmp_path, recovery=True, brokers="127.0.0.1:1")
+    store = store_of(pipeline, job)
+    store.mkdir(parents=True)
+    (store / MADE).write_text("{}")
+    begin_at(store, Start(decide={0: 7}))
+    begin_at(store, Start(decide={0: 8}))
+    assert (store.with_name(f"{store.name}.old") / MADE).exists()
+    prepare(pipeline, job, called="payments")  # asks no broker: where it begins is said
+    assert Start.load(store).decide == {0: 8}

@@ -3,6 +3,7 @@
 import pytest
 
 from streams.routing import WORKERS_MULTIPLE, page_name, shard_name, shard_number, siphash13
+from streams.settings import JobSettings
 from streams.shards import PAGES
 
 
@@ -40,3 +41,11 @@ def test_the_pages_of_a_shard_are_on_its_worker(shard: int) -> None:
 def test_names_beyond_are_refused() -> None:
     with pytest.raises(ValueError, match="from 0 to 839, got 840"):
         shard_name(WORKERS_MULTIPLE)
+
+
+def test_a_number_of_workers_with_which_names_do_not_meet_is_refused() -> None:
+    assert [number for number in range(1, 17) if 840 % number == 0] == [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 15]
+    assert JobSettings(workers=12).workers == 12
+    for workers, near in ((9, 8), (11, 10), (16, 15), (64, 60)):
+        with pytest.raises(ValueError, match=f"divides 840 .*, as {near}"):
+            JobSettings(workers=workers)

@@ -12,7 +12,7 @@ import pytest
 from sinks.memory_log import Fate, MemoryLane, MemoryLog
 from sinks.messages import DeliveryError, Messages
 from sinks.outbox import Outbox
-from sinks.staged import VERSION, Lane, Stage, StaleSnapshotError, unpacked
+from sinks.staged import VERSION, FencedError, InDoubtError, Lane, Stage, StaleSnapshotError, unpacked
 
 SHARDS, EVENTS = 2, 40
 SCHEDULES = 1000
@@ -273,3 +273,33 @@ def test_a_commit_that_fails_stops_the_job() -> None:
         outbox.committed(wait=True)
     outbox.close()
     assert log.values("a") == []
+
+
+class TakenOver:
+    """A log whose lane another instance has opened and committed to, while a commit of ours had no answer."""
+
+    def __init__(self) -> None:
+        self.opened = self.commits = 0
+
+    def open(self) -> dict[str, int]:
+        self.opened += 1
+        return {} if self.opened == 1 else {"sink": 9}
+
+    def commit(self, messages: object, progress: object) -> None:
+        self.commits += 1
+        raise InDoubtError("no answer")
+
+    def close(self) -> None: ...
+
+
+def test_one_that_stood_still_while_another_went_on_does_not_commit_again() -> None:
+    log = TakenOver()
+    lane = Lane("lane 0", log)
+    lane.open()
+    stage = Stage(lane, "sink", None)
+    stage.write(Messages("a", [None], [b"1"]))
+    stage.snapshot()
+    lane.durable()
+    with pytest.raises(FencedError, match="another instance of the job has taken over"):
+        lane.commit()
+    assert log.commits == 1
