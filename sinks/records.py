@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -46,7 +46,9 @@ class Feature:
 @dataclass(frozen=True)
 class Told:
     """What a record says of all its rows. prefix: of decision_id, before "{partition}/{offset}"; flags: their names by bit;
-    age_by: "event" or "wall", the clock by which stored rows' age counts; share: of the decisions, that is recorded."""
+    age_by: "event" or "wall", the clock by which stored rows' age counts; share: of the decisions, that is recorded. counts:
+    which row of one decision is what consumers go by: the "first", or, where it is delivered exactly once, the "last", as those
+    before it were made in an epoch that did not last and were never seen."""
 
     pipeline: str
     prefix: str
@@ -56,6 +58,7 @@ class Told:
     features: tuple[Feature, ...]
     age_by: str
     share: float
+    counts: Literal["first", "last"]
 
     @classmethod
     def of(cls, schema: pa.Schema) -> "Told":
@@ -171,7 +174,8 @@ class Records:
 
 
 def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows) -> Records:
-    """Reads a record, what is not sealed yet too. A decision made again after a crash has the same id, and the first counts.
+    """Reads a record, what is not sealed yet too. A decision made again after a crash has the same id; see Told for the
+    one that counts.
 
     only: of the rows of a file, those wanted. Raises RecordError for a folder without a record and a file that cannot be read.
     """
@@ -182,7 +186,7 @@ def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda row
             frames.append(only(frame.lazy()).collect())
     told = told_by(folder)
     every = pl.concat(frames, how="diagonal")
-    once = every.sort("decided_at", maintain_order=True).unique("decision_id", keep="first", maintain_order=True)
+    once = every.sort("decided_at", maintain_order=True).unique("decision_id", keep=told.counts, maintain_order=True)
     return Records(once.sort("partition", "offset"), told, every.height - once.height)
 
 

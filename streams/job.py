@@ -221,7 +221,8 @@ class Job:
     def log_rows(self) -> LogRows:
         pipeline = self.pipeline
         share = pipeline.record.share if pipeline.record else 1.0
-        return LogRows(self.deciding, pipeline.features, self.champion_in_use.digest, share, self.settings.stored_age)
+        digest, age_by = self.champion_in_use.digest, self.settings.stored_age
+        return LogRows(self.deciding, pipeline.features, digest, share, age_by, "last" if self.staged else "first")
 
     @cached_property
     def journal(self) -> Journal[Entry]:

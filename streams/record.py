@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,15 @@ def entry(work: Work, decisions: Mapping[str, Any], decided_at: int) -> Entry:
 class LogRows:
     """Makes the rows of a log of entries. Called on the journal's thread; what it reads of a work nobody changes."""
 
-    def __init__(self, deciding: Deciding, features: Sequence[Feature], model_digest: str, share: float, age_by: str) -> None:
+    def __init__(
+        self,
+        deciding: Deciding,
+        features: Sequence[Feature],
+        model_digest: str,
+        share: float,
+        age_by: str,
+        counts: Literal["first", "last"] = "first",
+    ) -> None:
         names, stored = deciding.names, deciding.stored
         self._deciding = deciding
         self._prefix = f"{names.pipeline}/{names.topic}/"
@@ -51,7 +59,7 @@ class LogRows:
             self._places[each.name] = each, end
             end += each.width
         recorded = tuple(self._recorded(features))
-        told = Told(names.pipeline, self._prefix, names.model, model_digest, deciding.flags, recorded, age_by, share)
+        told = Told(names.pipeline, self._prefix, names.model, model_digest, deciding.flags, recorded, age_by, share, counts)
         self.told = told
         self._metadata = told.metadata()
 

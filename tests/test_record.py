@@ -1,5 +1,6 @@
 """The record of a job: every decision with the features it was made on, once it is durable, whatever happens to the job."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,22 @@ def test_a_record_that_cannot_be_is_refused() -> None:
 def test_no_record_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no record in"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_of_a_decision_made_twice_the_record_explains_the_one_that_was_seen(tmp_path: Path, delivery: str) -> None:
+    """At least once that is the first; exactly once what was recorded before was of an epoch that did not last."""
+    for year in (2024, 2025):
+        shutil.rmtree(tmp_path / "recovery", ignore_errors=True)
+        written, now = MemoryLog(), int(np.datetime64(f"{year}-06-01", "ns").astype(int))
+        parts: dict[str, Any] = {
+            "lanes": lambda shard, log=written: MemoryLane(log, str(shard)),
+            "clock_ns": lambda now=now: now,
+            "champion": CHAMPION,
+        }
+        parts |= {} if delivery == "exactly_once" else {"sink": MemorySink()}
+        job, source = settings(tmp_path, recovery=True, delivery=delivery), MemorySource([stream(100)])
+        run(recorded(), job, registry=CollectorRegistry(), source=source, **parts)
+    record = of(tmp_path)
+    assert record.repeats == record.table.height > 50
+    assert set(record.table["decided_at"].dt.year()) == {2025 if delivery == "exactly_once" else 2024}
