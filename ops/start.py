@@ -39,7 +39,7 @@ def prepare(
             raise RecoveryError("recovery is off (HEADRACE_RECOVERY): a job that keeps nothing always begins at the beginning")
         return
     unfinished(store)
-    exists = made_for(store) is not None or (store / START).exists()
+    exists = made_for(store) is not None or (begin is None and (store / START).exists())
     if exists and not rebuild:
         if begin:
             raise RecoveryError(f"{name} goes on where it was, as {store} says: --from needs --rebuild")

@@ -31,7 +31,7 @@ from streams.pipeline import Pipeline
 from streams.positions import kept
 from streams.rebuild import SECOND, Timeline, resume
 from streams.run import run
-from streams.source import MemorySource
+from streams.source import MemorySource, SourceError
 from streams.start import MADE, RecoveryError, Start, store_of
 
 Log = list[tuple[bytes | None, bytes]]
@@ -343,13 +343,21 @@ def test_a_broker_that_does_not_know_the_group_yet_is_asked_again(monkeypatch: p
         positions.committed("nowhere", {}, "group", "pay", 2, timeout=0.0)
 
 
-def test_a_place_to_begin_at_is_a_store_and_does_not_push_out_one_that_was_of_use(tmp_path: Path) -> None:
-    pipeline, job = payments(), settings(tmp_path, recovery=True, brokers="127.0.0.1:1")
+def test_a_place_to_begin_at_is_a_store_and_does_not_push_out_one_that_was_of_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*given: Any) -> int:
+        raise SourceError("asked")
+
+    monkeypatch.setattr("ops.start.topic_partitions", asked)
+    pipeline, job = payments(), settings(tmp_path, recovery=True)
     store = store_of(pipeline, job)
     store.mkdir(parents=True)
     (store / MADE).write_text("{}")
     begin_at(store, Start(decide={0: 7}))
     begin_at(store, Start(decide={0: 8}))
     assert (store.with_name(f"{store.name}.old") / MADE).exists()
-    prepare(pipeline, job, called="payments")  # asks no broker: where it begins is said
+    prepare(pipeline, job, called="payments")
     assert Start.load(store).decide == {0: 8}
+    with pytest.raises(SourceError, match="asked"):  # it has not begun, and may be told anew where to
+        prepare(pipeline, job, called="payments", begin="earliest")
