@@ -129,9 +129,10 @@ def run_again(
     deaths, found = Patience(settings.restart_deaths, settings.restart_seconds), Patience(MOST_ASIDE, settings.restart_seconds)
     with on_signals(asked.set):
         while True:
-            if had and made_for(store) is None:
+            there = made_for(store) is not None
+            if had and not there:
                 raise WorkerDiedError(f"{store} was there and is gone: headrace run again says how to go on")
-            had = had or made_for(store) is not None
+            had = there
             if kept.search and trail.past(kept.search.ranges):
                 kept.search = None
             trail.clear()

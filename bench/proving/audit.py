@@ -51,8 +51,8 @@ def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[s
     """What is lost, doubled and wrong; decisions and dead letters in the order in which each partition has them.
 
     repeats: decisions under an id that had one. disordered: first decisions that come after one of a later message of their own
-    key. contradict_own: those that say something else of a key that is in one
-    partition than the first of their id does; contradict_shared: the others whose score, decision or shared key differs.
+    key. contradict_own: repeats that say something else of a key that is in one partition than the first of their id does;
+    contradict_shared: the other repeats whose score, decision or shared key differs.
     state_wrong: first decisions that know something else of their own key than the messages before say. shared_wrong: of each
     shared key's N first decisions, those whose count of events before is not another one of 0 to N - 1.
     """

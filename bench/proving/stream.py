@@ -67,9 +67,8 @@ def streaming(brokers: str, stream: Stream) -> Iterator[None]:
 
     def send() -> None:
         while not ended.wait(TICK_SECONDS):
-            upto = int((time.monotonic() - stream.began) * stream.rate) // PARTITIONS
             first = stream.sent // PARTITIONS
-            upto = min(upto, first + MOST)
+            upto = min(int((time.monotonic() - stream.began) * stream.rate) // PARTITIONS, first + MOST)
             for partition in range(PARTITIONS if upto > first else 0):
                 entries = stream.entries(partition, first, upto)
                 if producer.produce_batch(f"{stream.name}-in", entries, partition=partition) != len(entries):
