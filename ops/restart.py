@@ -196,8 +196,14 @@ def refused(door: Callable[[], None], meanwhile: Callable[[], None]) -> int:
     pid = forked()
     if not pid:
         leave(door)
-    meanwhile()
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        meanwhile()
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    return code
 
 
 def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, asked: threading.Event) -> Death:

@@ -13,6 +13,7 @@ from streams.rebuild import SECOND, Timeline, resume
 from streams.settings import JobSettings
 from streams.source import topic_partitions
 from streams.start import START, RecoveryError, Start, check, made_for, store_of
+from streams.store_writer import settle
 
 CHOICES = "--from earliest, --from latest or --from TIME (an event's, as in 2026-01-31T08:00)"
 
@@ -39,6 +40,8 @@ def prepare(
             raise RecoveryError("recovery is off (HEADRACE_RECOVERY): a job that keeps nothing always begins at the beginning")
         return
     unfinished(store)
+    if made_for(store) is not None:
+        settle(store)  # or another runs on it
     exists = made_for(store) is not None or (begin is None and (store / START).exists())
     if exists and not rebuild:
         if begin:

@@ -70,11 +70,13 @@ class Kept:
 
     @classmethod
     def load(cls, file: Path) -> "Kept":
-        """What `save` wrote, or nothing."""
+        """What `save` wrote, or nothing. Raises ValueError for anything else."""
         try:
             said: dict[str, Any] = json.loads(file.read_text())
         except FileNotFoundError:
             return cls(file)
+        except ValueError as error:
+            raise ValueError(f"{file}: expected what is known of deaths, got no JSON ({error}): delete it") from None
         search = said["search"]
         if search is not None:
             ranges = {int(partition): (first, until) for partition, (first, until) in search["ranges"].items()}

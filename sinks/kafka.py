@@ -112,8 +112,10 @@ class KafkaSink:
         self._handed += size
 
     def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        """Called from poll and flush, for failed messages only."""
+        """Called from poll and flush, for failed messages only. What still waits then would overtake, and is given up too."""
         if error is not None:
+            if self._failure is None:
+                self._producer.purge(in_flight=False)
             hint = self._hint()
             if not hint and error.code() == KafkaError._MSG_TIMED_OUT:
                 hint = " (no trouble with a broker seen: is there such a topic?)"

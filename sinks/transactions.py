@@ -85,6 +85,8 @@ class KafkaLane:
             "delivery.report.only.error": True,
             "error_cb": lambda error: None,
         }
+        tried = int(settings.pop("message.timeout.ms", settings["delivery.timeout.ms"]))
+        settings["delivery.timeout.ms"] = min(tried, TRANSACTION_MS)  # librdkafka refuses more
         self._failed = None
         self._producer = Producer(settings)
         try:

@@ -30,9 +30,9 @@ def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
     numbers = count()
-    placed = _by_partition if job.staged else _at_home
+    shared_out = _by_partition if job.staged else _at_home
 
-    def placed_in(partition: str, rows: Memo) -> tuple[str, int]:
+    def home_of(partition: str, rows: Memo) -> tuple[str, int]:
         """Where a batch's features are gathered, see streams/exchange.py."""
         if job.order == "event":
             return partition, rows.column("_offset")[0].as_py() if rows.num_rows else -1
@@ -51,7 +51,7 @@ def build(job: Job) -> Dataflow:
             if decide_from := polls[0][1].decide_from:
                 decoded, reads = only_from(decoded, reads, decide_from)
             news = news_of(polls, rows, rows.microseconds(pipeline.events.time))
-            home, sequence = placed_in(polls[0][0], rows)
+            home, sequence = home_of(polls[0][0], rows)
             made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
                 cut(
                     home, sequence, rows, reads, news, job.cutters, pipeline.shards, job.workers,
@@ -84,7 +84,7 @@ def build(job: Job) -> Dataflow:
     def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
         with meters.stage("decision", work.batch.num_rows):
             decisions, written = answers(job.deciding, work, pipeline.sinks, encoder)
-            outputs = [each for messages in written for each in placed(messages, work)]
+            outputs = [each for messages in written for each in shared_out(messages, work)]
             made: list[tuple[str, Messages | Entry]] = [*outputs]
             if pipeline.record:
                 made.append((work.home, entry(work, decisions, job.clock_ns() // 1000)))

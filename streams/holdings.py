@@ -73,14 +73,15 @@ def pieces_of(snapshots: Sequence[Mapping[str, Any]], group: int) -> list[dict[s
 def whole(store: Store, flow: str, groups: Sequence[Group], shards: int) -> Shards:
     """All shards together, in memory. Raises RecoveryError for state of other features or another number of shards."""
     made = Shards(groups, shards, None)
+    partitions = 0
     for shard in range(shards):
         for page in pages(store, flow, shard):
-            if page["held"] is not None and made.held is None:
-                made.held = Held(len(page["held"]["seen"]), len(groups), ROOM)
+            partitions = max(partitions, len(page["held"]["seen"]) if page["held"] else 0)
             try:
                 made.resume(page)
             except ValueError as error:
                 raise RecoveryError(f"recovery store {store.folder}: {error}") from None
+    made.held = Held(partitions, len(groups), ROOM) if partitions else None
     try:
         made.ready()
     except ValueError as error:

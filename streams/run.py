@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -129,7 +130,13 @@ def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, 
     if worker == 0 and not made.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _without_unused(folder, pipeline.name)
-        init_db_dir(folder, max(1, settings.recovery_partitions))
+        making = folder / "making"
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        init_db_dir(making, max(1, settings.recovery_partitions))
+        for file in making.iterdir():
+            file.rename(folder / file.name)  # whole, whenever it is killed
+        making.rmdir()
         part = folder / f"{MADE}.part"
         part.write_text(json.dumps(needs(pipeline, settings)))
         part.rename(made)

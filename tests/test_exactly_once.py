@@ -15,6 +15,8 @@ from prometheus_client import CollectorRegistry
 
 from sinks.memory import MemorySink
 from sinks.memory_log import Fate, MemoryLane, MemoryLog
+from sinks.staged import InDoubtError
+from sinks.transactions import KafkaLane
 from streams.polling import Partition
 from streams.positions import stages
 from streams.run import run
@@ -182,3 +184,12 @@ def test_it_needs_the_recovery_store(tmp_path: Path) -> None:
         run(*job, registry=CollectorRegistry(), source=MemorySource([[]]), champion=CHAMPION)
     with pytest.raises(ValueError, match="expected delivery at_least_once or exactly_once, got twice"):
         replace(payments(), delivery="twice")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["delivery.timeout.ms", "message.timeout.ms"])
+def test_a_message_is_tried_no_longer_than_its_transaction_may_last(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """librdkafka refuses it otherwise, at the first start."""
+    monkeypatch.setattr("sinks.transactions.ANSWER_SECONDS", 0.2)
+    lane = KafkaLane("127.0.0.1:1", {name: "300000"}, "job", 0, "progress")
+    with pytest.raises(InDoubtError, match="transaction job-0, open: Timed out"):
+        lane.open()

@@ -154,6 +154,27 @@ def test_a_queue_that_stays_full_is_an_error() -> None:
     sink.close()
 
 
+def test_what_waits_behind_a_failed_message_is_given_up_and_does_not_overtake_it() -> None:
+    """Later messages of its key would be there before it, when the job decides again."""
+    sink = KafkaSink(NOBODY, {"delivery.timeout.ms": "60000"})
+    sink.write(batch("t", 8))
+    sink._on_delivery(KafkaError(KafkaError._MSG_TIMED_OUT), _Of("t"))  # type: ignore[arg-type]
+    with fails(1, "9 failed on t: .*timed out"):
+        sink.flush()
+    assert len(sink._producer) == 0
+    sink.close()
+
+
+class _Of:
+    """A message of a topic, as far as the sink asks."""
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    def topic(self) -> str:
+        return self._topic
+
+
 def test_what_is_left_when_flush_gives_up_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks.kafka, "SLACK_SECONDS", -9.9)
     sink = KafkaSink(NOBODY, {"delivery.timeout.ms": "10000"})

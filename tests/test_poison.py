@@ -249,3 +249,9 @@ def test_suspects_are_past_when_all_of_them_are_durable(tmp_path: Path) -> None:
     assert not trail.past({0: (1, 6), 2: (1, 9)})
     trail.durable(0, 6)
     assert trail.past({0: (1, 6), 2: (1, 9)})
+
+
+def test_a_torn_file_of_deaths_is_said_and_named(tmp_path: Path) -> None:
+    (tmp_path / "deaths.json").write_text('{"search": nu')
+    with pytest.raises(ValueError, match=r"deaths.json: expected what is known of deaths, got no JSON .*: delete it"):
+        Kept.load(tmp_path / "deaths.json")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from features import state as states
 from features.spec import Last, Window
 from features.streaming import Cut, groups
+from streams.holdings import whole
 from streams.ordering import Held
 from streams.shards import PAGES, Shards, page_of
 
@@ -136,6 +137,17 @@ def test_another_number_of_shards_or_pages_is_refused() -> None:
         Shards(GROUPS, SHARDS, None).resume(taken | {"version": 2})
     with pytest.raises(RuntimeError, match="came after the first event"):
         shards.resume(taken)
+
+
+def test_state_is_whole_where_a_topic_has_grown_since_a_shard_was_snapshotted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In event order, each shard's rows wait for as many partitions as there were."""
+    of = {shard: Shards(GROUPS, SHARDS, Held(1 + shard, len(GROUPS), 10)) for shard in range(SHARDS)}
+    monkeypatch.setattr(
+        "streams.holdings.pages", lambda store, flow, shard: [of[shard].snapshot(shard, page) for page in range(PAGES)]
+    )
+    made = whole(None, "f", GROUPS, SHARDS)  # type: ignore[arg-type]
+    assert made.held is not None
+    assert len(made.held.dump()["seen"]) == SHARDS
 
 
 def test_without_streaming_features_there_is_a_snapshot_with_none() -> None:

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from test_rebuild import bare, champion_of, going, half, quick, spread, whole_of
 
 from ops.broker import free_port
+from ops.start import prepare
 from ops.state_move import drop, move
 from ops.state_store import look
 from sinks.memory import MemorySink
@@ -69,6 +70,8 @@ def test_a_running_job_is_looked_at_and_otherwise_let_be_and_a_killed_one_is_mov
             lambda: migrate(pipeline, job, "payments"),
             lambda: move(quick("event"), job, "payments", [], [tmp_path / "other"]),
             lambda: drop(pipeline, job),
+            lambda: prepare(pipeline, job, called="payments"),
+            lambda: prepare(pipeline, job, called="payments", rebuild=True),
         ):
             with pytest.raises(RecoveryError, match="is in use: stop the job first"):
                 refused()

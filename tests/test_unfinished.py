@@ -1,13 +1,18 @@
 """What a killed run wrote of an epoch that never became durable does not come back after the next crash."""
 
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from bytewax._bytewax import init_db_dir
+from payments import payments, settings
 
 from streams.positions import forget_unfinished
+from streams.run import recovery_folder
+from streams.start import store_of
+from streams.store import Store
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
@@ -31,3 +36,22 @@ def test_snapshots_of_unfinished_epochs_are_forgotten_and_no_others(tmp_path: Pa
         assert store.execute("SELECT state_key, snap_epoch FROM snaps").fetchall() == [("a", 1), ("a", 2)]
     files[-1].unlink()
     assert forget_unfinished(tmp_path) == 0
+
+
+def test_a_store_that_was_being_made_is_made_anew_wherever_that_was_stopped(tmp_path: Path) -> None:
+    """Its files are whole when they are there, whatever is left of those that were not."""
+    job = settings(tmp_path, recovery=True, recovery_partitions=3)
+    folder = store_of(payments(), job)
+    for made in range(4):
+        making = folder / "making"
+        making.mkdir(parents=True)
+        init_db_dir(making, 3)
+        for number in range(made):
+            (making / f"part-{number}.sqlite3").rename(folder / f"part-{number}.sqlite3")
+        if made < 3:
+            (making / f"part-{made}.sqlite3").write_bytes(b"SQLite format 3")
+        assert recovery_folder(payments(), job) == folder
+        assert sorted(path.name for path in folder.iterdir()) == ["made", *(f"part-{number}.sqlite3" for number in range(3))]
+        with Store(folder) as store:
+            assert (store.count, store.missing, store.damage()) == (3, [], "")
+        shutil.rmtree(folder)
