@@ -72,17 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def engines(turns: int, seconds: float) -> Iterator[Figure]:
+def engines(
+    turns: int, seconds: float, models: Sequence[Sequence[int]] = MODELS, sizes: Sequence[int] = ROWS
+) -> Iterator[Figure]:
     """What a call takes, and how much more than a raw one."""
-    for sizes in MODELS:
+    for layers in models:
         with tempfile.TemporaryDirectory() as folder:
-            write_model(Path(folder), "stand", "x", sizes)
+            write_model(Path(folder), "stand", "x", layers)
             engine = OnnxEngine(Path(folder))
             raw = session_of((Path(folder) / "model.onnx").read_bytes())
         engine.warm()
-        for rows in ROWS:
-            say(f"engine {sizes}, {rows} rows")
-            yield from _engine("-".join(map(str, sizes)), engine, raw, rows, turns, seconds)
+        for rows in sizes:
+            say(f"engine {layers}, {rows} rows")
+            yield from _engine("-".join(map(str, layers)), engine, raw, rows, turns, seconds)
         engine.close()
 
 

@@ -10,9 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from bench.features_avro import NEWER, OLDER, PAYMENT, messages_of
-from bench.windows import MINUTE, START
+from bench.windows import GROUP, MINUTE, START, WINDOW
 from features.rows import Fetched, Rows
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
+from features.state import State
+from features.streaming import Cut
 from features.views import View
 from kernels.avro import columns as avro
 from kernels.avro import naive as avro_naive
@@ -38,6 +40,7 @@ from kernels.local_time import naive as local_time_naive
 from kernels.stored_rows import naive as stored_rows_naive
 from kernels.table import cpu as table
 from kernels.table import naive as table_naive
+from kernels.windows import naive as windows_naive
 from streams.decode import kernel_fields
 
 LINE = 64
@@ -180,6 +183,30 @@ def last(n: int, rng: np.random.Generator) -> Case:
         run,
         lambda k: last_values_naive.last(events[:k], 10 * MINUTE),
         same,
+    )
+
+
+def sliding(n: int, rng: np.random.Generator) -> Case:
+    entities = 100
+    which, times, amounts = rng.integers(0, entities, n), START + np.arange(n) * 1000, rng.integers(1, 1000, n).astype(float)
+    bits, nothing = np.full(n, 3, np.uint32), np.empty((0, n), np.int64)
+    hashes = rng.integers(1, 2**63, entities, np.uint64)[which]
+    cut = Cut(np.arange(n, dtype=np.int32), hashes, times, bits, amounts[None, :], nothing)
+    listed = zip(which.tolist(), times.tolist(), amounts.tolist(), strict=True)
+    events = [windows_naive.Event(*each, True) for each in listed]
+
+    def naive(k: int) -> Any:
+        seen, _, _ = windows_naive.window(events[:k], 120 * MINUTE, MINUTE)
+        return np.array([[windows_naive.AGGREGATES[name](each) for each in seen] for name in WINDOW.aggs])
+
+    return Case(
+        "windows",
+        "events of 100 entities, three aggregates of 2 h",
+        n,
+        n * (8 + 8 + 4 + 8 + 3 * 8 + 3 * LINE),
+        lambda: State(GROUP).update(cut),
+        naive,
+        lambda found, expected: np.allclose(found[:, : expected.shape[1]], expected, equal_nan=True),
     )
 
 
@@ -361,6 +388,7 @@ CASES: tuple[tuple[Callable[[int, np.random.Generator], Case], int], ...] = (
     (histograms, 400_000),
     (local_times, 100_000),
     (last, 100_000),
+    (sliding, 50_000),
     (stored, 20_000),
     (feast_values, 100_000),
     (read_json, 10_000),
