@@ -16,7 +16,10 @@ from models.spec import ModelSpec
 
 Matrix = npt.NDArray[np.float32]
 PLAIN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-UNLOADABLE = (native.Fail, native.InvalidArgument, native.InvalidGraph, native.NotImplemented, native.RuntimeException)
+UNLOADABLE = (
+    native.Fail, native.InvalidArgument, native.InvalidGraph, native.InvalidProtobuf, native.NoSuchFile, native.NotImplemented,
+    native.RuntimeException,
+)  # fmt: skip
 WARM_SIZES = (1, 7, 64, 1024)
 
 
@@ -54,12 +57,13 @@ class OnnxEngine:
     def __init__(self, folder: Path, *, threads: int = 1, checked: bool = False) -> None:
         self.spec = ModelSpec.read(folder)
         path = folder / "model.onnx"
-        try:
-            content = path.read_bytes()
-            if not checked:
+        content: bytes | str = str(path)  # read by the runtime, Python is not held meanwhile
+        if not checked:
+            try:
+                content = path.read_bytes()
                 check_graph(onnx.load_model_from_string(content), str(path))
-        except (OSError, DecodeError) as error:
-            raise ModelRefused(f"{path}: cannot read the model: {error}") from None
+            except (OSError, DecodeError) as error:
+                raise ModelRefused(f"{path}: cannot read the model: {error}") from None
         try:
             self._session = session_of(content, threads)
         except UNLOADABLE as error:
@@ -92,8 +96,8 @@ class OnnxEngine:
         del self._session
 
 
-def session_of(content: bytes, threads: int = 1) -> ort.InferenceSession:
-    """An ONNX model on the CPU. Raises what is in UNLOADABLE."""
+def session_of(content: bytes | str, threads: int = 1) -> ort.InferenceSession:
+    """An ONNX model, or the file of one, on the CPU. Raises what is in UNLOADABLE."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
