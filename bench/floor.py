@@ -155,7 +155,7 @@ def _timed(job: Job, messages: int) -> dict[str, float]:
     scored = [job.deciding.score(work) for work in works]
     lap("model", events)
     encoder = Encoder()
-    written = [messages for work in scored for messages in answers(job.deciding, work, job.pipeline.sinks, encoder)[1]]
+    written = [messages for work in scored for messages in answers(work, job.pipeline.sinks, encoder)[1]]
     lap("encode", events)
     output = job.output
     assert output is not None
@@ -207,7 +207,7 @@ def featured(job: Job, whole: Shard, gather: Gather, rows: pa.RecordBatch) -> Wo
     gathered, _ = gather.on_batch([*(value for value in sent if isinstance(value, Base)), *parts])
     if not gathered:
         return None
-    return job.deciding.complete(together([(shard_name(0), gathered[0])], job.streaming_names))
+    return job.deciding.complete(together([(shard_name(0), gathered[0])], job.streaming_names, job.deciding))
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ class Substitutes:
     refuses: tuple[bool, ...]
 
 
-def substitutes(stored: Stored, views: Sequence[View], medians: Mapping[str, float]) -> Substitutes:
-    """What a pipeline's Stored says, for the views of its service. medians: of the training data, by full feature name.
+def substitutes(stored: Stored, views: Sequence[View], medians: Mapping[str, float] | None) -> Substitutes:
+    """What a pipeline's Stored says, for the views of its service. medians: of the training data, by full feature name;
+    None: they are not known yet, and NaN until then.
 
     Raises StoredFeaturesError for a name that is neither a feature nor a view, for a word that it does not know, and for a
     median that the model does not have.
@@ -39,8 +40,11 @@ def substitutes(stored: Stored, views: Sequence[View], medians: Mapping[str, flo
     return Substitutes(np.array(fill, np.float32), tuple(refuses))
 
 
-def _value(service: str, name: str, said: object, medians: Mapping[str, float]) -> float:
+def _value(service: str, name: str, said: object, medians: Mapping[str, float] | None) -> float:
+    if said == "median" and medians is None:
+        return math.nan
     if said == "median":
+        assert medians is not None
         if name not in medians:
             raise StoredFeaturesError(f"Stored {service}: the model has no median of {name}: train it anew with headrace train")
         return medians[name]

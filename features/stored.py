@@ -52,7 +52,8 @@ class StoredRead:
 class StoredFeatures:
     """A FeatureService, read by batches. Open it once per worker; use it from one thread; close it.
 
-    asked: the pipeline's Stored, or a service by name. medians: of the model's training data, by feature. age: how old a row
+    asked: the pipeline's Stored, or a service by name. medians: of the model's training data, by feature; None: `read` is given
+    what is `filled`. age: how old a row
     is, at the event's time (as in a replay) or by the clock. refresh_seconds: how long a row read from the store is good (a
     view's ttl, if that is shorter); a thread reads rows again in the second half of that time. max_entities: how many rows are
     kept per view; those asked for longest ago make room. patience: how many seconds an event waits for the store where its
@@ -73,7 +74,7 @@ class StoredFeatures:
         repo: Path,
         asked: Stored | str,
         *,
-        medians: Mapping[str, float] = NOTHING,
+        medians: Mapping[str, float] | None = NOTHING,
         age: Literal["event", "wall"] = "event",
         refresh_seconds: float = 600,
         clock: Callable[[], float],
@@ -102,6 +103,7 @@ class StoredFeatures:
         parts = [[self._columns.index(column) for column in view.columns] for view in used]
         good = [min(refresh_seconds, view.ttl_us / 1e6) if view.ttl_us else refresh_seconds for view in used]
         instead = substitutes(stored, used, medians)
+        self._stored = stored
         self._fill, self._wall = instead.fill, age == "wall"
         self.refuses = any(instead.refuses)
         self._rows = Rows(used, parts, instead.refuses, [int(seconds * 1e6) for seconds in good], max_entities)
@@ -139,19 +141,26 @@ class StoredFeatures:
         self._asking.refresh()
         return sum(self._rows.held(k) for k in range(len(self._views)))
 
-    def read(self, batch: pa.RecordBatch, times_us: I64, hashes: dict[str, U64] | None = None) -> StoredRead:
+    def filled(self, medians: Mapping[str, float]) -> F32:
+        """float32 [F]: what is given instead with other medians. Raises StoredFeaturesError for one that is not there."""
+        return substitutes(self._stored, self._views, medians).fill
+
+    def read(
+        self, batch: pa.RecordBatch, times_us: I64, hashes: dict[str, U64] | None = None, fill: F32 | None = None
+    ) -> StoredRead:
         """The features of the entities in a batch, at times int64 [n], microseconds since 1970-01-01 UTC.
 
-        hashes: of columns by name, those that are known; the others are added.
+        hashes: of columns by name, those that are known; the others are added. fill: as of `filled`.
         Raises StoredFeaturesError for a missing entity column or one of the wrong type.
         """
         now_us = int(self._clock() * 1_000_000)
+        fill = self._fill if fill is None else fill
         hashed = self._hashed(batch, {} if hashes is None else hashes)
-        given = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
+        given = self._rows.read(hashed, fill, times_us, now_us, self._wall)
         if given.absent or (given.late and self._asking.well):
             asked = self._want(batch, hashed, given.missed)
             if given.absent and self._asking.wait(asked):
-                given = self._rows.read(hashed, self._fill, times_us, now_us, self._wall)
+                given = self._rows.read(hashed, fill, times_us, now_us, self._wall)
         return StoredRead(dict(zip(self.names, given.values, strict=True)), given.flags, given.held)
 
     def counts(self) -> dict[str, dict[str, int]]:

@@ -16,7 +16,10 @@ from models.spec import ModelSpec
 
 Matrix = npt.NDArray[np.float32]
 PLAIN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
-UNLOADABLE = (native.Fail, native.InvalidArgument, native.InvalidGraph, native.NotImplemented, native.RuntimeException)
+UNLOADABLE = (
+    native.Fail, native.InvalidArgument, native.InvalidGraph, native.InvalidProtobuf, native.NoSuchFile, native.NotImplemented,
+    native.RuntimeException,
+)  # fmt: skip
 WARM_SIZES = (1, 7, 64, 1024)
 
 
@@ -46,26 +49,23 @@ class ModelRefused(ValueError):  # noqa: N818
 class OnnxEngine:
     """model.onnx of a folder beside its model.json, in ONNX Runtime on the CPU.
 
-    threads: those of one call. The graph takes one float matrix [n, K] with any n and gives one float [n] or [n, 1], or [n, k]
+    threads: those of one call. checked: the files are known to be good, and what may take seconds with a large model is left
+    out. The graph takes one float matrix [n, K] with any n and gives one float [n] or [n, 1], or [n, k]
     for k outputs. Raises ModelRefused for another shape, weights outside the file, or operators that are not ONNX's own.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+    def __init__(self, folder: Path, *, threads: int = 1, checked: bool = False) -> None:
         self.spec = ModelSpec.read(folder)
         path = folder / "model.onnx"
+        content: bytes | str = str(path)  # read by the runtime, Python is not held meanwhile
+        if not checked:
+            try:
+                content = path.read_bytes()
+                check_graph(onnx.load_model_from_string(content), str(path))
+            except (OSError, DecodeError) as error:
+                raise ModelRefused(f"{path}: cannot read the model: {error}") from None
         try:
-            content = path.read_bytes()
-            check_graph(onnx.load_model_from_string(content), str(path))
-        except (OSError, DecodeError) as error:
-            raise ModelRefused(f"{path}: cannot read the model: {error}") from None
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
-        try:
-            self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = session_of(content, threads)
         except UNLOADABLE as error:
             raise ModelRefused(f"{path}: ONNX Runtime cannot load it: {error}") from None
         self._input, self._output = _check_shape(self._session, self.spec, path)
@@ -94,6 +94,17 @@ class OnnxEngine:
 
     def close(self) -> None:
         del self._session
+
+
+def session_of(content: bytes | str, threads: int = 1) -> ort.InferenceSession:
+    """An ONNX model, or the file of one, on the CPU. Raises what is in UNLOADABLE."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def profile_once(engine: Engine, rows: int, calls: int = 9) -> float:

@@ -21,7 +21,8 @@ TELL_SECONDS = 60.0
 class Guard:
     """Scores by an engine, NaN where it throws. One thread uses it at a time.
 
-    say: told that it fails, once a minute, and when it scores again after a rest. failed: rows that have no score so far.
+    say: told that it fails, once a minute, and when it scores again after a rest. on_failed: told of rows that get no score.
+    failed: how many they are so far.
     """
 
     def __init__(
@@ -29,9 +30,10 @@ class Guard:
         engine: Engine,
         say: Callable[[str], None] = lambda words: None,
         clock: Callable[[], float] = time.monotonic,
+        on_failed: Callable[[int], None] = lambda rows: None,
     ) -> None:
         self.failed = 0
-        self._engine, self._say, self._clock = engine, say, clock
+        self._engine, self._say, self._clock, self._on_failed = engine, say, clock, on_failed
         self._in_a_row = 0
         self._rest, self._until = REST_SECONDS, 0.0
         self._told = -TELL_SECONDS
@@ -44,7 +46,7 @@ class Guard:
     def infer(self, matrix: Matrix) -> Matrix:
         """Scores float32 [n], or [n, k], of a matrix float32 [n, K]; NaN where the engine throws or is let be."""
         if self.resting and self._clock() < self._until:
-            self.failed += len(matrix)
+            self._count(len(matrix))
             return self._none(len(matrix))
         try:
             scores = self._engine.infer(matrix)
@@ -71,7 +73,7 @@ class Guard:
                 if last - first > 1:
                     left += [(middle, last), (first, middle)]
         failed = int(np.isnan(scores).reshape(len(scores), -1).any(axis=1).sum())
-        self.failed += failed
+        self._count(failed)
         if failed == len(matrix):
             self._in_a_row += 1
             if self.resting:
@@ -84,6 +86,10 @@ class Guard:
             what = f"no score for {failed} of {len(matrix)} rows, the fallback decides"
             self._say(f"model {self._engine.spec.name}: {what}: {type(error).__name__}: {error}")
         return scores
+
+    def _count(self, rows: int) -> None:
+        self.failed += rows
+        self._on_failed(rows)
 
     def _none(self, rows: int) -> Matrix:
         outputs = self._engine.spec.outputs

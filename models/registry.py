@@ -11,17 +11,20 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from models.spec import digest
 
 if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
 SQLITE = "sqlite:///"
 DIGEST = "headrace.digest"
 FOLDER = "model"
+CHAMPION, PREVIOUS = "champion", "previous"
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def record(
 ) -> Version:
     """Records the files of `folder` as the next version of a model, as a run with params and metrics, and gives it the alias.
 
-    alias: empty for none: a version that nobody uses yet.
+    alias: empty for none: a version that nobody uses yet. Who was champion before becomes `previous`.
     uri: MLflow's tracking URI; for sqlite:///PATH the files go to `artifacts` beside PATH. The alias moves last, so that
     whoever resolves it sees the old version or all of the new one. Raises FileNotFoundError for a folder without files.
     """
@@ -74,7 +77,7 @@ def record(
         _register(client, name)
         made = client.create_model_version(name, f"{run.artifact_uri}/{FOLDER}", run.run_id, tags={DIGEST: total})
         if alias:
-            client.set_registered_model_alias(name, alias, made.version)
+            _give(client, name, alias, made.version)
     except BaseException:
         client.set_terminated(run.run_id, "FAILED")
         raise
@@ -88,20 +91,7 @@ def resolve(uri: str, name: str, alias: str = "champion", *, into: Path) -> Vers
     Raises ModelNotFound where there is none, and DigestMismatch, with expected and got, where the registry's files are not the
     recorded ones; then nothing is left in `into`.
     """
-    place = re.sub("//[^/@]*@", "//", uri)
-    missing = f"no model {name} with alias {alias} in {place}: make one (headrace train, headrace models register)"
-    database = _database(uri)
-    if database is not None and not database.exists():
-        raise ModelNotFound(missing)
-    from mlflow.exceptions import MlflowException
-
-    client = _client(uri)
-    try:
-        found = client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise ModelNotFound(missing) from None
+    found = _found(uri, name, alias)
     expected = found.tags.get(DIGEST)
     if expected is None:
         raise DigestMismatch(
@@ -112,6 +102,94 @@ def resolve(uri: str, name: str, alias: str = "champion", *, into: Path) -> Vers
         into.mkdir(parents=True, exist_ok=True)
         _download(uri, found.source, folder, f"model {name} version {found.version}", expected)
     return Version(name, int(found.version), expected, folder)
+
+
+def newest(uri: str, name: str, alias: str = "champion") -> tuple[int, str]:
+    """The version that has the alias and its digest (empty: it has none), without its files. Raises ModelNotFound."""
+    found = _found(uri, name, alias)
+    return int(found.version), str(found.tags.get(DIGEST, ""))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A version as the registry has it: when it was made, its aliases, and the metrics of its training."""
+
+    version: int
+    digest: str
+    made_at: datetime
+    aliases: tuple[str, ...]
+    metrics: Mapping[str, float]
+
+
+def versions(uri: str, name: str) -> list[Listed]:
+    """The versions of a model, the newest first. Raises ModelNotFound where there is none."""
+    client = _asked(uri, f"no model {name} in {_place(uri)}")
+    found = client.search_model_versions(f"name = '{name}'")
+    if not found:
+        raise ModelNotFound(f"no model {name} in {_place(uri)}: make one (headrace train, headrace models register)")
+    aliases = client.get_registered_model(name).aliases
+    return [
+        Listed(
+            int(each.version),
+            str(each.tags.get(DIGEST, "")),
+            datetime.fromtimestamp(each.creation_timestamp / 1000, UTC),
+            tuple(sorted(alias for alias, version in aliases.items() if int(version) == int(each.version))),
+            dict(client.get_run(each.run_id).data.metrics) if each.run_id else {},
+        )
+        for each in sorted(found, key=lambda each: -int(each.version))
+    ]
+
+
+def promote(uri: str, name: str, version: int) -> int:
+    """Makes a version the champion, and the one that was it `previous`; returns that one's number, 0 for none.
+
+    Raises ModelNotFound where there is no such version.
+    """
+    known = versions(uri, name)
+    if version not in [each.version for each in known]:
+        raise ModelNotFound(f"model {name}: no version {version}, there are {', '.join(str(each.version) for each in known)}")
+    return _give(_client(uri), name, CHAMPION, version)
+
+
+def rollback(uri: str, name: str) -> tuple[int, int]:
+    """Makes the previous champion the champion again; returns its number, and that of the one it was. Raises ModelNotFound."""
+    version, _ = newest(uri, name, PREVIOUS)
+    return version, _give(_client(uri), name, CHAMPION, version)
+
+
+def _give(client: "MlflowClient", name: str, alias: str, version: int | str) -> int:
+    """Gives a version the alias; of the champion's, the one that had it becomes the previous one, whose number is returned."""
+    before = client.get_registered_model(name).aliases.get(alias)
+    if alias == CHAMPION and before is not None and int(before) != int(version):
+        client.set_registered_model_alias(name, PREVIOUS, before)
+    client.set_registered_model_alias(name, alias, str(version))
+    return int(before or 0)
+
+
+def _place(uri: str) -> str:
+    """Where a registry is, without what it takes to get in."""
+    return re.sub("//[^/@]*@", "//", uri)
+
+
+def _asked(uri: str, missing: str) -> "MlflowClient":
+    """The client of a registry that is there; raises ModelNotFound."""
+    database = _database(uri)
+    if database is not None and not database.exists():
+        raise ModelNotFound(f"{missing}: make one (headrace train, headrace models register)")
+    return _client(uri)
+
+
+def _found(uri: str, name: str, alias: str) -> "ModelVersion":
+    missing = f"no model {name} with alias {alias} in {_place(uri)}"
+    client = _asked(uri, missing)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ModelNotFound(f"{missing}: make one (headrace train, headrace models register)") from None
 
 
 def _download(uri: str, source: str, folder: Path, what: str, expected: str) -> None:

@@ -107,6 +107,7 @@ def run(
     settings = settings_of(**flags, metrics_port=metrics_port)
     loaded = pipeline_of(pipeline)
 
+    from ops.model_watch import watching
     from ops.start import prepare
     from ops.topics import require
 
@@ -117,16 +118,18 @@ def run(
     if restart:
         from ops.restart import run_again
 
-        raise typer.Exit(run_again(loaded, settings, door, anew=begin is not None, rebuilt=rebuild))
+        with watching(pipeline, settings):
+            raise typer.Exit(run_again(loaded, settings, door, anew=begin is not None, rebuilt=rebuild))
     door()
-    if settings.workers == 1:
-        from ops.worker import work
+    with watching(pipeline, settings):
+        if settings.workers == 1:
+            from ops.worker import work
 
-        work(loaded, settings)
-    else:
-        from ops.workers import run_cluster
+            work(loaded, settings)
+        else:
+            from ops.workers import run_cluster
 
-        run_cluster(pipeline, settings)
+            run_cluster(pipeline, settings)
 
 
 @app.command()
@@ -259,6 +262,58 @@ def register(
         print(f"  {made.unscored:,} rows of the reference got no score (NaN): there the policy's fallback decides")
     for metric, value in made.metrics.items():
         print(f"  {metric} {value:.4g} on the reference frame")
+
+
+ModelName = Annotated[str, typer.Argument(metavar="NAME", help="of the model, as in the pipeline's Model(NAME)")]
+
+
+@models.command("list")
+def list_models(name: ModelName, home: Home = None, as_json: Json = False) -> None:
+    """List the versions of a model, the newest first: which one decides, and what their training measured."""
+    from dataclasses import asdict
+
+    from models.news import News, news_file
+    from models.registry import versions
+
+    settings = settings_of(home=home)
+    refused = News.read(news_file(settings.home / "models", name)).refused
+    found = versions(settings.registry_uri, name)
+    if as_json:
+        rows = [asdict(one) | {"made_at": one.made_at.isoformat(), "refused": refused.get(str(one.version))} for one in found]
+        print(json.dumps(rows))
+        return
+    for one in found:
+        metrics = "".join(f"  {metric} {value:.4g}" for metric, value in one.metrics.items())
+        reason = f"  refused: {refused[str(one.version)].splitlines()[0]}" if str(one.version) in refused else ""
+        aliases = f"  {', '.join(one.aliases)}" if one.aliases else ""
+        print(f"{one.version:4}  {one.made_at:%Y-%m-%d %H:%M}  {one.digest[:16]}{aliases}{metrics}{reason}")
+
+
+@models.command()
+def promote(
+    name: ModelName, version: Annotated[int, typer.Argument(min=1, help="its number")], home: Home = None, as_json: Json = False
+) -> None:
+    """Make a version the champion. A job that runs finds it, checks it, and swaps (HEADRACE_MODEL_LOOK_SECONDS)."""
+    from models.registry import promote as make_champion
+
+    before = make_champion(settings_of(home=home).registry_uri, name, version)
+    _champion(name, version, before, as_json)
+
+
+@models.command()
+def rollback(name: ModelName, home: Home = None, as_json: Json = False) -> None:
+    """Make the previous champion the champion again."""
+    from models.registry import rollback as back
+
+    version, before = back(settings_of(home=home).registry_uri, name)
+    _champion(name, version, before, as_json)
+
+
+def _champion(name: str, version: int, before: int, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"model": name, "champion": version, "previous": before or None}))
+        return
+    print(f"{name} version {version} is champion{f', version {before} was' if before and before != version else ''}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Generic, TypeVar
 
@@ -28,7 +29,8 @@ NICE = 10
 class Journal(Generic[Item]):
     """One worker's chain of files (sinks/segments.py). Use it from one thread; close it.
 
-    make: the rows of some items as a batch, called on the journal's thread; shape: of the sealed files. bytes_a_file: of a log,
+    make: the rows of some items of one kind as a batch, called on the journal's thread; shape: of the sealed files. kind: of an
+    item; a file has items of one kind (the same object, or equal). bytes_a_file: of a log,
     before it is sealed and the next one begun, as happens on each new day, too. most_rows: how many may wait to be written
     before `add` waits. clock: seconds since 1970. sync: makes what was written to a file descriptor last.
 
@@ -43,6 +45,7 @@ class Journal(Generic[Item]):
         shape: Shape,
         *,
         bytes_a_file: int,
+        kind: Callable[[Item], object] = lambda item: None,
         most_rows: int = 100_000,
         clock: Callable[[], float] = time.time,
         sync: Callable[[int], None] = os.fdatasync,
@@ -50,6 +53,8 @@ class Journal(Generic[Item]):
         chain.mkdir(parents=True, exist_ok=True)
         self._chain, self._make, self._shape = chain, make, shape
         self._bytes_a_file, self._most_rows = bytes_a_file, most_rows
+        self._kind = kind
+        self._of_kind: object = None
         self._clock, self._sync = clock, sync
         self._lock = locked(chain)
         drop_empty(chain)
@@ -141,8 +146,8 @@ class Journal(Generic[Item]):
             items, self._items = self._items, []
             rows, self._waiting = self._waiting, 0
             asked, closing = self._asked, self._closing
-        if items:
-            self._write(items)
+        for kind, some in groupby(items, self._kind):
+            self._write(kind, list(some))
         if asked > self._done and self._file is not None:
             self._file.flush()
             self._sync(self._file.fileno())
@@ -159,10 +164,12 @@ class Journal(Generic[Item]):
     def _to_do(self) -> bool:
         return self._waiting >= FRAME_ROWS or self._asked > self._done or self._closing
 
-    def _write(self, items: Sequence[Item]) -> None:
+    def _write(self, kind: object, items: Sequence[Item]) -> None:
         day = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%d")
-        if self._file is not None and (self._written >= self._bytes_a_file or day != self._segment.day):
+        other = day != self._segment.day or kind != self._of_kind
+        if self._file is not None and (self._written >= self._bytes_a_file or other):
             self._roll()
+        self._of_kind = kind
         batch = self._make(items)
         if not batch.num_rows:
             return

@@ -121,6 +121,7 @@ class Encoder:
         if writer is None:
             if len(self._writers) >= LAYOUTS:
                 self._writers.clear()
+                self._words.clear()
             writer = self._writers[layout] = Writer(["{", str(parts[0])[1:], *parts[1:], "}"])
         return writer.rows(columns, n)
 

@@ -185,7 +185,7 @@ def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda row
             frame = pl.DataFrame(table.replace_schema_metadata(None))
             frames.append(only(frame.lazy()).collect())
     told = told_by(folder)
-    every = pl.concat(frames, how="diagonal")
+    every = pl.concat(frames, how="diagonal_relaxed")
     once = every.sort("decided_at", maintain_order=True).unique("decision_id", keep=told.counts, maintain_order=True)
     return Records(once.sort("partition", "offset"), told, every.height - once.height)
 

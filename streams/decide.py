@@ -17,7 +17,8 @@ from features.derived import evaluate, numbers_of
 from features.expressions import Expression
 from features.memo import microseconds
 from features.stored import REFUSED, StoredFeatures
-from models.engine import Engine, Matrix
+from models.engine import Engine
+from models.guard import Guard
 from models.policy import Combinations, Policy
 from models.spec import assemble
 from sinks.messages import Column, Encoder, Messages, Position, encode_decisions
@@ -33,10 +34,14 @@ MOST_FLAGS = 63
 
 @dataclass(frozen=True)
 class Work:
-    """n rows on their way, of so many batches, whose outputs go by `home`. computed: features float [n] by name, NaN where
-    none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of columns, those that are known; scores float32 [n],
-    or [n, k] of a model with k outputs; stored_times int64 [V, n], of the stored rows by view (features/stored.py)."""
+    """n rows on their way, of so many batches, whose outputs go by `home`, decided by `deciding`.
 
+    computed: features float [n] by name, NaN where none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of
+    columns, those that are known; scores float32 [n], or [n, k] of a model with k outputs; stored_times int64 [V, n], of the
+    stored rows by view (features/stored.py).
+    """
+
+    deciding: "Deciding"
     home: str
     batches: int
     batch: pa.RecordBatch
@@ -49,8 +54,8 @@ class Work:
     stored_times: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
 
 
-def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> Work:
-    """Everything queued on the worker as one batch; names: of the streaming features."""
+def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str], deciding: "Deciding") -> Work:
+    """Everything queued on the worker as one batch; names: of the streaming features. deciding: what is to decide it."""
     batches, values = [one.batch for _, one in gathered], [one.values for _, one in gathered]
     batch = batches[0] if len(batches) == 1 else pa.concat_batches(alike(batches))
     computed = dict(zip(names, values[0] if len(values) == 1 else np.concatenate(values, axis=1), strict=True))
@@ -58,7 +63,8 @@ def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str]) -> 
     for _, one in gathered[1:]:
         hashes = {name: np.concatenate([hashes[name], one.hashes[name]]) for name in hashes if name in one.hashes}
     begins = max(one.begins for _, one in gathered)
-    return Work(gathered[0][0], len(gathered), batch, computed, np.zeros(batch.num_rows, np.int64), hashes, begins)
+    flags = np.zeros(batch.num_rows, np.int64)
+    return Work(deciding, gathered[0][0], len(gathered), batch, computed, flags, hashes, begins)
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,11 @@ class Names:
     model_version: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Deciding:
-    """The steps between gather and sink. infer: by the engine, with a guard where a policy can decide without a score."""
+    """The steps between gather and sink, by one version of the model. guard: of the engine, where a policy can decide
+    without a score. fill: what is given instead of stored features, which may be the version's medians. digest: of the
+    version's files; reference: the identity of what its drift is measured from."""
 
     names: Names
     entities: tuple[str, ...]
@@ -84,9 +92,12 @@ class Deciding:
     derived: tuple[tuple[str, Expression], ...]
     stored: StoredFeatures | None
     engine: Engine
-    infer: Callable[[Matrix], Matrix]
+    guard: Guard | None
     policy: Policy | None
     clock_ns: Callable[[], int]
+    fill: npt.NDArray[np.float32] | None = None
+    digest: str = ""
+    reference: str = ""
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
@@ -104,7 +115,7 @@ class Deciding:
         batch, flags, stored_times = work.batch, work.flags, work.stored_times
         computed = dict(work.computed)
         if self.stored is not None:
-            read = self.stored.read(batch, microseconds(batch.column(self.names.time)), work.hashes)
+            read = self.stored.read(batch, microseconds(batch.column(self.names.time)), work.hashes, self.fill)
             computed |= read.columns
             flags, stored_times = read.flags << len(self.entities), read.times
         for k, name in enumerate(self.entities):
@@ -121,7 +132,7 @@ class Deciding:
     def score(self, work: Work) -> Work:
         """Assembles the matrix and scores it."""
         matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed, hashes=work.hashes)
-        scores = self.infer(matrix)
+        scores = (self.guard or self.engine).infer(matrix)
         flags = work.flags
         if self.stored is not None and self.stored.refuses:
             refused = (flags >> self.flags.index(REFUSED) & 1).astype(np.bool_)
@@ -170,10 +181,9 @@ class Deciding:
         return Combinations(lambda bits: [name for k, name in enumerate(self.flags) if bits >> k & 1], 1)
 
 
-def answers(
-    deciding: Deciding, work: Work, sinks: Sequence[Decisions], encoder: Encoder
-) -> tuple[dict[str, Column], list[Messages]]:
+def answers(work: Work, sinks: Sequence[Decisions], encoder: Encoder) -> tuple[dict[str, Column], list[Messages]]:
     """The decisions (none where every sink has an encoder of its own) and the messages of each sink, one for each row."""
+    deciding = work.deciding
     inputs = deciding.engine.spec.names
     decisions: dict[str, Column] = {}
     if any(sink.encode is None for sink in sinks):

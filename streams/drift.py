@@ -9,10 +9,12 @@ are there. Days are those of event time, UTC.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,10 +27,11 @@ from streams.wire import arrays_from_ipc, arrays_to_ipc
 
 I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
-Count = Callable[[F32, F32], I64]
+Count = Callable[[str, F32, F32], I64 | None]
 
-VERSION = 2
+VERSION = 3
 NEVER = -(2**62)
+thresholds = lru_cache(4)(Reference.thresholds)
 SUBMIT_EVERY = timedelta(seconds=0.25)
 REPORT = pa.schema(
     [
@@ -59,26 +62,30 @@ class Partial:
 
 
 class Sample(NamedTuple):
-    """What the model was given and said: times i64 [n] (µs), matrix f32 [n, F], scores f32 [n]."""
+    """What the model was given and said: times i64 [n] (µs), matrix f32 [n, F], scores f32 [n]. reference: the identity of what
+    they are measured from."""
 
     times: I64
     matrix: F32
     scores: F32
+    reference: str
 
 
 @dataclass
 class _Counting:
+    reference: str
     samples: list[Sample]
     rows: int
-    result: "Future[tuple[int, dict[int, tuple[int, I64]]]]"
+    result: "Future[tuple[int, dict[int, tuple[int, I64]]] | None]"
 
 
 class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
     """Counts one source partition's rows on `executor`, a single thread, so that results come in order.
 
-    count: matrix f32 [n, F] and scores f32 [n] to counts i64 [F+1, B+1] (`Reference.count`), run on the thread every quarter
-    of a second, or as soon as there are `submit_rows`; what it raises stops the job. identity: the reference's. max_rows: how
-    many rows may wait before on_batch waits for them.
+    count: a reference's identity, matrix f32 [n, F] and scores f32 [n] to counts i64 [F+1, B+1] (`Reference.count`), None
+    where that reference is not known here, run on the thread every quarter of a second, or as soon as there are `submit_rows`;
+    what it raises stops the job. on_late: told of rows that were not counted. max_rows: how many rows may wait before on_batch
+    waits for them.
     A snapshot never waits: it holds the rows not yet counted, which are counted again on resume.
     """
 
@@ -88,15 +95,15 @@ class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
         resume: dict[str, Any] | None,
         *,
         count: Count,
-        identity: str,
         executor: Executor,
+        on_late: Callable[[int], None] = lambda rows: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         max_rows: int = 200_000,
         submit_rows: int = 4096,
     ) -> None:
         self._partition = partition
         self._count = count
-        self._identity = identity
+        self._on_late = on_late
         self._executor = executor
         self._clock = clock
         self._max_rows = max_rows
@@ -106,8 +113,7 @@ class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
         self._new_rows = 0
         self._due: datetime | None = None
         if resume is not None:
-            rows = _checked(resume)["rows"]
-            self._take([] if rows is None else [_sample(rows)])
+            self._take([_sample(reference, rows) for reference, rows in _checked(resume)["rows"]])
 
     def on_batch(self, values: list[Sample]) -> tuple[Iterable[Partial], bool]:
         self._take(values)
@@ -132,10 +138,11 @@ class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
 
     def snapshot(self) -> dict[str, Any]:
         waiting = [*(sample for counting in self._counting for sample in counting.samples), *self._new]
-        if not waiting:
-            return {"version": VERSION, "rows": None}
-        all_rows = _joined(waiting)
-        return {"version": VERSION, "rows": arrays_to_ipc([all_rows.times, all_rows.matrix.T, all_rows.scores])}
+        rows = [
+            (reference, arrays_to_ipc([joined.times, joined.matrix.T, joined.scores]))
+            for reference, joined in ((reference, _joined(samples)) for reference, samples in _by_reference(waiting))
+        ]
+        return {"version": VERSION, "rows": rows}
 
     def _take(self, samples: list[Sample]) -> None:
         self._new += samples
@@ -144,47 +151,69 @@ class DriftCounter(StatefulBatchLogic[Sample, Partial, dict[str, Any]]):
             self._due = self._clock() + SUBMIT_EVERY
 
     def _submit(self) -> None:
-        if self._new:
-            result = self._executor.submit(_count_days, self._new, self._count)
-            self._counting.append(_Counting(self._new, self._new_rows, result))
-            self._new, self._new_rows = [], 0
+        for reference, samples in _by_reference(self._new):
+            rows = sum(len(sample.times) for sample in samples)
+            self._counting.append(_Counting(reference, samples, rows, self._executor.submit(_count_days, samples, self._count)))
+        self._new, self._new_rows = [], 0
 
     def _collect(self, at_most: int) -> list[Partial]:
         waiting = sum(counting.rows for counting in self._counting)
-        merged: dict[int, tuple[int, I64]] = {}
+        merged: dict[str, dict[int, tuple[int, I64]]] = {}
         seen_until = NEVER
         while self._counting and (waiting > at_most or self._counting[0].result.done()):
             counting = self._counting.popleft()
             waiting -= counting.rows
-            latest, days = counting.result.result()
+            counted = counting.result.result()
+            if counted is None:
+                self._on_late(counting.rows)
+                continue
+            latest, days = counted
             seen_until = max(seen_until, latest)
+            of_reference = merged.setdefault(counting.reference, {})
             for day, (rows, counts) in days.items():
-                before = merged.get(day)
-                merged[day] = (rows + before[0], counts + before[1]) if before else (rows, counts)
-        if not merged:
-            return []
-        days_counted = tuple((day, rows, counts.tobytes()) for day, (rows, counts) in sorted(merged.items()))
-        return [Partial(self._partition, self._identity, seen_until, days_counted)]
+                before = of_reference.get(day)
+                of_reference[day] = (rows + before[0], counts + before[1]) if before else (rows, counts)
+        return [
+            Partial(
+                self._partition,
+                reference,
+                seen_until,
+                tuple((day, rows, counts.tobytes()) for day, (rows, counts) in sorted(days.items())),
+            )
+            for reference, days in merged.items()
+            if days
+        ]
+
+
+def _by_reference(samples: Sequence[Sample]) -> Iterator[tuple[str, list[Sample]]]:
+    """Those of one reference that stand together; it changes when the model does."""
+    for reference, some in groupby(samples, lambda sample: sample.reference):
+        yield reference, list(some)
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    return samples[0] if len(samples) == 1 else Sample(*map(np.concatenate, zip(*samples, strict=True)))
+    if len(samples) == 1:
+        return samples[0]
+    times, matrix, scores, _ = zip(*samples, strict=True)
+    return Sample(np.concatenate(times), np.concatenate(matrix), np.concatenate(scores), samples[0].reference)
 
 
-def _sample(data: bytes) -> Sample:
+def _sample(reference: str, data: bytes) -> Sample:
     times, matrix, scores = arrays_from_ipc(data)
-    return Sample(times, np.ascontiguousarray(matrix.T), scores)
+    return Sample(times, np.ascontiguousarray(matrix.T), scores, reference)
 
 
-def _count_days(samples: Sequence[Sample], count: Count) -> tuple[int, dict[int, tuple[int, I64]]]:
+def _count_days(samples: Sequence[Sample], count: Count) -> tuple[int, dict[int, tuple[int, I64]]] | None:
     seen_until, days = NEVER, dict[int, tuple[int, I64]]()
-    times, matrix, scores = _joined(samples)
+    times, matrix, scores, reference = _joined(samples)
     if len(times):
         seen_until = max(seen_until, int(times.max()))
         of_row = times // DAY_US
         for day in np.unique(of_row).tolist():
             here = of_row == day
-            counts = count(matrix, scores) if here.all() else count(matrix[here], scores[here])
+            counts = count(reference, matrix, scores) if here.all() else count(reference, matrix[here], scores[here])
+            if counts is None:
+                return None
             rows, before = days.get(day, (0, 0))
             days[day] = (rows + int(here.sum()), counts + before)
     return seen_until, days
@@ -198,8 +227,10 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
     of a day that is over is late: counted (`on_late`) and left out. A day of less than min_rows rows is not judged, nor is
     the first one the job sees if it has less than half the reference's rows a day (it began before the job): it gets one
     row with the statistic "rows", no feature, and the rows it would have needed as threshold.
-    The end of the input is no end of a day, unless close_on_eof. Counts kept from a job with another reference are
-    dropped and counted as late.
+    The end of the input is no end of a day, unless close_on_eof.
+
+    reference: the one in use, which changes with the model. The first counts of another than before begin the days that are
+    open anew: what there was of them, and what comes of any other reference, is dropped and counted as late.
     """
 
     def __init__(
@@ -207,7 +238,7 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
         resume: dict[str, Any] | None,
         *,
         pipeline: str,
-        reference: Reference,
+        reference: Callable[[], Reference],
         rate: float,
         partitions: Sequence[str] = (),
         min_rows: int = 100,
@@ -215,9 +246,10 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
         on_late: Callable[[int], None] = lambda rows: None,
         close_on_eof: bool = False,
     ) -> None:
-        self._pipeline = pipeline
-        self._reference = reference
-        self._thresholds = reference.thresholds(rate)
+        self._pipeline, self._rate = pipeline, rate
+        self._in_use = reference
+        self._reference = reference()
+        self._thresholds = thresholds(self._reference, rate)
         self._min_rows = min_rows
         self._patience = int(patience_days * DAY_US)
         self._on_late = on_late
@@ -267,6 +299,10 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
         if self._first is None:
             self._first = partial.days[0][0]
         self._seen[partial.partition] = max(self._seen.get(partial.partition, NEVER), partial.seen_until)
+        if partial.reference != self._reference.identity and partial.reference == (now := self._in_use()).identity:
+            self._on_late(sum(rows for rows, _ in self._open.values()))
+            self._open = {}
+            self._reference, self._thresholds = now, thresholds(now, self._rate)
         for day, rows, data in partial.days:
             if day <= self._closed or partial.reference != self._reference.identity:
                 self._on_late(rows)

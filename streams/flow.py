@@ -72,18 +72,18 @@ def build(job: Job) -> Dataflow:
 
     def batch(gathered: list[tuple[str, Gathered]]) -> list[Work]:
         with meters.stage("batch"):
-            work = together(gathered, job.streaming_names)
+            work = together(gathered, job.streaming_names, job.deciding)
         meters.batch_rows.observe(work.batch.num_rows)
         with meters.stage("features"):
-            return [job.deciding.complete(work)]
+            return [work.deciding.complete(work)]
 
     def score(work: Work) -> Work:
         with meters.stage("model", work.batch.num_rows):
-            return job.deciding.score(work)
+            return work.deciding.score(work)
 
     def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
         with meters.stage("decision", work.batch.num_rows):
-            decisions, written = answers(job.deciding, work, pipeline.sinks, encoder)
+            decisions, written = answers(work, pipeline.sinks, encoder)
             outputs = [each for messages in written for each in shared_out(messages, work)]
             made: list[tuple[str, Messages | Entry]] = [*outputs]
             if pipeline.record:
@@ -98,18 +98,18 @@ def build(job: Job) -> Dataflow:
         with meters.stage("drift"):
             times = microseconds(work.batch[pipeline.events.time])
             return [
-                (shard_name(partition), Sample(times[a:b], work.matrix[a:b], work.scores[a:b]))
+                (shard_name(partition), Sample(times[a:b], work.matrix[a:b], work.scores[a:b], work.deciding.reference))
                 for partition, a, b in runs(work.batch.column("_partition").to_numpy())
             ]
 
     def counter(resume: dict[str, Any] | None) -> DriftCounter:
-        return DriftCounter("", resume, count=job.count_drift, identity=job.reference.identity, executor=job.drift_thread)
+        return DriftCounter("", resume, count=job.count_drift, executor=job.drift_thread, on_late=meters.drift_late.inc)
 
     def judge(resume: dict[str, Any] | None) -> DriftJudge:
         return DriftJudge(
             resume,
             pipeline=pipeline.name,
-            reference=job.reference,
+            reference=lambda: job.reference,
             rate=pipeline.drift.rate if pipeline.drift else 0.0,
             partitions=[shard_name(number) for number in range(job.events.partitions)],
             on_late=meters.drift_late.inc,

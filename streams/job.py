@@ -1,10 +1,10 @@
 """A job: a pipeline with its settings, and the parts it runs on, each opened once per worker when it is first needed."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,10 @@ from features.stored import StoredFeatures
 from features.streaming import Cutter
 from models.engine import Engine, OnnxEngine
 from models.guard import Guard
+from models.news import News, news_file, reason_of
 from models.reference import Reference
 from models.registry import resolve
+from models.spec import digest as digest_of
 from sinks.journal import Journal, adopt
 from sinks.kafka import KafkaSink
 from sinks.messages import Sink
@@ -87,6 +89,7 @@ class Job:
     say: Callable[[str], None] = lambda words: None
     trail: Trail | None = None
     aside: Aside = field(default_factory=dict)
+    _references: dict[str, Reference] = field(default_factory=dict, init=False)
 
     @cached_property
     def meters(self) -> Meters:
@@ -157,7 +160,7 @@ class Job:
 
     @cached_property
     def kept(self) -> list[str]:
-        """The columns of an event that are needed once its streaming features are there."""
+        """The columns of an event that are needed once its streaming features are there, by whatever version of the model."""
         topic, deciding = self.pipeline.events, self.deciding
         conditions = [expression for _, expression in deciding.derived]
         if deciding.policy is not None:
@@ -165,7 +168,8 @@ class Job:
         read = {name for expression in conditions for name in expression.names}
         stored = deciding.stored.entities if deciding.stored else ()
         encoded = self.pipeline.encoded
-        wanted = {topic.time, topic.id, *deciding.entities, *stored, *read, *deciding.engine.spec.names, *encoded}
+        fields = {name for feature in self.pipeline.features if isinstance(feature, Fields) for name in feature.names}
+        wanted = {topic.time, topic.id, *deciding.entities, *stored, *read, *fields, *encoded}
         whole = ["_value"] if "_value" in wanted else []
         return [name for name in self.pipeline.columns.names if name in wanted] + PROVENANCE.names + whole
 
@@ -217,12 +221,15 @@ class Job:
         if self.staged and not self.beginning.reading:
             self.outbox.finish()
 
+    def log_rows(self, entries: Sequence[Entry]) -> pa.RecordBatch:
+        """The rows of the record of entries of one version of the model."""
+        return self._log_rows_of(entries[0].work.deciding)(entries)
+
     @cached_property
-    def log_rows(self) -> LogRows:
-        pipeline = self.pipeline
-        share = pipeline.record.share if pipeline.record else 1.0
-        digest, age_by = self.champion_in_use.digest, self.settings.stored_age
-        return LogRows(self.deciding, pipeline.features, digest, share, age_by, "last" if self.staged else "first")
+    def _log_rows_of(self) -> Callable[[Deciding], LogRows]:
+        features, age_by = self.pipeline.features, self.settings.stored_age
+        share = self.pipeline.record.share if self.pipeline.record else 1.0
+        return lru_cache(2)(lambda deciding: LogRows(deciding, features, share, age_by, "last" if self.staged else "first"))
 
     @cached_property
     def journal(self) -> Journal[Entry]:
@@ -231,26 +238,47 @@ class Job:
         folder = Path(said.path) if said.path else self.settings.home / "record" / self.pipeline.name
         adopt(folder, self.worker, self.workers, shaped)
         chain, size = folder / f"worker-{self.worker}", int(said.megabytes * 1e6)
-        journal = Journal(chain, self.log_rows, shaped, bytes_a_file=size, clock=lambda: self.clock_ns() / 1e9)
+        journal = Journal(
+            chain,
+            self.log_rows,
+            shaped,
+            bytes_a_file=size,
+            kind=lambda entry: entry.work.deciding,
+            clock=lambda: self.clock_ns() / 1e9,
+        )
         self.meters.recording(lambda: journal.rows)
         return journal
 
     @cached_property
     def champion_in_use(self) -> Champion:
-        if self.champion is not None:
-            return self.champion
-        name = self.pipeline.model.name
-        version = resolve(self.settings.registry_uri, name, into=Path(self.settings.home) / "models")
-        engine = OnnxEngine(version.folder, threads=self.pipeline.model.threads)
-        engine.warm()
-        reference = Reference.load(version.folder) if self.pipeline.drift else None
-        return Champion(version.version, engine, reference, version.digest)
+        return self._first[0]
 
     @cached_property
-    def guard(self) -> Guard:
-        guard = Guard(self.champion_in_use.engine, self.say)
-        self.meters.model(lambda: guard.failed, lambda: guard.resting)
-        return guard
+    def _first(self) -> tuple[Champion, Deciding]:
+        """The version to begin with: the registry's champion, or, where that cannot be used, the last one that was checked."""
+        if self.champion is not None:
+            return self.champion, self.decided_by(self.champion)
+        name, models = self.pipeline.model.name, self.settings.home / "models"
+        digest = ""
+        try:
+            version = resolve(self.settings.registry_uri, name, into=models)
+            digest = version.digest
+            champion = self.loaded(version.version, digest, version.folder)
+            return champion, self.decided_by(champion)
+        except ValueError as error:
+            news = News.read(news_file(models, name))
+            if news.digest in ("", digest) or digest_of(models / news.folder) != news.digest:
+                raise
+            self.say(f"model {name}: version {news.version} decides: the champion cannot be used: {reason_of(error)}")
+        champion = self.loaded(news.version, news.digest, models / news.folder)
+        return champion, self.decided_by(champion)
+
+    def loaded(self, version: int, digest: str, folder: Path, checked: bool = False) -> Champion:
+        """A version of the model from its files, warm. Raises ModelRefused, and ValueError for what is beside it."""
+        engine = OnnxEngine(folder, threads=self.pipeline.model.threads, checked=checked)
+        engine.warm()
+        reference = Reference.load(folder) if self.pipeline.drift else None
+        return Champion(version, engine, reference, digest)
 
     @cached_property
     def stored(self) -> StoredFeatures | None:
@@ -260,7 +288,7 @@ class Job:
         stored = StoredFeatures(
             self.pipeline.repo(settings),
             asked,
-            medians=self.champion_in_use.engine.spec.medians,
+            medians=None,
             age=settings.stored_age,
             refresh_seconds=settings.stored_refresh_seconds,
             patience=settings.stored_patience_seconds,
@@ -286,38 +314,61 @@ class Job:
     def takers(self) -> list[Callable[[Work], None]]:
         """What hands a decided batch's features to those who push them."""
         pipeline = self.pipeline
-        return [taker(push, pipeline.pushed(push), self.deciding, self.pushing[push.source]) for push in pipeline.push]
+        return [taker(push, pipeline.pushed(push), self.pushing[push.source]) for push in pipeline.push]
 
     @property
     def reference(self) -> Reference:
-        """What drift is measured from. Raises ValueError for a model without one."""
-        reference = self.champion_in_use.reference
-        if reference is None:
-            name = self.pipeline.model.name
-            raise ValueError(
-                f"model {name}: it has no reference profile to measure drift from: make it again with headrace train or "
-                f"headrace models register"
-            )
-        return reference
+        """What drift is measured from."""
+        return self._references[self.deciding.reference]
 
     @cached_property
     def drift_thread(self) -> Executor:
         return ThreadPoolExecutor(1, "drift")
 
-    def count_drift(self, matrix: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Counts on the drift thread, and the time that takes."""
+    def count_drift(
+        self, reference: str, matrix: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.int64] | None:
+        """Counts on the drift thread, and the time that takes; None for a reference that is not known."""
+        known = self._references.get(reference)
+        if known is None:
+            return None
         with self.meters.stage("drift", len(scores)):
-            return self.reference.count(matrix, scores)
+            return known.count(matrix, scores)
 
     @cached_property
     def deciding(self) -> Deciding:
-        pipeline, champion, stored = self.pipeline, self.champion_in_use, self.stored
+        """What decides: `swap` puts another in its place."""
+        self.meters.model(
+            lambda: self.deciding.names.model_version, lambda: self.deciding.guard is not None and self.deciding.guard.resting
+        )
+        champion, first = self._first
+        self._adopt(first, champion)
+        return first
+
+    def swap(self, champion: Champion, deciding: Deciding) -> None:
+        """From the next batch on, `deciding` (of `decided_by`) decides. Any thread may call it, one at a time."""
+        self._adopt(deciding, champion)
+        self.champion_in_use, self.deciding = champion, deciding
+        self.meters.model_swaps.inc()
+
+    def _adopt(self, deciding: Deciding, champion: Champion) -> None:
+        if champion.reference is not None:
+            self._references = self._references | {deciding.reference: champion.reference}
+
+    def decided_by(self, champion: Champion) -> Deciding:
+        """What decides by a version of the model. Raises ValueError, and InputsDifferError, for one that does not fit."""
+        pipeline, stored = self.pipeline, self.stored
         schema = pipeline.columns
         derived = compile_derived(pipeline.features, schema, stored.names if stored else ())
         names = pipeline.feature_names(stored.names if stored else ())
         fields = {name for feature in pipeline.features if isinstance(feature, Fields) for name in feature.names}
         computed = [(name, pa.float64()) for name in names if name not in fields]
-        spec = champion.engine.spec
+        spec, reference = champion.engine.spec, champion.reference
+        if pipeline.drift and reference is None:
+            raise ValueError(
+                f"model {pipeline.model.name}: it has no reference profile to measure drift from: make it again with headrace "
+                f"train or headrace models register"
+            )
         if spec.outputs != 1 and (pipeline.policy or pipeline.drift):
             raise ValueError(f"model {spec.name}: expected one output, as policies and drift need, got {spec.outputs}")
         inputs = [(each.name, each.kind) for each in spec.inputs]
@@ -340,9 +391,12 @@ class Job:
             derived=derived,
             stored=stored,
             engine=champion.engine,
-            infer=self.guard.infer if pipeline.policy else champion.engine.infer,
+            guard=Guard(champion.engine, self.say, on_failed=self.meters.model_failed.inc) if pipeline.policy else None,
             policy=pipeline.policy.compile(pa.schema([*schema, *computed])) if pipeline.policy else None,
             clock_ns=self.clock_ns,
+            fill=stored.filled(spec.medians) if stored else None,
+            digest=champion.digest,
+            reference=reference.identity if reference else "",
         )
 
     def open(self) -> None:

@@ -101,17 +101,15 @@ class StateCollector:
 class ModelCollector:
     """How the model does, looked up when somebody asks for the metrics."""
 
-    def __init__(self, pipeline: str, failed: Callable[[], int], resting: Callable[[], bool]) -> None:
-        self._pipeline, self._failed, self._resting = pipeline, failed, resting
+    def __init__(self, pipeline: str, version: Callable[[], int], resting: Callable[[], bool]) -> None:
+        self._pipeline, self._version, self._resting = pipeline, version, resting
 
     def collect(self) -> Iterable[Metric]:
-        failed = CounterMetricFamily(
-            "headrace_model_failed_rows", "Rows the model threw at, or was let be", labels=["pipeline"]
-        )
-        failed.add_metric([self._pipeline], self._failed())
+        version = GaugeMetricFamily("headrace_model_version", "Version of the model that decides", labels=["pipeline"])
+        version.add_metric([self._pipeline], self._version())
         resting = GaugeMetricFamily("headrace_model_resting", "1 while a model that throws is let be", labels=["pipeline"])
         resting.add_metric([self._pipeline], int(self._resting()))
-        return [failed, resting]
+        return [version, resting]
 
 
 class Meters:
@@ -149,6 +147,14 @@ class Meters:
         self.rebuild_left = left.labels(pipeline)
         failed = Counter("headrace_commits_failed", "Commits of safe positions refused", ["pipeline"], registry=registry)
         self.commits_failed = failed.labels(pipeline)
+        unscored = Counter(
+            "headrace_model_failed_rows", "Rows the model threw at, or was let be", ["pipeline"], registry=registry
+        )
+        self.model_failed = unscored.labels(pipeline)
+        swaps = Counter("headrace_model_swaps", "Times that a version of the model took over", ["pipeline"], registry=registry)
+        self.model_swaps = swaps.labels(pipeline)
+        refused = Counter("headrace_model_refused", "Versions of the model that were refused", ["pipeline"], registry=registry)
+        self.model_refused = refused.labels(pipeline)
 
     def stored(self, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
         """Shows what stored features count, by view, and how often their store failed."""
@@ -162,9 +168,9 @@ class Meters:
         """Shows the bytes of the streaming features' state by entity."""
         self._registry.register(StateCollector(self._pipeline, sizes))
 
-    def model(self, failed: Callable[[], int], resting: Callable[[], bool]) -> None:
-        """Shows how many rows have no score since the model threw, and whether it is let be."""
-        self._registry.register(ModelCollector(self._pipeline, failed, resting))
+    def model(self, version: Callable[[], int], resting: Callable[[], bool]) -> None:
+        """Shows which version of the model decides, and whether it is let be."""
+        self._registry.register(ModelCollector(self._pipeline, version, resting))
 
     def recording(self, rows: Callable[[], int]) -> None:
         """Shows how many decisions are in the record."""

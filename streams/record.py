@@ -37,13 +37,13 @@ def entry(work: Work, decisions: Mapping[str, Any], decided_at: int) -> Entry:
 
 
 class LogRows:
-    """Makes the rows of a log of entries. Called on the journal's thread; what it reads of a work nobody changes."""
+    """Makes the rows of a log of entries of one version of the model. Called on the journal's thread; what it reads of a work
+    nobody changes."""
 
     def __init__(
         self,
         deciding: Deciding,
         features: Sequence[Feature],
-        model_digest: str,
         share: float,
         age_by: str,
         counts: Literal["first", "last"] = "first",
@@ -59,7 +59,7 @@ class LogRows:
             self._places[each.name] = each, end
             end += each.width
         recorded = tuple(self._recorded(features))
-        told = Told(names.pipeline, self._prefix, names.model, model_digest, deciding.flags, recorded, age_by, share, counts)
+        told = Told(names.pipeline, self._prefix, names.model, deciding.digest, deciding.flags, recorded, age_by, share, counts)
         self.told = told
         self._metadata = told.metadata()
 

@@ -19,7 +19,7 @@ from features.streaming import Cut, Group
 from models.registry import resolve
 from sinks.messages import Encoder
 from sinks.records import shaped
-from streams.decide import answers, together
+from streams.decide import Work, answers, together
 from streams.decode import APPENDED, PROVENANCE
 from streams.exchange import Gathered
 from streams.job import Job
@@ -29,8 +29,9 @@ from streams.routing import page_name, shard_name
 from streams.settings import JobSettings
 
 
-def rehearse(job: Job) -> None:
-    """Runs what a job's steps call, on rows whose outcome nobody sees. Raises what they raise."""
+def rehearse(job: Job) -> Work:
+    """Runs what a job's steps call, on rows whose outcome nobody sees, which it returns as they are before they are scored.
+    Raises what they raise."""
     pipeline = job.pipeline
     rows = examples(pipeline.events.schema)
     n = rows.num_rows
@@ -46,12 +47,22 @@ def rehearse(job: Job) -> None:
     for group, cutter in zip(pipeline.groups, job.cutters, strict=True):
         keep(group, cutter(seen, reads))
     gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
-    work = job.deciding.score(job.deciding.complete(together([(shard_name(0), gathered)], job.streaming_names)))
-    decisions, _ = answers(job.deciding, work, pipeline.sinks, Encoder())
+    work = together([(shard_name(0), gathered)], job.streaming_names, job.deciding)
+    work = work.deciding.complete(work)
+    scored = rehearse_deciding(job, work)
+    if pipeline.drift:
+        job.reference.count(scored.matrix, scored.scores)
+    return work
+
+
+def rehearse_deciding(job: Job, work: Work) -> Work:
+    """The steps that a version of the model has a part in, on any thread; returns what it has scored."""
+    pipeline = job.pipeline
+    work = work.deciding.score(work)
+    decisions, _ = answers(work, pipeline.sinks, Encoder())
     if pipeline.record:
         shaped(pa.Table.from_batches([job.log_rows([entry(work, decisions, 0)])]))
-    if pipeline.drift:
-        job.reference.count(work.matrix, work.scores)
+    return work
 
 
 def warm_before_fork(pipeline: Pipeline, settings: JobSettings) -> None:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from streams.settings import JobSettings
 from streams.sound import elsewhere
 from streams.start import MADE, RecoveryError, Start, check, needs, store_of
 from streams.store import Store
+from streams.swapping import Swapping
 
 PEERS_SECONDS = 10.0
 
@@ -58,7 +59,7 @@ def run(
     if stop is not None:
         job.stop = stop
     job.open()
-    rehearse(job)
+    rehearsed = rehearse(job)
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not walk through a million objects of libraries again and again
     folder = recovery_folder(pipeline, settings, worker) if settings.recovery else None
@@ -70,6 +71,8 @@ def run(
         with ExitStack() as around:
             if folder and (worker == 0 or elsewhere(folder)):
                 around.enter_context(checkpointing(folder))
+            if settings.model_look_seconds:
+                around.enter_context(closing(Swapping(job, rehearsed)))
             around.enter_context(native_errors_to(settings.home / f"native-{worker}.log"))
             if len(addresses) > 1:
                 await_peers(addresses[:worker], PEERS_SECONDS)

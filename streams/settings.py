@@ -28,6 +28,7 @@ class JobSettings(BaseSettings):
     home: Path = Field(Path(".headrace"), description="what the job keeps: recovery store, model registry, data")
     registry: str = Field("", description="MLflow tracking URI; empty: SQLite in home")
     feast_repo: Path | None = Field(None, description="the Feast repo, before the one that the pipeline names")
+    model_look_seconds: float = Field(30, ge=0, description="time between two looks for a new version of the model; 0: none")
     workers: int = Field(1, ge=1, le=64, description="processes on this machine")
     epoch_seconds: float = Field(0.25, gt=0, le=60, description="time between two snapshots")
     recovery: bool = Field(True, description="keep positions and state in home/recovery/PIPELINE")

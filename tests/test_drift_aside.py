@@ -37,7 +37,7 @@ def test_a_slow_drift_kernel_does_not_stand_between_an_event_and_its_decision(
     counted: list[tuple[float, int]] = []
     written: list[float] = []
 
-    def slowly(job: Job, matrix: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    def slowly(job: Job, name: str, matrix: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         time.sleep(0.2)
         counted.append((time.monotonic(), len(scores)))
         return reference.count(matrix, scores)

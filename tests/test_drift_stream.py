@@ -64,9 +64,9 @@ class Stepped(Executor):
         future.set_result(call())
 
 
-def items(days: int, per_day: int, seed: int, size: int = 97) -> list[Sample]:
+def items(days: int, per_day: int, seed: int, size: int = 97, reference: str = "it") -> list[Sample]:
     columns = rows(days, per_day, seed)
-    return [Sample(*(column[k : k + size] for column in columns)) for k in range(0, days * per_day, size)]
+    return [Sample(*(column[k : k + size] for column in columns), reference=reference) for k in range(0, days * per_day, size)]
 
 
 def total(partials: list[Partial], reference: Reference) -> dict[int, tuple[int, list[int]]]:
@@ -88,16 +88,16 @@ def expected_total(days: int, per_day: int, seed: int, reference: Reference) -> 
 
 
 def counter(reference: Reference, executor: Executor, resume: Any = None, **options: Any) -> DriftCounter:
-    options = {"count": reference.count, "identity": reference.identity, "submit_rows": 1} | options
+    options = {"count": lambda name, *rows: reference.count(*rows), "submit_rows": 1} | options
     return DriftCounter("000.1", resume, executor=executor, **options)
 
 
-def judge(reference: Reference, resume: Any = None, **options: Any) -> DriftJudge:
-    return DriftJudge(resume, pipeline="flights", reference=reference, rate=0.02, **options)
+def judge(first: Reference, resume: Any = None, **options: Any) -> DriftJudge:
+    return DriftJudge(resume, pipeline="flights", **{"reference": lambda: first, "rate": 0.02} | options)
 
 
 def held(state: dict[str, Any]) -> int:
-    return 0 if state["rows"] is None else len(arrays_from_ipc(state["rows"])[0])
+    return sum(len(arrays_from_ipc(data)[0]) for _, data in state["rows"])
 
 
 def test_many_samples_that_wait_are_one_piece_of_a_snapshot(reference: Reference, thread: Executor) -> None:
@@ -105,7 +105,9 @@ def test_many_samples_that_wait_are_one_piece_of_a_snapshot(reference: Reference
     given = items(1, 2000, seed=3)
     logic.on_batch(given)
     state = logic.snapshot()
-    times, matrix, scores = arrays_from_ipc(state["rows"])
+    ((name, data),) = state["rows"]
+    times, matrix, scores = arrays_from_ipc(data)
+    assert name == "it"
     assert np.array_equal(times, np.concatenate([item.times for item in given]))
     assert np.array_equal(matrix.T, np.concatenate([item.matrix for item in given]))
     resumed = counter(reference, thread, resume=state)
@@ -121,14 +123,14 @@ def test_counts_are_those_of_all_rows_however_they_come(reference: Reference, th
     partials += logic.on_eof()[0]
     assert total(partials, reference) == expected_total(5, 211, 2, reference)
     assert partials[-1].seen_until == rows(5, 211, 2)[0][-1]
-    assert logic.snapshot()["rows"] is None
+    assert logic.snapshot()["rows"] == []
     assert logic.notify_at() is None
 
 
 def test_a_slow_count_delays_neither_batches_nor_snapshots(reference: Reference, thread: Executor) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def slow(matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def slow(name: str, matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
         begun.set()
         assert go_on.wait(20)
         return reference.count(matrix, scores)
@@ -151,7 +153,7 @@ def test_a_slow_count_delays_neither_batches_nor_snapshots(reference: Reference,
 
 
 def test_a_kernel_that_sleeps_half_a_second_is_not_waited_for(reference: Reference, thread: Executor) -> None:
-    def slow(matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def slow(name: str, matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
         time.sleep(0.5)
         return reference.count(matrix, scores)
 
@@ -166,7 +168,7 @@ def test_a_kernel_that_sleeps_half_a_second_is_not_waited_for(reference: Referen
 
 
 def test_a_full_backlog_waits_and_loses_nothing(reference: Reference, thread: Executor) -> None:
-    def slow(matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def slow(name: str, matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
         time.sleep(0.01)
         return reference.count(matrix, scores)
 
@@ -180,7 +182,7 @@ def test_a_full_backlog_waits_and_loses_nothing(reference: Reference, thread: Ex
 
 
 def test_what_the_count_raises_stops_the_job(reference: Reference, thread: Executor) -> None:
-    def broken(matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    def broken(name: str, matrix: np.ndarray, scores: np.ndarray) -> np.ndarray:
         raise ValueError("no such column")
 
     logic = counter(reference, thread, count=broken)
@@ -314,8 +316,8 @@ def test_counts_of_another_reference_are_never_mixed_in(reference: Reference) ->
     assert late == [400]
     resumed.on_batch([partial(reference, "a", 0, count=9)])
     assert late == [400, 9]
-    with pytest.raises(ValueError, match="expected state of version 2, got 3"):
-        judge(reference, resume=logic.snapshot() | {"version": 3})
+    with pytest.raises(ValueError, match="expected state of version 3, got 4"):
+        judge(reference, resume=logic.snapshot() | {"version": 4})
 
 
 def run_flow(inputs: list[Any], reference: Reference, executor: Executor, recovery: Any) -> list[pa.RecordBatch]:
@@ -330,10 +332,48 @@ def run_flow(inputs: list[Any], reference: Reference, executor: Executor, recove
     return [report for _, report in out]
 
 
+def test_what_two_models_were_given_is_counted_apart_and_resumed_apart(reference: Reference, thread: Executor) -> None:
+    """The second has another number of inputs; what it is measured from is not known on this worker for the third."""
+    first, second, third = (sample._replace(reference=name) for sample, name in zip(items(1, 300, seed=9), "abc", strict=False))
+    second = second._replace(matrix=second.matrix[:, :2])
+    late: list[int] = []
+
+    def count(name: str, matrix: np.ndarray, scores: np.ndarray) -> np.ndarray | None:
+        return None if name == "c" else np.array([[matrix.shape[1], len(scores)]])
+
+    logic = counter(reference, thread, count=count, on_late=late.append, submit_rows=10_000)
+    logic.on_batch([first, second, first, third])
+    state = logic.snapshot()
+    assert [name for name, _ in state["rows"]] == ["a", "b", "a", "c"]
+    resumed = counter(reference, thread, resume=state, count=count, on_late=late.append, submit_rows=10_000)
+    resumed.on_batch([second])
+    found = {one.reference: [np.frombuffer(data, np.int64).tolist() for _, _, data in one.days] for one in resumed.on_eof()[0]}
+    n, m = len(first.times), len(second.times)
+    assert found == {"a": [[6, 2 * n]], "b": [[4, 2 * m]]}
+    assert late == [len(third.times)]
+
+
+def test_the_judge_goes_over_to_the_reference_of_a_new_model_and_says_what_it_drops(reference: Reference) -> None:
+    times, matrix, scores = rows(60, 400, seed=8, start=START - 70)
+    other = build_reference(NAMES, (True, False, False), matrix * 2, scores, times)
+    in_use, late = [reference], list[int]()
+    logic = judge(reference, reference=lambda: in_use[0], on_late=late.append)
+    logic.on_batch([partial(reference, "a", 0)])
+    logic.on_batch([partial(other, "a", 0)])
+    assert late == [400], "not in use here yet"
+    in_use[0] = other
+    logic.on_batch([partial(other, "a", 0)])
+    assert late == [400, 400], "the day begins anew"
+    logic.on_batch([partial(reference, "a", 0, count=9)])
+    assert late == [400, 400, 9], "of the model before"
+    assert logic.snapshot()["reference"] == other.identity
+    assert [rows for rows, _ in logic.snapshot()["open"].values()] == [400]
+
+
 def test_a_flow_aborted_and_resumed_reports_each_day_with_every_row(
     reference: Reference, thread: Executor, tmp_path: Any
 ) -> None:
-    keyed: list[Any] = [("000.1", item) for item in items(6, 300, seed=6)]
+    keyed: list[Any] = [("000.1", item) for item in items(6, 300, seed=6, reference=reference.identity)]
     expected = run_flow(list(keyed), reference, thread, None)
     assert days_reported(expected) == [0, 1, 2, 3, 4]
     init_db_dir(tmp_path, 1)

@@ -151,6 +151,22 @@ def test_each_day_begins_a_file(tmp_path: Path) -> None:
     assert [described(path)["day"] for path in files] == ["2023-11-14", "2023-11-15", "2023-11-16"]
 
 
+def test_a_file_has_items_of_one_kind(tmp_path: Path) -> None:
+    """However they come, in one turn or in several."""
+    chain = tmp_path / "worker-0"
+    journal = Journal(chain, make, same, bytes_a_file=10**9, kind=lambda item: item.start // 100, clock=lambda: DAY)
+    for start in (0, 10, 100, 110, 20):
+        journal.add(range(start, start + 10), 10)
+        if start == 0:
+            journal.flush()
+    journal.close()
+    files = in_order(chain, ".parquet")
+    assert [pq.read_table(path)["n"].to_pylist() for path in files] == [
+        list(range(20)), list(range(100, 120)), list(range(20, 30)),
+    ]  # fmt: skip
+    assert not check(chain).breaks
+
+
 def test_a_whole_chain_is_whole(tmp_path: Path) -> None:
     files = filled(tmp_path / "worker-0")
     found = check(tmp_path / "worker-0")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.registry import DigestMismatch, ModelNotFound, record, resolve
+from models.registry import DigestMismatch, ModelNotFound, newest, promote, record, resolve, rollback, versions
 from models.spec import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
@@ -84,3 +84,30 @@ def test_the_digest_tells_names_and_bytes_apart(tmp_path: Path) -> None:
         (folder / "y").rename(folder / "z")
         found.add(digest(folder))
     assert len(found) == 6
+
+
+def test_versions_are_listed_promoted_and_rolled_back(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFound, match="no model m in sqlite"):
+        versions(uri(tmp_path), "m")
+    for number, weights in enumerate((b"one", b"two", b"three"), 1):
+        alias = "" if number == 2 else "champion"
+        folder = trained(tmp_path / str(number), weights)
+        record(uri(tmp_path), "m", folder, params={}, metrics={"auc": number / 4}, alias=alias)
+    listed = versions(uri(tmp_path), "m")
+    assert [(one.version, one.aliases, one.metrics) for one in listed] == [
+        (3, ("champion",), {"auc": 0.75}),
+        (2, (), {"auc": 0.5}),
+        (1, ("previous",), {"auc": 0.25}),
+    ]
+    assert newest(uri(tmp_path), "m") == (3, listed[0].digest)
+    assert promote(uri(tmp_path), "m", 2) == 3
+    assert newest(uri(tmp_path), "m") == (2, listed[1].digest)
+    assert rollback(uri(tmp_path), "m") == (3, 2)
+    assert rollback(uri(tmp_path), "m") == (2, 3)
+    assert promote(uri(tmp_path), "m", 2) == 2
+    assert [one.aliases for one in versions(uri(tmp_path), "m")] == [("previous",), ("champion",), ()]
+    with pytest.raises(ModelNotFound, match="model m: no version 7, there are 3, 2, 1"):
+        promote(uri(tmp_path), "m", 7)
+    record(uri(tmp_path), "n", trained(tmp_path / "n", b"n"), params={}, metrics={})
+    with pytest.raises(ModelNotFound, match="alias previous"):
+        rollback(uri(tmp_path), "n")

@@ -42,9 +42,11 @@ EXIT, SEGFAULT = "os._exit(9)", "ctypes.string_at(0)"
 
 
 @contextmanager
-def running(job: str, settings: JobSettings, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`headrace run --restart`; killed at the end if it is still there."""
-    command = [sys.executable, "-m", "ops", "run", job, "--restart", *options]
+def running(
+    job: str, settings: JobSettings, log: Path, *options: str, restart: bool = True
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`headrace run`, with --restart or without; killed at the end if it is still there."""
+    command = [sys.executable, "-m", "ops", "run", job, *(["--restart"] if restart else []), *options]
     environment = os.environ | as_environment(settings) | {"PYTHONPATH": str(ROOT)}
     with log.open("wb") as output:
         process = subprocess.Popen(

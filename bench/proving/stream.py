@@ -93,7 +93,9 @@ def streaming(brokers: str, stream: Stream) -> Iterator[None]:
 @dataclass
 class Counted:
     """Decisions counted as they come: which messages were decided, how many repeats and wrong counts of a key there were, and
-    how long they took, by window of SECONDS_A_BIN of the time they were due (bins that grow by FACTOR from FIRST_MS on)."""
+    how long they took, by window of SECONDS_A_BIN of the time they were due (bins that grow by FACTOR from FIRST_MS on). gaps:
+    the longest time without any, by window of the time when it ended. versions: how many are of which version of the model.
+    """
 
     stream: Stream
     times: list[bytearray] = field(default_factory=lambda: [bytearray() for _ in range(PARTITIONS)])
@@ -102,10 +104,17 @@ class Counted:
     repeats: int = 0
     wrong: int = 0
     took: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
+    gaps: dict[int, float] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
+    last: float = 0.0
 
     def add(self, values: Sequence[bytes], now: float) -> None:
         """Counts decisions that were seen at a moment, monotonic seconds."""
         skip = len(f"{self.stream.name}/{self.stream.name}-in/")
+        if values:
+            window = int((now - self.stream.began) / SECONDS_A_BIN)
+            self.gaps[window] = max(self.gaps.get(window, 0.0), now - (self.last or now))
+            self.last = now
         late: dict[int, list[float]] = {}
         for value in values:
             decision = orjson.loads(value)
@@ -118,8 +127,10 @@ class Counted:
                 self.repeats += 1
                 continue
             times[n] = 1
+            version = decision["model_version"]
+            self.versions[version] = self.versions.get(version, 0) + 1
             held = self.held[partition]
-            self.wrong += int(decision["features"][COUNT] != held[n % KEYS])
+            self.wrong += int(decision["features"].get(COUNT, held[n % KEYS]) != held[n % KEYS])
             held[n % KEYS] += 1
             due = self.stream.due(partition, n)
             late.setdefault(int((due - self.stream.began) / SECONDS_A_BIN), []).append(now - due)
@@ -136,11 +147,13 @@ class Counted:
 
     def p99(self) -> list[tuple[float, float]]:
         """(seconds since the start, p99 in ms) of each window."""
-        found = []
-        for window, counts in sorted(self.took.items()):
-            at = int(np.searchsorted(np.cumsum(counts), 0.99 * counts.sum()))
-            found.append((window * SECONDS_A_BIN, FIRST_MS * FACTOR ** (at + 1)))
-        return found
+        return [(window * SECONDS_A_BIN, quantile(counts, 0.99)) for window, counts in sorted(self.took.items())]
+
+
+def quantile(counts: npt.NDArray[np.int64], share: float) -> float:
+    """A quantile of what was counted in bins, in ms: the upper end of its bin."""
+    at = int(np.searchsorted(np.cumsum(counts), share * counts.sum()))
+    return float(FIRST_MS * FACTOR ** (at + 1))
 
 
 @contextmanager

@@ -1,0 +1,202 @@
+"""What it costs to swap the model of a job under load every few seconds.
+
+python -m bench.swap                                   # about five minutes
+python -m bench.swap --rate 5000 --seconds 60 --json swap.json
+
+One job on an Apache Kafka decides at half of its highest rate, which is measured first. Phases without and with swaps take
+turns: in these another version is made champion every five seconds, and the job finds it by itself. The versions have other
+weights or other inputs, and one is a table of 80 MB. Latency is from when a message was due to when its decision was read; the
+longest gap is that between any two decisions. Exit code 1 if a message is lost, doubled, or decided by a version that was not
+champion, or if p99.9 or the longest gap is more than 10 ms over that of the phases without.
+"""
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from bench.brokers import counting
+from bench.figures import Figure, figure, shown
+from bench.machine import commit, machine, versions
+from bench.options import leave_on_sigterm
+from bench.proving.job import NAME
+from bench.proving.lives import Stand, StuckError, living, settle
+from bench.proving.scenes import own, up
+from bench.proving.stream import SECONDS_A_BIN, Counted, Stream, counted, quantile, streaming
+from bench.show import say, write
+from bench.soak import top, topics
+from models.registry import promote, record, resolve
+from models.spec import ModelSpec
+from streams.settings import JobSettings
+
+GOAL_MS = 10.0
+WARM_SECONDS, EVERY_SECONDS = 10.0, 5.0
+TABLE_ROWS = 5_000_000
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.swap", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rate", type=float, default=None, help="messages a second  [default: half of the highest]")
+    parser.add_argument("--seconds", type=float, default=40, help="of a phase  [default: 40]")
+    parser.add_argument("--turns", type=int, default=3, help="of a phase without and one with swaps  [default: 3]")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    leave_on_sigterm()
+    head, dirty = commit()
+    with tempfile.TemporaryDirectory(prefix="headrace-swap-") as folder, own(Path(folder)) as broker:
+        rate = options.rate
+        if rate is None:
+            settings = {"model_look_seconds": 0}
+            rate = top(Stand.made(broker.served, Path(folder), "top", "", settings), options.workers) / 2
+            say(f"half of the highest rate: {rate:,.0f} messages/s")
+        stand = Stand.made(broker.served, Path(folder), "swap", "", {"model_look_seconds": 1})
+        numbers = publish(stand.base, Path(folder))
+        topics(broker.served, stand)
+        figures, wrong = run(stand, numbers, rate, options)
+    print("\n".join(map(shown, figures)))
+    print("WRONG: " + "; ".join(wrong) if wrong else "nothing lost, doubled or unnamed")
+    made = {
+        "format": 1,
+        "kind": "swap",
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]],
+        "machine": machine(),
+        "versions": versions(),
+        "commit": head,
+        "dirty": dirty,
+        "workload": {"name": "swap"},
+        "settings": {"rate": round(rate), "seconds": options.seconds, "turns": options.turns, "workers": options.workers},
+        "figures": figures,
+        "wrong": wrong,
+    }
+    write(made, options.json)
+    missed = [one for one in figures if "goal" in one and one["median"] > one["goal"]]
+    return int(bool(wrong or missed))
+
+
+def run(stand: Stand, numbers: Sequence[int], rate: float, options: argparse.Namespace) -> tuple[list[Figure], list[str]]:
+    """The job under load through all phases; the figures, and what is wrong."""
+    stream, uri = Stream(stand.load.name, rate), stand.base.registry_uri
+    next_one = itertools.cycle([*numbers[1:], numbers[0]])
+    with counted(stand.served.address, stream) as found, living(stand, options.workers, "swap") as life:
+        up(life)
+        phases: list[tuple[bool, float, float]] = []
+        with streaming(stand.served.address, stream):
+            at = WARM_SECONDS
+            for _ in range(options.turns):
+                for swapping in (False, True):
+                    until = at + options.seconds
+                    while (now := time.monotonic() - stream.began) < until:
+                        if life.process.poll() is not None:
+                            raise StuckError(f"it died: {life.said()}")
+                        if swapping and now >= at:
+                            promote(uri, NAME, next(next_one))
+                        time.sleep(max(0.0, min(EVERY_SECONDS, until - now)))
+                    phases.append((swapping, at + SECONDS_A_BIN, until))
+                    say(f"{until:6.0f} s  {'with' if swapping else 'without'} swaps: {life.said()}")
+                    at = until
+        with counting(stand.served, stand.load.target) as count:
+            settle(life, count)
+        died = life.leave()
+        swaps = life.log.read_text().count("decides from now on")
+        time.sleep(1)
+    wrong = [f"it did not leave in order: {died}"] if died else []
+    wrong += [f"{stream.sent - found.decided:,} lost"] if stream.sent != found.decided else []
+    wrong += [f"{found.repeats:,} doubled"] if found.repeats else []
+    wrong += [f"{found.wrong:,} know another count of their key"] if found.wrong else []
+    wrong += [f"versions {unnamed} decided"] if (unnamed := found.versions.keys() - set(numbers)) else []
+    wrong += [f"version {number} never decided" for number in numbers if not found.versions.get(number)]
+    return [*told(found, phases), figure("swap", "swaps", "", [float(swaps)])], wrong
+
+
+def told(found: Counted, phases: Sequence[tuple[bool, float, float]]) -> list[Figure]:
+    """p99.9 and the longest gap, without and with swaps, and how much more they are with."""
+    seen: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
+    for swapping, start, until in phases:
+        windows = range(int(start / SECONDS_A_BIN), int(until / SECONDS_A_BIN))
+        counts = sum((found.took[window] for window in windows), np.zeros_like(found.took[windows[0]]))
+        gap = max(found.gaps[window] for window in windows) * 1000
+        seen[swapping].append((quantile(counts, 0.5), quantile(counts, 0.999), gap))
+    figures = []
+    for k, what in enumerate(("p50", "p99.9", "longest gap")):
+        without, swapped = ([one[k] for one in seen[swapping]] for swapping in (False, True))
+        figures += [
+            figure("swap", f"{what} without", "ms", without),
+            figure("swap", f"{what} with a swap every 5 s", "ms", swapped),
+        ]
+        if k:
+            more = [after - before for before, after in zip(without, swapped, strict=True)]
+            figures.append(figure("swap", f"{what}: more with", "ms", more, GOAL_MS))
+    return figures
+
+
+def publish(settings: JobSettings, folder: Path) -> list[int]:
+    """Three more versions beside the champion; returns the numbers of all four."""
+    first = resolve(settings.registry_uri, NAME, into=settings.home / "models")
+    spec = ModelSpec.read(first.folder)
+    made = [first.version]
+    for name, inputs, graph in (
+        ("weights", spec.inputs, linear(4, 3e-7)),
+        ("inputs", (spec.inputs[2], spec.inputs[0], spec.inputs[1]), linear(3, 2e-7)),
+        ("large", spec.inputs, table()),
+    ):
+        here = folder / f"version-{name}"
+        here.mkdir()
+        ModelSpec(NAME, inputs).write(here)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(here / "model.onnx"))
+        made.append(record(settings.registry_uri, NAME, here, params={}, metrics={}, alias="").version)
+    return made
+
+
+def linear(width: int, weight: float) -> Any:
+    """The logistic of the weighted sum of what is not missing."""
+    numbers = {"w": np.full((width, 1), weight, np.float32), "zero": np.zeros(1, np.float32)}
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "x"], ["full"]),
+        helper.make_node("MatMul", ["full", "w"], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["score"]),
+    ]
+    return _graph(nodes, width, numbers)
+
+
+def table() -> Any:
+    """A score that is looked up by the first input, in 80 MB."""
+    rows = np.random.default_rng(0).random((TABLE_ROWS, 4), np.float32) / 4
+    numbers = {"rows": rows, "first": np.array([0]), "count": np.array([TABLE_ROWS]), "axis": np.array([1])}
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["n"], axis=1),
+        helper.make_node("Cast", ["n"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Mod", ["whole", "count"], ["place"]),
+        helper.make_node("Squeeze", ["place", "axis"], ["places"]),
+        helper.make_node("Gather", ["rows", "places"], ["found"], axis=0),
+        helper.make_node("ReduceSum", ["found", "axis"], ["score"], keepdims=1),
+    ]
+    return _graph(nodes, 4, numbers)
+
+
+def _graph(nodes: Sequence[Any], width: int, numbers: dict[str, Any]) -> Any:
+    return helper.make_graph(
+        nodes,
+        NAME,
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items()],
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

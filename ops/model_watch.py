@@ -1,0 +1,71 @@
+"""The process beside a job that looks for new versions of its model: `watching` starts and ends it.
+
+What it needs is loaded when it looks for the first time, so that it takes nothing from a job that starts.
+"""
+
+import argparse
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from streams.settings import JobSettings
+
+GRACE_SECONDS = 2.0
+
+
+@contextmanager
+def watching(called: str, settings: "JobSettings") -> Iterator[None]:
+    """Looks as often as the settings say while this lasts. It ends when this process does, however that ends."""
+    if not settings.model_look_seconds:
+        yield
+        return
+    from ops.workers import as_environment, end
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ops.model_watch", called, str(settings.model_look_seconds)],
+        env=os.environ | as_environment(settings),
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        end([process], GRACE_SECONDS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of the process; settings come from the environment."""
+    parser = argparse.ArgumentParser(prog="python -m ops.model_watch")
+    parser.add_argument("pipeline")
+    parser.add_argument("seconds", type=float)
+    options = parser.parse_args(arguments)
+    os.nice(19)  # those that decide go first
+
+    def waited() -> bool:
+        """False when the process that started this one is gone, or has had enough."""
+        ready, _, _ = select.select([sys.stdin], [], [], options.seconds)
+        return not ready
+
+    if not waited():
+        return 0
+    from ops.errors import hush, report
+    from ops.model_news import watch
+    from streams.pipeline import load
+    from streams.settings import JobSettings
+
+    hush()
+    try:
+        watch(load(options.pipeline), JobSettings(), waited, lambda words: print(words, file=sys.stderr, flush=True))
+    except BaseException as error:  # noqa: BLE001 - whatever it is, people must see it
+        return report(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""A new version of the model takes over between two batches: every decision is that of the version that it names."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from payments import NAMES, decisions, payments, settings, stream
+from prometheus_client import CollectorRegistry
+from small_models import logistic
+
+from models.engine import OnnxEngine
+from models.news import News, check_engine, look, news_file, sample
+from models.registry import Version, record
+from models.spec import Input, ModelSpec, digest
+from ops.model_news import checker, watch
+from sinks.memory import MemorySink
+from sinks.messages import Messages
+from sinks.records import read, tables
+from sinks.segments import chains
+from streams.job import Champion
+from streams.pipeline import Record
+from streams.run import run
+from streams.source import MemorySource
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+FEWER = ("amount_mean_1h_by_card", "amount")
+LABEL = {"pipeline": "payments"}
+
+
+def version(folder: Path, names: tuple[str, ...], scale: float) -> Path:
+    """A version with these inputs."""
+    spec = ModelSpec("payments", tuple(Input(name, "number") for name in names))
+    logistic(folder, spec, np.linspace(scale, 9 * scale, len(names)))
+    return folder
+
+
+def champion(number: int, folder: Path) -> Champion:
+    return Champion(number, OnnxEngine(folder), None, digest(folder))
+
+
+def by_it_alone(home: Path, number: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """The decisions where nothing is swapped."""
+    sink = MemorySink()
+    parts = {"source": MemorySource([stream(4000)], rows=50), "sink": sink, "champion": champion(number, folder)}
+    run(payments(), settings(home, model_look_seconds=0), registry=CollectorRegistry(), **parts)
+    return decisions(sink)
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> list[Path]:
+    """Of other weights, inputs and order of inputs."""
+    assert set(FEWER) < set(NAMES)
+    models = tmp_path / "home" / "models"
+    first = version(models / "one", NAMES, 40)
+    return [first, version(models / "two", FEWER, 25), version(models / "three", NAMES[::-1], 30)]
+
+
+def test_swapped_in_the_stream_each_decision_is_as_if_its_version_had_decided_all(tmp_path: Path, versions: list[Path]) -> None:
+    """To another, to a third, and back to the first; a broken one in between changes nothing. So the record says, too."""
+    expected = {number: by_it_alone(tmp_path / f"alone-{number}", number, each) for number, each in enumerate(versions, 1)}
+    broken = tmp_path / "home" / "models" / "broken"
+    version(broken, ("nobody", "knows"), 1)
+    registry, sink, said = CollectorRegistry(), MemorySink(), list[str]()
+    file = news_file(tmp_path / "home" / "models", "payments")
+
+    def count(name: str) -> float:
+        return registry.get_sample_value(f"headrace_model_{name}", LABEL) or 0
+
+    def news(number: int, folder: Path) -> None:
+        News(number, digest(folder), folder.name).write(file)
+
+    turns = iter(
+        [
+            (300, lambda: news(2, versions[1]), lambda: count("version") == 2),
+            (700, lambda: news(9, broken), lambda: count("refused_total") == 1),
+            (1100, lambda: news(3, versions[2]), lambda: count("version") == 3),
+            (1600, lambda: news(1, versions[0]), lambda: count("version") == 1),
+        ]
+    )
+    due = next(turns)
+
+    def on_write(messages: Messages) -> None:
+        nonlocal due
+        if due and len(sink.values("verdicts")) >= due[0]:
+            due[1]()
+            until(due[2])
+            due = next(turns, None)  # type: ignore[assignment]
+
+    sink.on_write = on_write
+    run(
+        replace(payments(), record=Record()),
+        settings(tmp_path / "home"),
+        registry=registry,
+        source=MemorySource([stream(4000)], rows=50),
+        sink=sink,
+        champion=champion(1, versions[0]),
+        say=said.append,
+    )
+    found = decisions(sink)
+    assert found.keys() == expected[1].keys()
+    assert len(found) == len(sink.values("verdicts"))
+    assert [number for number, _ in groupby(one["model_version"] for one in found.values())] == [1, 2, 3, 1]
+    for key, one in found.items():
+        assert one | {"decided_at": 0} == expected[one["model_version"]][key] | {"decided_at": 0}
+    assert {len(one["features"]) for one in found.values() if one["model_version"] == 2} == {2}
+    assert count("swaps_total") == 3
+    assert [words for words in said if "version 9 is refused" in words and "nobody" in words], said
+    recorded = read(tmp_path / "home" / "record" / "payments").table
+    numbers = dict(recorded.select("decision_id", "model_version").iter_rows())
+    assert numbers == {key: one["model_version"] for key, one in found.items()}
+    assert set(recorded["model_digest"].unique()) == {digest(folder) for folder in versions}
+    (chain,) = chains(tmp_path / "home" / "record" / "payments")
+    assert [table["model_version"].unique().to_pylist() for table in tables(chain)] == [[1], [2], [3], [1]]
+
+
+def test_the_process_beside_the_job_finds_versions_and_ten_bad_ones_of_ten_kinds_are_refused(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    values = settings(home, model_look_seconds=0.01)
+    pipeline = payments()
+    good = version(tmp_path / "good", NAMES, 40)
+    publish(values.registry_uri, good)
+    file, check = news_file(home / "models", "payments"), checker(pipeline, values)
+
+    def news() -> News:
+        made = look(values.registry_uri, "payments", home / "models", News.read(file), check)
+        made.write(file)
+        return made
+
+    first = news()
+    assert (first.version, first.digest, dict(first.refused)) == (1, digest(good), {})
+    assert digest(home / "models" / first.folder) == first.digest
+    assert news() == first
+    refused = {
+        number: reason for number, (spoil, reason) in enumerate(BAD.items(), 2)
+        if spoil(version(tmp_path / f"bad-{number}", NAMES, 40), lambda folder: publish(values.registry_uri, folder)) or True
+    }  # fmt: skip
+    assert len(refused) == 10
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(values.registry_uri)
+    for number, reason in refused.items():
+        client.set_registered_model_alias("payments", "champion", number)
+        found = news()
+        assert (found.version, found.digest, found.folder) == (first.version, first.digest, first.folder)
+        assert reason in found.refused[str(number)]
+    assert len(news().refused) == 10
+    publish(values.registry_uri, version(tmp_path / "better", FEWER, 40))
+    said = list[str]()
+    watch(pipeline, values, lambda: False, said.append)
+    assert (News.read(file).version, said) == (12, [])
+
+
+def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_cannot_be_used(tmp_path: Path) -> None:
+    home, said, sink = tmp_path / "home", list[str](), MemorySink()
+    values = settings(home)
+    good = version(home / "models" / "good", NAMES, 40)
+    publish(values.registry_uri, version(tmp_path / "bad", ("amount", "what_nobody_computes"), 3))
+
+    def begin() -> None:
+        parts = {"source": MemorySource([stream(50)]), "sink": sink, "say": said.append}
+        run(payments(), values, registry=CollectorRegistry(), **parts)
+
+    with pytest.raises(ValueError, match="inputs that are not features"):
+        begin()
+    News(7, digest(good), "good").write(news_file(home / "models", "payments"))
+    begin()
+    assert {one["model_version"] for one in decisions(sink).values()} == {7}
+    assert [words for words in said if "version 7 decides: the champion cannot be used" in words], said
+    (good / "model.onnx").write_bytes(b"other")
+    with pytest.raises(ValueError, match="inputs that are not features"):
+        begin()
+
+
+def publish(uri: str, folder: Path) -> None:
+    record(uri, "payments", folder, params={}, metrics={})
+
+
+def spoilt(change: Callable[[onnx.ModelProto], None]) -> Callable[[Path, Callable[[Path], None]], None]:
+    """A version whose graph is changed."""
+
+    def spoil(folder: Path, publish: Callable[[Path], None]) -> None:
+        model = onnx.load(folder / "model.onnx")
+        change(model)
+        (folder / "model.onnx").write_bytes(model.SerializeToString())
+        publish(folder)
+
+    return spoil
+
+
+def other_files(folder: Path, publish: Callable[[Path], None]) -> None:
+    publish(folder)
+    stored = max((folder.parent / "home" / "artifacts").rglob("model.json"), key=lambda path: path.stat().st_mtime_ns)
+    stored.write_text(stored.read_text() + " ")
+
+
+def torn(folder: Path, publish: Callable[[Path], None]) -> None:
+    (folder / "model.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100])
+    publish(folder)
+
+
+def without_graph(folder: Path, publish: Callable[[Path], None]) -> None:
+    (folder / "model.onnx").unlink()
+    publish(folder)
+
+
+def without_description(folder: Path, publish: Callable[[Path], None]) -> None:
+    (folder / "model.json").write_text("{")
+    publish(folder)
+
+
+def other_inputs(folder: Path, publish: Callable[[Path], None]) -> None:
+    publish(version(folder, ("amount", "what_nobody_computes"), 3))
+
+
+def outputs_too_many(folder: Path, publish: Callable[[Path], None]) -> None:
+    replace(ModelSpec.read(folder), outputs=3).write(folder)
+    publish(folder)
+
+
+def nan(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == "scale":
+            tensor.CopyFrom(numpy_helper.from_array(np.zeros(len(NAMES), np.float32), "scale"))
+
+
+def narrower(model: onnx.ModelProto) -> None:
+    model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"]))
+
+
+def custom(model: onnx.ModelProto) -> None:
+    model.graph.node[0].domain = "com.example"
+
+
+def elsewhere(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../secrets")
+
+
+BAD: dict[Callable[[Path, Callable[[Path], None]], None], str] = {
+    other_files: "expected digest",
+    torn: "cannot read the model",
+    without_graph: "cannot read the model",
+    without_description: "cannot read the model's description",
+    other_inputs: "inputs that are not features",
+    outputs_too_many: "expected one output",
+    spoilt(nan): "expected scores, got none (NaN or infinite) for 64 of 64 rows",
+    spoilt(narrower): "expected one input float",
+    spoilt(custom): "expected an operator of ONNX, got com.example::Div",
+    spoilt(elsewhere): "expected them inside the file",
+}
+
+
+def test_a_sample_has_what_the_model_knows_and_nothing_missing(tmp_path: Path) -> None:
+    spec = ModelSpec(
+        "m", (Input("a", "number"), Input("c", "category", ("x", "y")), Input("v", "vector", width=3)), medians={"a": 7.5}
+    )
+    rows = sample(spec, None)
+    assert rows.shape == (64, 5)
+    assert rows.dtype == np.float32
+    assert set(rows[:, 0]) == {7.5}
+    assert set(rows[:, 1]) == {0, 1, 2}
+    assert np.isfinite(rows).all()
+
+
+def test_a_checked_version_says_how_long_it_takes(tmp_path: Path) -> None:
+    folder = version(tmp_path / "m", NAMES, 40)
+    took = check_engine(Version("payments", 1, digest(folder), folder), 1, False)
+    assert list(took) == [1, 64, 1024]
+    assert all(seconds > 0 for seconds in took.values())
+    with pytest.raises(ValueError, match="no reference profile"):
+        check_engine(Version("payments", 1, digest(folder), folder), 1, True)
+
+
+def test_a_registry_that_fails_is_said_once_and_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, said = threading.Semaphore(0), list[str]()
+
+    def fails(*_: Any) -> News:
+        asked.release()
+        raise OSError("no such host")
+
+    monkeypatch.setattr("ops.model_news.look", fails)
+    turns = iter([True, True, False])
+    watch(payments(), settings(tmp_path), lambda: next(turns), said.append)
+    assert said == ["model payments: no look at the registry: no such host"]
+    assert all(asked.acquire(blocking=False) for _ in range(3))
