@@ -6,8 +6,8 @@ python -m bench.swap --rate 5000 --seconds 60 --json swap.json
 One job on an Apache Kafka decides at half of its highest rate, which is measured first. Phases without and with swaps take
 turns: in these another version is made champion every five seconds, and the job finds it by itself. The versions have other
 weights or other inputs, and one is a table of 80 MB. Latency is from when a message was due to when its decision was read; the
-longest gap is that between any two decisions. Exit code 1 if a message is lost, doubled, or decided by a version that was not
-champion, or if p99.9 or the longest gap is more than 10 ms over that of the phases without.
+longest gap is that between any two decisions. Exit code 1 if a message is lost, doubled, or decided by a version that never
+was champion, or if p99.9 or the longest gap is more than 10 ms over that of the phases without.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from bench.options import leave_on_sigterm
 from bench.proving.job import NAME
 from bench.proving.lives import Stand, StuckError, living, settle
 from bench.proving.scenes import own, up
-from bench.proving.stream import SECONDS_A_BIN, Counted, Stream, counted, quantile, streaming
+from bench.proving.stream import BINS, SECONDS_A_BIN, Counted, Stream, counted, quantile, streaming
 from bench.show import say, write
 from bench.soak import top, topics
 from models.registry import promote, record, resolve
@@ -127,8 +127,8 @@ def told(found: Counted, phases: Sequence[tuple[bool, float, float]]) -> list[Fi
     seen: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
     for swapping, start, until in phases:
         windows = range(int(start / SECONDS_A_BIN), int(until / SECONDS_A_BIN))
-        counts = sum((found.took[window] for window in windows), np.zeros_like(found.took[windows[0]]))
-        gap = max(found.gaps[window] for window in windows) * 1000
+        counts = np.sum([found.took.get(window, np.zeros(BINS, np.int64)) for window in windows], axis=0)
+        gap = max(found.gaps.get(window, SECONDS_A_BIN) for window in windows) * 1000
         seen[swapping].append((quantile(counts, 0.5), quantile(counts, 0.999), gap))
     figures = []
     for k, what in enumerate(("p50", "p99.9", "longest gap")):

@@ -41,10 +41,9 @@ def substitutes(stored: Stored, views: Sequence[View], medians: Mapping[str, flo
 
 
 def _value(service: str, name: str, said: object, medians: Mapping[str, float] | None) -> float:
-    if said == "median" and medians is None:
-        return math.nan
     if said == "median":
-        assert medians is not None
+        if medians is None:
+            return math.nan
         if name not in medians:
             raise StoredFeaturesError(f"Stored {service}: the model has no median of {name}: train it anew with headrace train")
         return medians[name]

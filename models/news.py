@@ -5,39 +5,52 @@ a process that decides. One process of its own looks (`look`), and the jobs read
 """
 
 import json
+import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from models.engine import Matrix, ModelRefused, OnnxEngine
-from models.reference import Reference
+from models.reference import SCORE, Reference
 from models.registry import Version, newest, resolve
 from models.spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 64
 
 
+class Good(NamedTuple):
+    """A version that was checked: its number, its digest, and the name of its folder."""
+
+    version: int
+    digest: str
+    folder: str
+
+
 @dataclass(frozen=True)
 class News:
-    """The version to use, its digest and its folder, which was checked; 0 and empty where there is none yet. refused: the
-    versions, as texts, that are not used, and why."""
+    """What a pipeline may know of its model: good, the version to use and the one before it, and refused, why others are not
+    used, by `key`."""
 
-    version: int = 0
-    digest: str = ""
-    folder: str = ""
+    model: str = ""
+    good: tuple[Good, ...] = ()
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Path) -> "News":
-        """What `write` wrote; nothing where there is no file. Raises ValueError for another file."""
+        """What `write` wrote; nothing where there is no such file: the next look makes it anew."""
         try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
+            said = json.loads(file.read_text(encoding="utf-8"))
+            return cls(str(said["model"]), tuple(Good(*each) for each in said["good"]), dict(said["refused"]))
         except FileNotFoundError:
             return cls()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: expected news of a model, got something else ({error}): delete it") from None
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            log.warning("model: %s is not what a look has written, and counts as none: %s", file, error)
+            return cls()
 
     def write(self, file: Path) -> None:
         """Writes it, whole or not at all."""
@@ -47,9 +60,14 @@ class News:
         part.rename(file)
 
 
-def news_file(models: Path, name: str) -> Path:
-    """Where the news of a model are, beside its versions."""
-    return models / f"{name}.news.json"
+def key(version: int, digest: str) -> str:
+    """What a version is called among those that are refused."""
+    return f"{version}-{digest[:12]}"
+
+
+def news_file(models: Path, pipeline: str) -> Path:
+    """Where the news for a pipeline are, beside the versions."""
+    return models / f"{pipeline}.news.json"
 
 
 def look(uri: str, name: str, models: Path, known: News, check: Callable[[Version], None]) -> News:
@@ -60,14 +78,16 @@ def look(uri: str, name: str, models: Path, known: News, check: Callable[[Versio
     known then that was not before.
     """
     version, digest = newest(uri, name)
-    if (version, digest) == (known.version, known.digest) or str(version) in known.refused:
+    called = key(version, digest)
+    if called in known.refused or (known.good and known.good[0][:2] == (version, digest)):
         return known
     try:
         found = resolve(uri, name, into=models)
         check(found)
     except ValueError as error:
-        return replace(known, refused=dict([*known.refused.items(), (str(version), reason_of(error))][-100:]))
-    return replace(known, version=found.version, digest=found.digest, folder=found.folder.name)
+        return News(name, known.good, dict([*known.refused.items(), (called, reason_of(error))][-100:]))
+    good = Good(found.version, found.digest, found.folder.name)
+    return News(name, (good, *(each for each in known.good if each != good))[:2], known.refused)
 
 
 def reason_of(error: Exception) -> str:
@@ -94,22 +114,40 @@ def sample(spec: ModelSpec, reference: Reference | None) -> Matrix:
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def check_engine(version: Version, threads: int, needs_reference: bool) -> dict[int, float]:
-    """Loads a version, warms it, has it score its own sample, and returns how long it takes (Engine.profile).
+def loaded(folder: Path, threads: int, needs_reference: bool, checked: bool = False) -> tuple[OnnxEngine, Reference | None]:
+    """A version from its files: its engine, warm, and its reference, if it is needed. checked: see OnnxEngine.
 
-    Raises ModelRefused for what cannot be loaded, and for a score that is no number, ValueError for a missing reference.
+    Raises ModelRefused, whatever it is that fails.
     """
-    engine = OnnxEngine(version.folder, threads=threads)
     try:
-        reference = Reference.load(version.folder) if (version.folder / "reference.json").exists() else None
-        if reference is None and needs_reference:
-            raise ValueError(f"{version.folder}: it has no reference profile to measure drift from")
+        engine = OnnxEngine(folder, threads=threads, checked=checked)
+        reference = Reference.load(folder) if needs_reference else None
+        if reference is not None and reference.names != (*engine.spec.names, SCORE):
+            got = ", ".join(reference.names)
+            raise ModelRefused(f"{folder}: its reference profile is of other inputs than it has, and their score: {got}")
         engine.warm()
+    except ModelRefused:
+        raise
+    except FileNotFoundError as error:
+        missing = Path(error.filename or "").name
+        what = f"no reference profile to measure drift from ({missing})" if missing.startswith("reference") else f"no {missing}"
+        raise ModelRefused(f"{folder}: it has {what}") from None
+    except Exception as error:
+        raise ModelRefused(f"{folder}: it cannot be used: {type(error).__name__}: {error}") from error
+    return engine, reference
+
+
+def try_out(engine: OnnxEngine, reference: Reference | None) -> dict[int, float]:
+    """Has a model score its own sample; returns how long it takes (Engine.profile). Raises ModelRefused where it throws, or
+    gives most of the rows no number."""
+    name = engine.spec.name
+    try:
         scores = engine.infer(sample(engine.spec, reference))
-        if wrong := int((~np.isfinite(scores)).reshape(len(scores), -1).any(axis=1).sum()):
-            raise ModelRefused(
-                f"{version.folder}: expected scores, got none (NaN or infinite) for {wrong} of {len(scores)} rows"
-            )
-        return engine.profile((1, 64, 1024))
-    finally:
-        engine.close()
+    except Exception as error:
+        raise ModelRefused(f"model {name}: it throws at its own sample: {type(error).__name__}: {error}") from error
+    wrong = int((~np.isfinite(scores)).reshape(len(scores), -1).any(axis=1).sum())
+    if wrong > len(scores) // 2:
+        raise ModelRefused(
+            f"model {name}: expected scores, got none (NaN or infinite) for {wrong} of {len(scores)} rows of its sample"
+        )
+    return engine.profile((1, 64, 1024))

@@ -123,10 +123,10 @@ class Listed:
 
 def versions(uri: str, name: str) -> list[Listed]:
     """The versions of a model, the newest first. Raises ModelNotFound where there is none."""
-    client = _asked(uri, f"no model {name} in {_place(uri)}")
+    client = _asked(uri, f"no model {name} in {without_login(uri)}")
     found = client.search_model_versions(f"name = '{name}'")
     if not found:
-        raise ModelNotFound(f"no model {name} in {_place(uri)}: make one (headrace train, headrace models register)")
+        raise ModelNotFound(f"no model {name} in {without_login(uri)}: make one (headrace train, headrace models register)")
     aliases = client.get_registered_model(name).aliases
     return [
         Listed(
@@ -145,10 +145,11 @@ def promote(uri: str, name: str, version: int) -> int:
 
     Raises ModelNotFound where there is no such version.
     """
-    known = versions(uri, name)
-    if version not in [each.version for each in known]:
-        raise ModelNotFound(f"model {name}: no version {version}, there are {', '.join(str(each.version) for each in known)}")
-    return _give(_client(uri), name, CHAMPION, version)
+    client = _asked(uri, f"no model {name} in {without_login(uri)}")
+    known = sorted((int(each.version) for each in client.search_model_versions(f"name = '{name}'")), reverse=True)
+    if version not in known:
+        raise ModelNotFound(f"model {name}: no version {version}, there are {', '.join(map(str, known)) or 'none'}")
+    return _give(client, name, CHAMPION, version)
 
 
 def rollback(uri: str, name: str) -> tuple[int, int]:
@@ -166,9 +167,9 @@ def _give(client: "MlflowClient", name: str, alias: str, version: int | str) -> 
     return int(before or 0)
 
 
-def _place(uri: str) -> str:
-    """Where a registry is, without what it takes to get in."""
-    return re.sub("//[^/@]*@", "//", uri)
+def without_login(text: str) -> str:
+    """Without what stands between // and @ in addresses: who may get in."""
+    return re.sub("//[^/@ ]*@", "//", text)
 
 
 def _asked(uri: str, missing: str) -> "MlflowClient":
@@ -180,7 +181,7 @@ def _asked(uri: str, missing: str) -> "MlflowClient":
 
 
 def _found(uri: str, name: str, alias: str) -> "ModelVersion":
-    missing = f"no model {name} with alias {alias} in {_place(uri)}"
+    missing = f"no model {name} with alias {alias} in {without_login(uri)}"
     client = _asked(uri, missing)
     from mlflow.exceptions import MlflowException
 

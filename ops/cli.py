@@ -269,22 +269,28 @@ ModelName = Annotated[str, typer.Argument(metavar="NAME", help="of the model, as
 
 @models.command("list")
 def list_models(name: ModelName, home: Home = None, as_json: Json = False) -> None:
-    """List the versions of a model, the newest first: which one decides, and what their training measured."""
+    """List the versions of a model, the newest first: which one is champion, what their training measured, what is refused."""
     from dataclasses import asdict
 
-    from models.news import News, news_file
+    from models.news import News, key
     from models.registry import versions
 
     settings = settings_of(home=home)
-    refused = News.read(news_file(settings.home / "models", name)).refused
+    refused: dict[str, str] = {}
+    for file in (settings.home / "models").glob("*.news.json"):
+        news = News.read(file)
+        refused |= news.refused if news.model == name else {}
     found = versions(settings.registry_uri, name)
+    reasons = [refused.get(key(one.version, one.digest)) for one in found]
     if as_json:
-        rows = [asdict(one) | {"made_at": one.made_at.isoformat(), "refused": refused.get(str(one.version))} for one in found]
+        rows = [
+            asdict(one) | {"made_at": one.made_at.isoformat(), "refused": why} for one, why in zip(found, reasons, strict=True)
+        ]
         print(json.dumps(rows))
         return
-    for one in found:
+    for one, why in zip(found, reasons, strict=True):
         metrics = "".join(f"  {metric} {value:.4g}" for metric, value in one.metrics.items())
-        reason = f"  refused: {refused[str(one.version)].splitlines()[0]}" if str(one.version) in refused else ""
+        reason = f"  refused: {why.splitlines()[0]}" if why else ""
         aliases = f"  {', '.join(one.aliases)}" if one.aliases else ""
         print(f"{one.version:4}  {one.made_at:%Y-%m-%d %H:%M}  {one.digest[:16]}{aliases}{metrics}{reason}")
 

@@ -2,27 +2,32 @@
 
 from collections.abc import Callable
 
-from models.news import News, check_engine, look, news_file
-from models.registry import Version
+from features.freshness import substitutes
+from features.views import View, open_store, views
+from models.news import News, loaded, look, news_file, try_out
+from models.registry import Version, without_login
 from models.spec import ModelSpec
 from ops.errors import explain
-from ops.register import stored_names
-from streams.inputs import features_of, require
+from streams.inputs import fits
 from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 
 
 def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
     """Whether a pipeline can use a version; raises ValueError, with the reason, where not."""
-    features = features_of(pipeline, stored_names(pipeline, settings))
+    stored: tuple[View, ...] = ()
+    if pipeline.stored is not None:
+        repo = pipeline.repo(settings)
+        stored = tuple(views(open_store(repo), repo, pipeline.stored.service))
 
     def check(version: Version) -> None:
         spec = ModelSpec.read(version.folder)
-        inputs = [(each.name, each.kind) for each in spec.inputs]
-        require(f"model {version.name} version {version.version}", inputs, f"pipeline {pipeline.name}", features)
-        if spec.outputs != 1 and (pipeline.policy or pipeline.drift):
-            raise ValueError(f"expected one output, as policies and drift need, got {spec.outputs}")
-        check_engine(version, pipeline.model.threads, pipeline.drift is not None)
+        fits(pipeline, spec, version.version, [name for view in stored for name in view.names])
+        if pipeline.stored is not None:
+            substitutes(pipeline.stored, stored, spec.medians)
+        engine, reference = loaded(version.folder, pipeline.model.threads, pipeline.drift is not None)
+        try_out(engine, reference)
+        engine.close()
 
     return check
 
@@ -31,18 +36,17 @@ def watch(pipeline: Pipeline, settings: JobSettings, waited: Callable[[], bool],
     """Looks at once, and again whenever `waited` says that it is time, until it says that it is over. What fails is said once,
     and tried again."""
     name, models = pipeline.model.name, settings.home / "models"
-    check, failing = None, ""
+    check, failing, file = None, "", news_file(models, pipeline.name)
+    known = News(name, News.read(file).good)  # what was refused before may be good now
     while True:
         try:
             check = check or checker(pipeline, settings)
-            known = News.read(news_file(models, name))
-            found = look(settings.registry_uri, name, models, known, check)
-            if found != known:
-                found.write(news_file(models, name))
+            known = look(settings.registry_uri, name, models, known, check)
+            known.write(file)  # each time: it is how the jobs know that somebody looks
             failing = ""
         except Exception as error:  # noqa: BLE001 - whatever a registry raises, the next look may find it well
             if explain(error) != failing:
                 failing = explain(error)
-                say(f"model {name}: no look at the registry: {failing}")
+                say(f"model {name}: no look at the registry: {without_login(failing)}")
         if not waited():
             return

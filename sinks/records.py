@@ -165,12 +165,13 @@ def sources(bits: pa.DictionaryArray, view: str, names: Sequence[str]) -> pa.Arr
 
 @dataclass(frozen=True)
 class Records:
-    """The rows of a record with repeats left out, in the order of their positions; told: what the newest file says of them;
-    repeats: how many rows were left out."""
+    """The rows of a record with repeats left out, in the order of their positions; told: what the newest file says of them,
+    told_of: what the files with rows of a version of the model do, by its digest; repeats: how many rows were left out."""
 
     table: pl.DataFrame
     told: Told
     repeats: int
+    told_of: Mapping[str, Told]
 
 
 def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows) -> Records:
@@ -180,14 +181,17 @@ def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda row
     only: of the rows of a file, those wanted. Raises RecordError for a folder without a record and a file that cannot be read.
     """
     frames: list[pl.DataFrame] = []
+    told_of: dict[str, Told] = {}
     for chain in chains(folder):
         for table in tables(chain):
+            of = Told.of(table.schema)
+            told_of[of.model_digest] = of
             frame = pl.DataFrame(table.replace_schema_metadata(None))
             frames.append(only(frame.lazy()).collect())
     told = told_by(folder)
     every = pl.concat(frames, how="diagonal_relaxed")
     once = every.sort("decided_at", maintain_order=True).unique("decision_id", keep=told.counts, maintain_order=True)
-    return Records(once.sort("partition", "offset"), told, every.height - once.height)
+    return Records(once.sort("partition", "offset"), told, every.height - once.height, told_of)
 
 
 def told_by(folder: Path) -> Told:
@@ -223,7 +227,7 @@ def explained(records: Records, decision_id: str) -> Mapping[str, Any]:
         raise RecordError(f"no decision {decision_id} in the record, which has a share of {records.told.share:g} of them")
     row = found.row(0, named=True)
     features = []
-    for feature in records.told.features:
+    for feature in records.told_of[row["model_digest"]].features:
         source = feature.source
         if feature.view:
             source = row[f"{SOURCE}{feature.view}"]

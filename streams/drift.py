@@ -29,7 +29,7 @@ I64 = npt.NDArray[np.int64]
 F32 = npt.NDArray[np.float32]
 Count = Callable[[str, F32, F32], I64 | None]
 
-VERSION = 3
+VERSION, JUDGE_VERSION = 3, 2
 NEVER = -(2**62)
 thresholds = lru_cache(4)(Reference.thresholds)
 SUBMIT_EVERY = timedelta(seconds=0.25)
@@ -226,7 +226,7 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
     more than `patience_days` of event time behind the newest (not seen yet: behind the first day) is not waited for. A row
     of a day that is over is late: counted (`on_late`) and left out. A day of less than min_rows rows is not judged, nor is
     the first one the job sees if it has less than half the reference's rows a day (it began before the job): it gets one
-    row with the statistic "rows", no feature, and the rows it would have needed as threshold.
+    row with the statistic "rows", no feature, and the rows it would have needed as threshold; so is a day that began anew.
     The end of the input is no end of a day, unless close_on_eof.
 
     reference: the one in use, which changes with the model. The first counts of another than before begin the days that are
@@ -257,10 +257,11 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
         self._partitions = partitions
         self._seen: dict[str, int] = {}
         self._first: int | None = None
+        self._anew = NEVER
         self._closed = NEVER
         self._open: dict[int, tuple[int, I64]] = {}
         if resume is not None:
-            self._load(_checked(resume))
+            self._load(_checked(resume, JUDGE_VERSION))
 
     def on_batch(self, values: list[Partial]) -> tuple[Iterable[pa.RecordBatch], bool]:
         for partial in values:
@@ -277,7 +278,7 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
 
     def snapshot(self) -> dict[str, Any]:
         return {
-            "version": VERSION,
+            "version": JUDGE_VERSION,
             "reference": self._reference.identity,
             "seen": dict(self._seen),
             "first": self._first,
@@ -301,7 +302,7 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
         self._seen[partial.partition] = max(self._seen.get(partial.partition, NEVER), partial.seen_until)
         if partial.reference != self._reference.identity and partial.reference == (now := self._in_use()).identity:
             self._on_late(sum(rows for rows, _ in self._open.values()))
-            self._open = {}
+            self._open, self._anew = {}, partial.days[0][0]
             self._reference, self._thresholds = now, thresholds(now, self._rate)
         for day, rows, data in partial.days:
             if day <= self._closed or partial.reference != self._reference.identity:
@@ -321,7 +322,7 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
         return [self._report(day, *self._open.pop(day)) for day in days]
 
     def _report(self, day: int, rows: int, counts: I64) -> pa.RecordBatch:
-        needed = max(self._min_rows, self._reference.rows_a_day // 2) if day == self._first else self._min_rows
+        needed = max(self._min_rows, self._reference.rows_a_day // 2) if day in (self._first, self._anew) else self._min_rows
         if rows < needed:
             columns: list[Any] = [[None], ["rows"], [float(rows)], [float(needed)], [False]]
         else:
@@ -334,7 +335,7 @@ class DriftJudge(StatefulBatchLogic[Partial, pa.RecordBatch, dict[str, Any]]):
         return pa.RecordBatch.from_arrays(made, schema=REPORT)
 
 
-def _checked(state: dict[str, Any]) -> dict[str, Any]:
-    if state["version"] != VERSION:
-        raise ValueError(f"drift: expected state of version {VERSION}, got {state['version']}")
+def _checked(state: dict[str, Any], version: int = VERSION) -> dict[str, Any]:
+    if state["version"] != version:
+        raise ValueError(f"drift: expected state of version {version}, got {state['version']}")
     return state

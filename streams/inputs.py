@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from features.derived import compile_derived
 from features.spec import Derived, Fields, Stored
+from models.spec import ModelSpec
 from streams.pipeline import Pipeline
 
 Typed = tuple[str, str]
@@ -67,6 +68,18 @@ def require(model: str, inputs: Sequence[Typed], pipeline: str, features: Sequen
         f"(headrace train, headrace models register)"
     )
     raise _differ(said, model, pipeline, rows)
+
+
+def fits(pipeline: Pipeline, spec: ModelSpec, version: int, stored: Sequence[str]) -> None:
+    """Raises ValueError for a version of the model that the pipeline cannot use. stored: the names of the stored features."""
+    if spec.outputs != 1 and (pipeline.policy or pipeline.drift):
+        raise ValueError(f"model {spec.name}: expected one output, as policies and drift need, got {spec.outputs}")
+    inputs = [(each.name, each.kind) for each in spec.inputs]
+    require(
+        f"model {pipeline.model.name} version {version}", inputs, f"pipeline {pipeline.name}", features_of(pipeline, stored)
+    )
+    if pipeline.drift and any(each.kind == "vector" for each in spec.inputs):
+        raise ValueError(f"model {spec.name}: expected numbers and categories, whose drift can be measured, got a vector")
 
 
 def _differ(said: str, model: str, pipeline: str, rows: Sequence[tuple[str, str, str]]) -> InputsDifferError:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,9 +21,9 @@ from features.spec import Fields, seconds
 from features.state import spans
 from features.stored import StoredFeatures
 from features.streaming import Cutter
-from models.engine import Engine, OnnxEngine
+from models.engine import Engine, ModelRefused
 from models.guard import Guard
-from models.news import News, news_file, reason_of
+from models.news import Good, News, key, loaded, news_file, reason_of
 from models.reference import Reference
 from models.registry import resolve
 from models.spec import digest as digest_of
@@ -35,7 +36,7 @@ from sinks.staged import Log
 from sinks.transactions import KafkaLane, progress_topic
 from streams.decide import Deciding, Names, Work
 from streams.decode import PROVENANCE, Decoder
-from streams.inputs import features_of, require
+from streams.inputs import fits
 from streams.meters import Meters
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
@@ -68,7 +69,7 @@ class Job:
     lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
     passed. start: where it begins if it has no state; epoch: the first of this run. say: told in words how far a
     rebuild is, and that the model throws. trail, aside: for a job that is started again when it dies: where it writes down how
-    far it is, and what it must not touch.
+    far it is, and what it must not touch. news_read: of when (ns) the news of the model are that it has begun with.
     """
 
     pipeline: Pipeline
@@ -89,6 +90,7 @@ class Job:
     say: Callable[[str], None] = lambda words: None
     trail: Trail | None = None
     aside: Aside = field(default_factory=dict)
+    news_read: int = field(default=0, init=False)
     _references: dict[str, Reference] = field(default_factory=dict, init=False)
 
     @cached_property
@@ -251,34 +253,62 @@ class Job:
 
     @cached_property
     def champion_in_use(self) -> Champion:
-        return self._first[0]
+        self._begin()
+        found: Champion = vars(self)["champion_in_use"]
+        return found
 
     @cached_property
-    def _first(self) -> tuple[Champion, Deciding]:
-        """The version to begin with: the registry's champion, or, where that cannot be used, the last one that was checked."""
+    def deciding(self) -> Deciding:
+        """What decides: `swap` puts another in its place."""
+        self._begin()
+        found: Deciding = vars(self)["deciding"]
+        return found
+
+    def _begin(self) -> None:
+        """The first version of the model takes its place."""
+        self._adopt(*self._to_begin_with())
+        self.meters.model(
+            lambda: self.deciding.names.model_version, lambda: self.deciding.guard is not None and self.deciding.guard.resting
+        )
+
+    def _to_begin_with(self) -> tuple[Champion, Deciding]:
+        """The registry's champion, or, where that cannot be used or is refused, the last one that was checked."""
         if self.champion is not None:
             return self.champion, self.decided_by(self.champion)
         name, models = self.pipeline.model.name, self.settings.home / "models"
-        digest = ""
+        file = news_file(models, self.pipeline.name)
+        with suppress(FileNotFoundError):
+            self.news_read = file.stat().st_mtime_ns
+        news, asked = News.read(file), Good(0, "", "")
         try:
             version = resolve(self.settings.registry_uri, name, into=models)
-            digest = version.digest
-            champion = self.loaded(version.version, digest, version.folder)
-            return champion, self.decided_by(champion)
+            asked = Good(version.version, version.digest, version.folder.name)
+            if reason := news.refused.get(key(version.version, version.digest)):
+                raise ModelRefused(f"model {name}: version {version.version} is refused: {reason}")
+            return self.made(asked)
         except ValueError as error:
-            news = News.read(news_file(models, name))
-            if news.digest in ("", digest) or digest_of(models / news.folder) != news.digest:
-                raise
-            self.say(f"model {name}: version {news.version} decides: the champion cannot be used: {reason_of(error)}")
-        champion = self.loaded(news.version, news.digest, models / news.folder)
+            for good in news.good:
+                if good != asked and digest_of(models / good.folder) == good.digest:
+                    self.say(f"model {name}: version {good.version} decides: the champion cannot be used: {reason_of(error)}")
+                    return self.made(good)
+            raise
+
+    def made(self, good: Good, checked: bool = False) -> tuple[Champion, Deciding]:
+        """A version of the model, from its files, ready to decide. Raises ValueError for one that cannot."""
+        folder = self.settings.home / "models" / good.folder
+        engine, reference = loaded(folder, self.pipeline.model.threads, self.pipeline.drift is not None, checked)
+        champion = Champion(good.version, engine, reference, good.digest)
         return champion, self.decided_by(champion)
 
-    def loaded(self, version: int, digest: str, folder: Path, checked: bool = False) -> Champion:
-        """A version of the model from its files, warm. Raises ModelRefused, and ValueError for what is beside it."""
-        engine = OnnxEngine(folder, threads=self.pipeline.model.threads, checked=checked)
-        engine.warm()
-        reference = Reference.load(folder) if self.pipeline.drift else None
-        return Champion(version, engine, reference, digest)
+    def swap(self, champion: Champion, deciding: Deciding) -> None:
+        """From the next batch on, `deciding` (of `decided_by`) decides. Any thread may call it, one at a time."""
+        self._adopt(champion, deciding)
+        self.meters.model_swaps.inc()
+
+    def _adopt(self, champion: Champion, deciding: Deciding) -> None:
+        if champion.reference is not None:  # what the version before was given may still be counted
+            self._references = dict([*self._references.items(), (deciding.reference, champion.reference)][-2:])
+        self.champion_in_use, self.deciding = champion, deciding
 
     @cached_property
     def stored(self) -> StoredFeatures | None:
@@ -314,7 +344,7 @@ class Job:
     def takers(self) -> list[Callable[[Work], None]]:
         """What hands a decided batch's features to those who push them."""
         pipeline = self.pipeline
-        return [taker(push, pipeline.pushed(push), self.pushing[push.source]) for push in pipeline.push]
+        return [taker(push, pipeline.pushed(push), self.deciding, self.pushing[push.source]) for push in pipeline.push]
 
     @property
     def reference(self) -> Reference:
@@ -335,28 +365,8 @@ class Job:
         with self.meters.stage("drift", len(scores)):
             return known.count(matrix, scores)
 
-    @cached_property
-    def deciding(self) -> Deciding:
-        """What decides: `swap` puts another in its place."""
-        self.meters.model(
-            lambda: self.deciding.names.model_version, lambda: self.deciding.guard is not None and self.deciding.guard.resting
-        )
-        champion, first = self._first
-        self._adopt(first, champion)
-        return first
-
-    def swap(self, champion: Champion, deciding: Deciding) -> None:
-        """From the next batch on, `deciding` (of `decided_by`) decides. Any thread may call it, one at a time."""
-        self._adopt(deciding, champion)
-        self.champion_in_use, self.deciding = champion, deciding
-        self.meters.model_swaps.inc()
-
-    def _adopt(self, deciding: Deciding, champion: Champion) -> None:
-        if champion.reference is not None:
-            self._references = self._references | {deciding.reference: champion.reference}
-
     def decided_by(self, champion: Champion) -> Deciding:
-        """What decides by a version of the model. Raises ValueError, and InputsDifferError, for one that does not fit."""
+        """What decides by a version of the model. Raises ValueError for one that does not fit."""
         pipeline, stored = self.pipeline, self.stored
         schema = pipeline.columns
         derived = compile_derived(pipeline.features, schema, stored.names if stored else ())
@@ -364,18 +374,12 @@ class Job:
         fields = {name for feature in pipeline.features if isinstance(feature, Fields) for name in feature.names}
         computed = [(name, pa.float64()) for name in names if name not in fields]
         spec, reference = champion.engine.spec, champion.reference
+        fits(pipeline, spec, champion.version, stored.names if stored else ())
         if pipeline.drift and reference is None:
             raise ValueError(
                 f"model {pipeline.model.name}: it has no reference profile to measure drift from: make it again with headrace "
                 f"train or headrace models register"
             )
-        if spec.outputs != 1 and (pipeline.policy or pipeline.drift):
-            raise ValueError(f"model {spec.name}: expected one output, as policies and drift need, got {spec.outputs}")
-        inputs = [(each.name, each.kind) for each in spec.inputs]
-        features = features_of(pipeline, stored.names if stored else ())
-        require(f"model {pipeline.model.name} version {champion.version}", inputs, f"pipeline {pipeline.name}", features)
-        if pipeline.drift and any(each.kind == "vector" for each in spec.inputs):
-            raise ValueError(f"model {spec.name}: expected numbers and categories, whose drift can be measured, got a vector")
         return Deciding(
             names=Names(
                 pipeline.name,
@@ -430,5 +434,5 @@ class Job:
             self.outbox.close()
         if self.sink is None and (output := opened.get("output")) is not None:
             output.close()
-        if "champion_in_use" in opened and self.champion is None:
-            self.champion_in_use.engine.close()
+        if (champion := opened.get("champion_in_use")) not in (None, self.champion):
+            champion.engine.close()

@@ -1,7 +1,6 @@
 """What is pushed to Feast of a decided batch: streaming features as the events saw them."""
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from features.streaming import Group
 from streams.decide import Deciding, Work
 
 
-def taker(push: Push, group: Group, pushing: Pushing) -> Callable[[Work], None]:
+def taker(push: Push, group: Group, deciding: Deciding, pushing: Pushing) -> Callable[[Work], None]:
     """What hands a batch's values over. Left out are events without an entity, and windows that are not full yet: in Feast
     nobody could tell."""
     spans = {
@@ -21,19 +20,15 @@ def taker(push: Push, group: Group, pushing: Pushing) -> Callable[[Work], None]:
         for each in group.features
         if set(each.names) & set(push.features)
     }
-
-    @lru_cache(2)
-    def warming(deciding: Deciding) -> np.int64:
-        """The flags of windows that are not full."""
-        return np.int64(sum(1 << k for k, name in enumerate(deciding.flags) if name in spans))
+    warming = np.int64(sum(1 << k for k, name in enumerate(deciding.flags) if name in spans))
 
     def take(work: Work) -> None:
         entity = work.batch.column(group.entity)
         if pa.types.is_dictionary(entity.type):
             entity = entity.dictionary_decode()
         values = np.array([work.computed[name] for name in push.features])
-        found = Values(entity, values, microseconds(work.batch.column(work.deciding.names.time)))
-        left_out = (work.flags & warming(work.deciding)) != 0
+        found = Values(entity, values, microseconds(work.batch.column(deciding.names.time)))
+        left_out = (work.flags & warming) != 0
         if entity.null_count or left_out.any():
             rows = np.flatnonzero(entity.is_valid().to_numpy(zero_copy_only=False) & ~left_out)
             if not len(rows):

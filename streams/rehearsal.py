@@ -6,6 +6,7 @@ Kernels are compiled then (the first time on a machine that takes a quarter of a
 import gc
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -23,7 +24,7 @@ from streams.decide import Work, answers, together
 from streams.decode import APPENDED, PROVENANCE
 from streams.exchange import Gathered
 from streams.job import Job
-from streams.pipeline import Pipeline
+from streams.pipeline import Decisions, Pipeline
 from streams.record import entry
 from streams.routing import page_name, shard_name
 from streams.settings import JobSettings
@@ -49,17 +50,19 @@ def rehearse(job: Job) -> Work:
     gathered = Gathered(batch.select(job.kept), np.full((len(job.streaming_names), n), np.nan))
     work = together([(shard_name(0), gathered)], job.streaming_names, job.deciding)
     work = work.deciding.complete(work)
-    scored = rehearse_deciding(job, work)
+    scored = rehearse_deciding(job, work, pipeline.sinks)
     if pipeline.drift:
         job.reference.count(scored.matrix, scored.scores)
     return work
 
 
-def rehearse_deciding(job: Job, work: Work) -> Work:
-    """The steps that a version of the model has a part in, on any thread; returns what it has scored."""
+def rehearse_deciding(job: Job, work: Work, own: Sequence[Decisions]) -> Work:
+    """The steps that a version of the model has a part in; returns what it has scored. own: sinks that may encode as they like,
+    which they do on the dataflow's thread alone; the others are made use of on any."""
     pipeline = job.pipeline
     work = work.deciding.score(work)
-    decisions, _ = answers(work, pipeline.sinks, Encoder())
+    sinks = [sink for sink in pipeline.sinks if sink.encode is None or sink in own]
+    decisions, _ = answers(work, sinks, Encoder())
     if pipeline.record:
         shaped(pa.Table.from_batches([job.log_rows([entry(work, decisions, 0)])]))
     return work

@@ -7,32 +7,35 @@ rehearse, and swaps. What is on its way by then is decided by the version that i
 import os
 import sys
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
 
-from models.news import News, news_file, reason_of
+from models.news import Good, News, key, news_file, reason_of
+from models.registry import DigestMismatch
+from models.spec import digest
 from streams.decide import Deciding, Work
 from streams.drift import thresholds
 from streams.job import Champion, Job
 from streams.rehearsal import rehearse_deciding
 
-LOOK_SECONDS = 0.25
+LOOK_SECONDS, PATIENCE_SECONDS = 0.25, 120.0
 KEPT = 2
 NICE = 10
 
 
 class Swapping:
-    """Swaps the model of an open job that has a registry. Close it before the job."""
+    """Swaps the model of an open job. Close it before the job."""
 
     def __init__(self, job: Job, rehearsed: Work, seconds: float = LOOK_SECONDS) -> None:
         """rehearsed: what a new version has to decide before it does so in earnest (streams/rehearsal.py)."""
         self._job, self._rehearsed, self._seconds = job, rehearsed, seconds
-        self._folder = job.settings.home / "models"
-        self._file = news_file(self._folder, job.pipeline.model.name)
-        self._ready: dict[str, tuple[Champion, Deciding]] = {job.deciding.digest: (job.champion_in_use, job.deciding)}
-        self._stop = threading.Event()
+        self._file = news_file(job.settings.home / "models", job.pipeline.name)
+        self._patience = max(PATIENCE_SECONDS, 5 * job.settings.model_look_seconds)
+        self._ready = [(job.champion_in_use, job.deciding)]
         self._refused = set(News.read(self._file).refused)
-        self._seen = 0
+        self._read, self._looked, self._alone = job.news_read, time.time(), False
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
@@ -40,8 +43,8 @@ class Swapping:
         """Ends its thread, and closes the engines that it opened and that do not decide."""
         self._stop.set()
         self._thread.join()
-        for champion, _ in self._ready.values():
-            if champion is not self._job.champion_in_use:
+        for champion, _ in self._ready:
+            if champion is not self._job.champion_in_use and champion is not self._job.champion:
                 champion.engine.close()
 
     def _run(self) -> None:
@@ -50,47 +53,54 @@ class Swapping:
             try:
                 self._look()
             except Exception as error:  # noqa: BLE001 - whatever it is, the version in use goes on, and people hear of it
-                self._say(f"the news of it cannot be used: {error}")
+                self._say(f"the news of it cannot be used: {type(error).__name__}: {error}")
 
     def _look(self) -> None:
         with suppress(FileNotFoundError):
             written = self._file.stat().st_mtime_ns
-            if written != self._seen:
-                self._seen = written
+            if written != self._read:
+                self._read, self._looked, self._alone = written, time.time(), False
                 self._take(News.read(self._file))
+        if time.time() - self._looked > self._patience and not self._alone:
+            self._alone = True
+            self._say(f"nobody has looked for another version for {self._patience:.0f} s: start the job again")
 
     def _take(self, news: News) -> None:
-        for version in news.refused.keys() - self._refused:
-            self._refuse(version, news.refused[version])
-        if news.digest in ("", self._job.deciding.digest) or str(news.version) in self._refused:
+        for called in news.refused.keys() - self._refused:
+            self._refuse(called, news.refused[called])
+        job = self._job
+        if not news.good or (good := news.good[0])[:2] == (job.deciding.names.model_version, job.deciding.digest):
             return
+        if key(good.version, good.digest) in self._refused:
+            return
+        kept = [each for each in self._ready if (each[0].version, each[0].digest) == good[:2]]
         try:
-            found = self._ready.pop(news.digest, None) or self._made(news)
+            found = kept[0] if kept else self._made(good)
         except Exception as error:  # noqa: BLE001 - whatever a version raises, the one in use goes on
-            self._refuse(str(news.version), reason_of(error))
+            self._refuse(key(good.version, good.digest), reason_of(error))
             return
-        before = self._job.deciding.names.model_version
-        self._job.swap(*found)
-        self._ready[news.digest] = found
-        while len(self._ready) > KEPT:
-            del self._ready[next(iter(self._ready))]  # what is on its way by it still holds it
-        self._say(f"version {news.version} decides from now on, before it version {before} did")
+        before = job.deciding.names.model_version
+        job.swap(*found)
+        self._rehearsed = replace(self._rehearsed, deciding=found[1])
+        self._ready = [*(each for each in self._ready if each is not found), found][-KEPT:]  # works on their way hold theirs
+        self._say(f"version {good.version} decides from now on, before it version {before} did")
 
-    def _made(self, news: News) -> tuple[Champion, Deciding]:
+    def _made(self, good: Good) -> tuple[Champion, Deciding]:
         """A version ready to decide."""
-        job, folder = self._job, self._folder / news.folder
-        drift = job.pipeline.drift
-        champion = job.loaded(news.version, news.digest, folder, checked=True)
-        if drift and champion.reference:
-            thresholds(champion.reference, drift.rate)
-        deciding = job.decided_by(champion)
-        rehearse_deciding(job, replace(self._rehearsed, deciding=deciding))
+        job = self._job
+        folder = self._file.parent / good.folder
+        if (got := digest(folder)) != good.digest:
+            raise DigestMismatch(f"{folder}: expected digest {good.digest}, got {got}")
+        champion, deciding = job.made(good, checked=True)
+        if job.pipeline.drift and champion.reference:
+            thresholds(champion.reference, job.pipeline.drift.rate)
+        rehearse_deciding(job, replace(self._rehearsed, deciding=deciding), [])
         return champion, deciding
 
-    def _refuse(self, version: str, reason: str) -> None:
-        self._refused.add(version)
+    def _refuse(self, called: str, reason: str) -> None:
+        self._refused.add(called)
         self._job.meters.model_refused.inc()
-        self._say(f"version {version} is refused: {reason}")
+        self._say(f"version {called.partition('-')[0]} is refused: {reason}")
 
     def _say(self, words: str) -> None:
         self._job.say(f"model {self._job.pipeline.model.name}: {words}")

@@ -316,7 +316,7 @@ def test_counts_of_another_reference_are_never_mixed_in(reference: Reference) ->
     assert late == [400]
     resumed.on_batch([partial(reference, "a", 0, count=9)])
     assert late == [400, 9]
-    with pytest.raises(ValueError, match="expected state of version 3, got 4"):
+    with pytest.raises(ValueError, match="expected state of version 2, got 4"):
         judge(reference, resume=logic.snapshot() | {"version": 4})
 
 

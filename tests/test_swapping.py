@@ -1,5 +1,6 @@
 """A new version of the model takes over between two batches: every decision is that of the version that it names."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from payments import NAMES, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 from small_models import logistic
 
-from models.engine import OnnxEngine
-from models.news import News, check_engine, look, news_file, sample
-from models.registry import Version, record
+from models.engine import ModelRefused, OnnxEngine
+from models.news import Good, News, loaded, look, news_file, sample, try_out
+from models.reference import build_reference
+from models.registry import record
 from models.spec import Input, ModelSpec, digest
 from ops.model_news import checker, watch
 from sinks.memory import MemorySink
@@ -82,7 +84,7 @@ def test_swapped_in_the_stream_each_decision_is_as_if_its_version_had_decided_al
         return registry.get_sample_value(f"headrace_model_{name}", LABEL) or 0
 
     def news(number: int, folder: Path) -> None:
-        News(number, digest(folder), folder.name).write(file)
+        News("payments", (Good(number, digest(folder), folder.name),)).write(file)
 
     turns = iter(
         [
@@ -128,7 +130,7 @@ def test_swapped_in_the_stream_each_decision_is_as_if_its_version_had_decided_al
     assert [table["model_version"].unique().to_pylist() for table in tables(chain)] == [[1], [2], [3], [1]]
 
 
-def test_the_process_beside_the_job_finds_versions_and_ten_bad_ones_of_ten_kinds_are_refused(tmp_path: Path) -> None:
+def test_the_process_beside_the_job_finds_versions_and_eleven_bad_ones_of_eleven_kinds_are_refused(tmp_path: Path) -> None:
     home = tmp_path / "home"
     values = settings(home, model_look_seconds=0.01)
     pipeline = payments()
@@ -142,27 +144,29 @@ def test_the_process_beside_the_job_finds_versions_and_ten_bad_ones_of_ten_kinds
         return made
 
     first = news()
-    assert (first.version, first.digest, dict(first.refused)) == (1, digest(good), {})
-    assert digest(home / "models" / first.folder) == first.digest
+    assert (first.model, first.good[0][:2], dict(first.refused)) == ("payments", (1, digest(good)), {})
+    assert digest(home / "models" / first.good[0].folder) == digest(good)
     assert news() == first
     refused = {
         number: reason for number, (spoil, reason) in enumerate(BAD.items(), 2)
         if spoil(version(tmp_path / f"bad-{number}", NAMES, 40), lambda folder: publish(values.registry_uri, folder)) or True
     }  # fmt: skip
-    assert len(refused) == 10
+    assert len(refused) == 11
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(values.registry_uri)
     for number, reason in refused.items():
         client.set_registered_model_alias("payments", "champion", number)
         found = news()
-        assert (found.version, found.digest, found.folder) == (first.version, first.digest, first.folder)
-        assert reason in found.refused[str(number)]
-    assert len(news().refused) == 10
+        assert found.good == first.good
+        (said,) = (why for called, why in found.refused.items() if called.startswith(f"{number}-"))
+        assert reason in said
+    assert len(news().refused) == 11
     publish(values.registry_uri, version(tmp_path / "better", FEWER, 40))
-    said = list[str]()
-    watch(pipeline, values, lambda: False, said.append)
-    assert (News.read(file).version, said) == (12, [])
+    failed = list[str]()
+    watch(pipeline, values, lambda: False, failed.append)
+    last = News.read(file)
+    assert ([each.version for each in last.good], dict(last.refused), failed) == ([13, 1], {}, [])
 
 
 def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_cannot_be_used(tmp_path: Path) -> None:
@@ -177,13 +181,24 @@ def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_
 
     with pytest.raises(ValueError, match="inputs that are not features"):
         begin()
-    News(7, digest(good), "good").write(news_file(home / "models", "payments"))
+    file = news_file(home / "models", "payments")
+    News("payments", (Good(7, digest(good), "good"),)).write(file)
     begin()
     assert {one["model_version"] for one in decisions(sink).values()} == {7}
     assert [words for words in said if "version 7 decides: the champion cannot be used" in words], said
+    publish(values.registry_uri, better := version(tmp_path / "better", NAMES, 20))
+    begin()
+    assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {2}, "old news are none"
+    News("payments", (Good(7, digest(good), "good"),), {f"2-{digest(better)[:12]}": "it is bad"}).write(file)
+    begin()
+    assert "version 2 is refused: it is bad" in said[-1]
+    assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {7}
     (good / "model.onnx").write_bytes(b"other")
-    with pytest.raises(ValueError, match="inputs that are not features"):
+    with pytest.raises(ValueError, match="it is bad"):
         begin()
+    file.write_text("{")
+    begin()
+    assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {2}
 
 
 def publish(uri: str, folder: Path) -> None:
@@ -238,6 +253,22 @@ def nan(model: onnx.ModelProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(np.zeros(len(NAMES), np.float32), "scale"))
 
 
+def throws(model: onnx.ModelProto) -> None:
+    """Looks up what is not there, whatever it is given."""
+    (last,) = (node for node in model.graph.node if node.op_type == "Sigmoid")
+    last.output[0] = "before"
+    numbers = {"zero": np.float32([0]), "nine": np.float32([9]), "pair": np.float32([0, 1])}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["before", "zero"], ["nothing"]),
+            helper.make_node("Add", ["nothing", "nine"], ["place"]),
+            helper.make_node("Cast", ["place"], ["whole"], to=TensorProto.INT64),
+            helper.make_node("Gather", ["pair", "whole"], ["score"]),
+        ]
+    )
+
+
 def narrower(model: onnx.ModelProto) -> None:
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "m"]))
 
@@ -260,6 +291,7 @@ BAD: dict[Callable[[Path, Callable[[Path], None]], None], str] = {
     other_inputs: "inputs that are not features",
     outputs_too_many: "expected one output",
     spoilt(nan): "expected scores, got none (NaN or infinite) for 64 of 64 rows",
+    spoilt(throws): "it cannot be used: InvalidArgument",
     spoilt(narrower): "expected one input float",
     spoilt(custom): "expected an operator of ONNX, got com.example::Div",
     spoilt(elsewhere): "expected them inside the file",
@@ -278,13 +310,32 @@ def test_a_sample_has_what_the_model_knows_and_nothing_missing(tmp_path: Path) -
     assert np.isfinite(rows).all()
 
 
-def test_a_checked_version_says_how_long_it_takes(tmp_path: Path) -> None:
+def test_a_version_that_is_tried_says_how_long_it_takes(tmp_path: Path) -> None:
     folder = version(tmp_path / "m", NAMES, 40)
-    took = check_engine(Version("payments", 1, digest(folder), folder), 1, False)
+    engine, reference = loaded(folder, 1, False)
+    took = try_out(engine, reference)
     assert list(took) == [1, 64, 1024]
     assert all(seconds > 0 for seconds in took.values())
-    with pytest.raises(ValueError, match="no reference profile"):
-        check_engine(Version("payments", 1, digest(folder), folder), 1, True)
+    with pytest.raises(ModelRefused, match=r"no reference profile to measure drift from \(reference.json\)"):
+        loaded(folder, 1, True)
+    rng, days = np.random.default_rng(0), np.repeat(np.arange(20) * 86_400_000_000, 100)
+    matrix, scores = rng.random((2000, 2)).astype(np.float32), rng.random(2000).astype(np.float32)
+    build_reference(("amount", "other"), (False, False), matrix, scores, days).save(folder)
+    with pytest.raises(
+        ModelRefused, match="reference profile is of other inputs than it has, and their score: amount, other, score"
+    ):
+        loaded(folder, 1, True)
+
+
+def test_a_job_says_once_that_nobody_looks(tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("streams.swapping.PATIENCE_SECONDS", 0.1)
+    said, sink = list[str](), MemorySink()
+    sink.on_write = lambda messages: time.sleep(0.05)
+    parts = {"source": MemorySource([stream(4000)], rows=100), "sink": sink, "champion": champion(1, versions[0])}
+    run(payments(), settings(tmp_path, model_look_seconds=0.01), registry=CollectorRegistry(), say=said.append, **parts)
+    assert [words for words in said if "nobody has looked" in words] == [
+        "model payments: nobody has looked for another version for 0 s: start the job again"
+    ]
 
 
 def test_a_registry_that_fails_is_said_once_and_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ class Counted:
             version = decision["model_version"]
             self.versions[version] = self.versions.get(version, 0) + 1
             held = self.held[partition]
-            self.wrong += int(decision["features"].get(COUNT, held[n % KEYS]) != held[n % KEYS])
+            self.wrong += int(decision["features"][COUNT] != held[n % KEYS])
             held[n % KEYS] += 1
             due = self.stream.due(partition, n)
             late.setdefault(int((due - self.stream.began) / SECONDS_A_BIN), []).append(now - due)
