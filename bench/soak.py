@@ -224,8 +224,8 @@ def told(
     decided = found.decided
     counts = {"messages": stream.sent, "decided": decided, "lost": stream.sent - decided, "repeats": found.repeats}
     said = [
-        f"{stream.sent:,} messages, {counts['lost']:,} lost, {found.repeats:,} repeats, {found.wrong:,} know another count "
-        f"of their key; {lives} lives, {len(happened)} faults",
+        f"{stream.sent:,} messages, {counts['lost']:,} lost, {found.repeats:,} repeats, {found.wrong:,} out of their "
+        f"key's order or with another count of it; {lives} lives, {len(happened)} faults",
         *map(str, trends),
     ]
     shown = [asdict(each) | {"grown": each.grown} for each in trends if math.isfinite(each.median)]

@@ -1,7 +1,7 @@
 """The way of an event, as one visible flow: event → features → batch → model → decision → sink → drift."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -23,13 +23,21 @@ from streams.record import Entry, RecordOutput, entry
 from streams.replays import kept_too
 from streams.rounds import as_one, news_of, rounds, runs
 from streams.routing import shard_name
+from streams.shards import at_once
 from streams.start import only_from
+
+
+@dataclass
+class Taken:
+    """The rows that were decoded since pages of the state were last asked for."""
+
+    rows: int = 0
 
 
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
-    numbers = count()
+    numbers, taken = count(), Taken()
     shared_out = _by_partition if job.staged else _at_home
 
     def home_of(partition: str, rows: Memo) -> tuple[str, int]:
@@ -60,7 +68,10 @@ def build(job: Job) -> Dataflow:
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):
             gate.done(1)
-        made += wakes({polled.page for _, polled in polls if polled.page >= 0}, pipeline.shards)
+        for page in {polled.page for _, polled in polls if polled.page >= 0}:
+            made += wakes(at_once(page, job.shards.changing(taken.rows)), pipeline.shards)
+            taken.rows = 0
+        taken.rows += decoded.rows.num_rows
         if decoded.dead.num_rows:
             meters.dead(_counts(decoded.dead["code"]))
             made.append((home, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)))

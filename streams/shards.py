@@ -2,7 +2,9 @@
 
 A snapshot of a shard is one page of it, in turn, and what changed since the snapshot before. Each is kept under the key of its
 page until the next of that page replaces it. So the last snapshots of all pages hold every page as of some time and all changes
-since: what is held of a million entities is written once in PAGES epochs, not in every one.
+since: what is held of a million entities is written once in PAGES epochs, not in every one. Where very many change in an epoch,
+as while a backlog is worked off, several pages are taken in it (`at_once`), so that the changes to keep do not become many
+times what is held.
 """
 
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from streams.ordering import NEVER, Held
 
 VERSION = 5
 PAGES = 128
+KEPT, MOST_AT_ONCE = 2**20, 16
 FIRST_EPOCH = 1
 """Of a dataflow that Bytewax has never run."""
 
@@ -23,6 +26,18 @@ def page_of(epoch: int) -> int:
     """The page that is snapshotted in an epoch, whoever asks. Each comes once in PAGES epochs, which begin with another one
     each time, so that each comes, too, where there are events in every second or sixtieth epoch alone."""
     return (epoch + crc32((epoch // PAGES).to_bytes(8, "little"))) % PAGES
+
+
+def at_once(page: int, changed: int) -> list[int]:
+    """The pages to take in an epoch whose page this is, and in which so many entities have changed: as many as it takes to keep
+    no more than KEPT changes, at most MOST_AT_ONCE, spread evenly, so that each comes as often.
+
+    Changes are kept for one to two rounds of all pages.
+    """
+    pages = 1
+    while pages < MOST_AT_ONCE and 3 * changed * PAGES > 2 * KEPT * pages:
+        pages *= 2
+    return [(page + k * (PAGES // pages)) % PAGES for k in range(pages)]
 
 
 class Ledger:
@@ -70,6 +85,10 @@ class Shards:
         self._resumed: dict[int, list[dict[str, Any]]] = {}
         self._taken: dict[tuple[int, int], Sequence[tuple[Dump, Dump]]] = {}
         self._taken_at = -1
+
+    def changing(self, rows: int) -> int:
+        """How many entities so many rows change at most."""
+        return sum(min(rows, state.entities[0]) for state in self.states)
 
     def snapshot(self, shard: int, page: int) -> dict[str, Any]:
         """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""

@@ -15,7 +15,7 @@ from features.spec import Last, Window
 from features.streaming import Cut, groups
 from streams.holdings import whole
 from streams.ordering import Held
-from streams.shards import PAGES, Shards, page_of
+from streams.shards import KEPT, MOST_AT_ONCE, PAGES, Ledger, Shards, at_once, page_of
 
 GROUPS = groups(
     [
@@ -122,6 +122,24 @@ def test_a_snapshot_costs_by_what_changed() -> None:
         feed(hashes[:50], 1000 + number)
         size = epoch(number)
     assert size < first / 10
+
+
+@pytest.mark.parametrize(("changed", "pages"), [(0, 1), (5_000, 1), (20_000, 4), (60_000, 16), (10**6, MOST_AT_ONCE)])
+def test_the_more_changes_in_an_epoch_the_more_pages_are_taken_in_it(changed: int, pages: int) -> None:
+    """So that what is kept of changes stays about as much, whatever the load; each page comes as often as any other."""
+    ledger, kept, seen = Ledger(), list[int](), list[list[int]]()
+    for epoch in range(7, 7 + 6 * PAGES):
+        seen.append(at_once(page_of(epoch), changed))
+        for k, page in enumerate(seen[-1]):
+            ledger.number += 1
+            ledger.next(page, [] if k else [changed])
+        kept.append(sum(sum(changes) for each in ledger._changes for _, changes in each))
+    assert {len(each) for each in seen} == {pages}
+    round_of_all = PAGES // pages
+    assert max(kept[2 * PAGES :]) <= 3 * round_of_all * changed
+    assert pages == MOST_AT_ONCE or max(kept[2 * PAGES :]) <= 2 * KEPT
+    for start in range(0, len(seen) - 2 * PAGES, 5):
+        assert {page for each in seen[start : start + 2 * round_of_all] for page in each} == set(range(PAGES))
 
 
 def test_another_number_of_shards_or_pages_is_refused() -> None:

@@ -8,14 +8,16 @@ import pytest
 
 from bench.proving.chart import drawn
 from bench.proving.job import COUNT
-from bench.proving.stream import KEYS, Counted, Stream
+from bench.proving.stream import KEYS, STEP_US, TILE_US, WINDOW_US, Counted, Stream, before
 from bench.proving.vitals import slope, trend
 from bench.soak import faults, main, wrong
+from kernels.windows import naive
 from ops.broker import Broker
 
 
 def decision(partition: int, n: int, count: int) -> bytes:
-    return json.dumps({"decision_id": f"soak/soak-in/{partition}/{n}", "features": {COUNT: count}}).encode()
+    told = {"decision_id": f"soak/soak-in/{partition}/{n}", "model_version": 1, "features": {COUNT: count}}
+    return json.dumps(told).encode()
 
 
 def test_decisions_are_counted_as_they_come() -> None:
@@ -24,6 +26,17 @@ def test_decisions_are_counted_as_they_come() -> None:
     assert (counted.decided, counted.decisions, counted.repeats, counted.wrong) == (300, 300, 0, 0)
     counted.add([decision(1, 7, 0), decision(1, KEYS + 7, 1), decision(2, KEYS + 8, 2)], now=300.0)
     assert (counted.decided, counted.decisions, counted.repeats, counted.wrong) == (302, 303, 1, 1)
+    counted.add([decision(0, 2 * KEYS + 5, 2), decision(0, KEYS + 5, 1)], now=301.0)
+    assert (counted.repeats, counted.wrong) == (1, 2), "out of its key's order"
+    assert counted.versions == {1: 304}
+    assert counted.gaps == {0: 0.0, 40: 199.0}
+
+
+@pytest.mark.parametrize("n", [0, KEYS - 1, KEYS + 3, 7 * KEYS, 9 * KEYS + 11, 40 * KEYS + 17_000])
+def test_what_a_key_has_before_it_in_a_window_is_what_the_definition_says(n: int) -> None:
+    own = [naive.Event(0, (n - k * KEYS) * STEP_US, 1.0, k == 0) for k in reversed(range(n // KEYS + 1))]
+    (seen,), _, _ = naive.window(own, WINDOW_US, TILE_US)
+    assert before(n) == len(seen.held)
 
 
 def test_p99_is_of_the_time_that_messages_were_due() -> None:
