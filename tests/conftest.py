@@ -1,5 +1,6 @@
 """What tests share: brokers that are started and stopped for them, and topics of their own."""
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,15 @@ from ops.broker import Broker, apache, embedded, find_apache
 
 settings.register_profile("headrace", deadline=None, max_examples=60)
 settings.load_profile("headrace")
+
+
+@pytest.fixture(autouse=True)
+def own_modules_first() -> None:
+    """The processes that a test starts import the tests' own modules: other tests load pipelines of other folders, which are
+    then first on the path."""
+    here = str(Path(__file__).parent)
+    if sys.path[0] != here:
+        sys.path.insert(0, here)
 
 
 @pytest.fixture(scope="session")

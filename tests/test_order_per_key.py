@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 from payments import CHAMPION, decisions, payments, settings
 from prometheus_client import CollectorRegistry
 
@@ -51,9 +50,8 @@ def worker(number: int, addresses: list[str], logs: list[Log], home: Path) -> No
     (home / f"decided-{number}").write_text("\n".join(decisions(sink)))
 
 
-def test_a_batch_that_waits_for_another_worker_is_not_overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_waits_for_another_worker_is_not_overtaken(tmp_path: Path) -> None:
     """Partitions 0 and 2 are of worker 0, and the first of 0 needs features of worker 1, while those of 2 need none."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)  # which the processes get: other tests load pipelines of other folders
     mine, others = owned(0), owned(1)
     card, shop = next(mine), next(mine)
     logs = [[paid(next(others), next(others), 0)], [], [paid(card, shop, n) for n in range(MESSAGES)]]
