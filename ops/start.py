@@ -13,7 +13,7 @@ from streams.rebuild import SECOND, Timeline, resume
 from streams.settings import JobSettings
 from streams.source import topic_partitions
 from streams.start import START, RecoveryError, Start, check, made_for, store_of
-from streams.store_writer import settle
+from streams.store_writer import taken_up
 
 CHOICES = "--from earliest, --from latest or --from TIME (an event's, as in 2026-01-31T08:00)"
 
@@ -41,7 +41,7 @@ def prepare(
         return
     unfinished(store)
     if made_for(store) is not None:
-        settle(store)  # or another runs on it
+        taken_up(store)  # or another runs on it
     exists = made_for(store) is not None or (begin is None and (store / START).exists())
     if exists and not rebuild:
         if begin:

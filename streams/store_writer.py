@@ -3,7 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from bytewax._bytewax import init_db_dir
@@ -84,6 +84,21 @@ def settle(folder: Path) -> None:
                 raise RecoveryError(f"recovery store {folder} is in use: stop the job first (SIGTERM lets it leave)")
             time.sleep(0.02)
     sync_folder(folder)
+
+
+def taken_up(folder: Path) -> None:
+    """`settle`, for a job that goes on with the store: its files have a write-ahead log again, as Bytewax wants it. To begin
+    one takes a lock, which workers that open a file at once would fight for, and one of them would lose.
+
+    Raises RecoveryError.
+    """
+    settle(folder)
+    for file in sorted(folder.glob(f"*{SUFFIX}")):
+        with (
+            suppress(sqlite3.DatabaseError),
+            closing(sqlite3.connect(file)) as store,
+        ):  # what is damaged is left to who reads it
+            store.execute("PRAGMA journal_mode = WAL").fetchall()
 
 
 def _settled(file: Path) -> str:

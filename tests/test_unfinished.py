@@ -13,6 +13,7 @@ from streams.positions import forget_unfinished
 from streams.run import recovery_folder
 from streams.start import store_of
 from streams.store import Store
+from streams.store_writer import taken_up
 
 
 @pytest.mark.parametrize("partitions", [1, 3])
@@ -55,3 +56,17 @@ def test_a_store_that_was_being_made_is_made_anew_wherever_that_was_stopped(tmp_
         with Store(folder) as store:
             assert (store.count, store.missing, store.damage()) == (3, [], "")
         shutil.rmtree(folder)
+
+
+def test_a_store_that_is_taken_up_has_its_log_so_that_workers_do_not_fight_for_it(tmp_path: Path) -> None:
+    """Where it had none, the first to open the file would have to begin it, alone: a second that reads is in the way."""
+    init_db_dir(tmp_path, 1)
+    file = tmp_path / "part-0.sqlite3"
+    for before in ("DELETE", "WAL"):
+        with closing(sqlite3.connect(file)) as store:
+            store.execute(f"PRAGMA journal_mode = {before}").fetchall()
+        taken_up(tmp_path)
+        with closing(sqlite3.connect(file)) as reader, closing(sqlite3.connect(file, timeout=0)) as store:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM snaps").fetchone()
+            assert store.execute("PRAGMA journal_mode = WAL").fetchall() == [("wal",)]
