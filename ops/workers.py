@@ -22,7 +22,9 @@ from ops.errors import PREFIX
 from streams.settings import JobSettings
 
 GRACE_SECONDS = 30.0
-LOOK_SECONDS = 0.05
+LOOK_SECONDS, WORDS_SECONDS = 0.05, 5.0
+OF_ANOTHER = ("Send thread panic", "MergeQueue poisoned")
+"""What a worker says that has lost another."""
 
 Said = queue.SimpleQueue[tuple[int, str]]
 
@@ -54,8 +56,8 @@ def run_cluster(pipeline: str, settings: JobSettings) -> None:
             for number in range(settings.workers):
                 members.append(start([*command, str(number)], environment, number, said))
             while any(member.process.poll() is None for member in members):
-                if died := [member for member in members if member.process.poll() not in (None, 0)]:
-                    raise WorkerDiedError(last_words(died, said, settings.workers))
+                if any(member.process.poll() not in (None, 0) for member in members):
+                    raise WorkerDiedError(last_words(members, said))
                 if asked.is_set() and not told:
                     told = True
                     deadline = time.monotonic() + GRACE_SECONDS
@@ -65,8 +67,8 @@ def run_cluster(pipeline: str, settings: JobSettings) -> None:
                     slow = ", ".join(str(member.number) for member in members if member.process.poll() is None)
                     raise WorkerDiedError(f"worker {slow} did not leave within {GRACE_SECONDS:.0f} s and was killed")
                 time.sleep(LOOK_SECONDS)
-            if died := [member for member in members if member.process.returncode]:
-                raise WorkerDiedError(last_words(died, said, settings.workers))
+            if any(member.process.returncode for member in members):
+                raise WorkerDiedError(last_words(members, said))
         finally:
             end([member.process for member in members], 0)
 
@@ -92,17 +94,27 @@ def listen(lines: IO[str], number: int, said: Said) -> None:
                 print(f"worker {number}: {line}", end="", file=sys.stderr, flush=True)
 
 
-def last_words(died: Sequence[Member], said: Said, workers: int) -> str:
-    """What killed the cluster: of the workers that died, the one that spoke first, or how the first of them ended."""
-    for member in died:
-        member.listener.join(1)
-    words = [said.get() for _ in range(said.qsize())]
-    for number, line in words:
-        if number in [member.number for member in died]:
-            return f"worker {number} of {workers}: {line}"
-    code = died[0].process.returncode
+def last_words(members: Sequence[Member], said: Said) -> str:
+    """What killed the cluster: of the workers that died, the first that a signal killed or that said more than that another is
+    gone. For that it waits a little: who fails has more to do before it is gone than who has lost it."""
+    words = list[tuple[int, str]]()
+    until = time.monotonic() + WORDS_SECONDS
+    while True:
+        died = [member for member in members if member.process.poll() not in (None, 0)]
+        for member in died:
+            member.listener.join(1)
+        words += [said.get() for _ in range(said.qsize())]
+        own = [each for each in words if not any(told in each[1] for told in OF_ANOTHER)]
+        killed = [member for member in died if member.process.returncode < 0]
+        if own or killed or time.monotonic() > until or len(died) == len(members):
+            break
+        time.sleep(LOOK_SECONDS)
+    for number, line in own or ([] if killed else words):
+        return f"worker {number} of {len(members)}: {line}"
+    first = (killed or died)[0]
+    code = first.process.returncode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code} and said nothing"
-    return f"worker {died[0].number} of {workers} {how}"
+    return f"worker {first.number} of {len(members)} {how}"
 
 
 @contextmanager

@@ -313,6 +313,15 @@ def test_if_a_worker_fails_its_error_is_shown_and_the_others_end(tmp_path: Path,
         assert all(map(gone, pids))
 
 
+def test_who_fails_is_heard_and_not_who_has_lost_it_and_is_gone_before(tmp_path: Path, topics: str) -> None:
+    words = "['no more bread', 'Send thread panic: Any', 'MergeQueue poisoned'][worker]"
+    during = f"time.sleep(1 if worker == 0 else 0); raise RuntimeError({words})"
+    with cluster(payments_file(tmp_path, during=during), topics, 3, tmp_path) as process:
+        assert process.wait(40) == 1
+        assert process.stderr is not None
+        assert process.stderr.read() == "headrace: worker 0 of 3: no more bread\n"
+
+
 def test_if_a_worker_is_killed_that_is_said_and_the_others_end(tmp_path: Path, topics: str) -> None:
     with cluster(payments_file(tmp_path), topics, 2, tmp_path) as process:
         pids = [int(said_by(tmp_path, k, process).split()[0]) for k in range(2)]
