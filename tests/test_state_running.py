@@ -70,8 +70,8 @@ def test_a_running_job_is_looked_at_and_otherwise_let_be_and_a_killed_one_is_mov
             lambda: migrate(pipeline, job, "payments"),
             lambda: move(quick("event"), job, "payments", [], [tmp_path / "other"]),
             lambda: drop(pipeline, job),
-            lambda: prepare(pipeline, job, called="payments"),
-            lambda: prepare(pipeline, job, called="payments", rebuild=True),
+            lambda: prepare(pipeline, settings(home, recovery=True), called="payments"),
+            lambda: prepare(pipeline, settings(home, recovery=True), called="payments", rebuild=True),
         ):
             with pytest.raises(RecoveryError, match="is in use: stop the job first"):
                 refused()
