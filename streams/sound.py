@@ -17,7 +17,7 @@ VERSIONS = {
     "sink": STAGED_VERSION,
     "reports": STAGED_VERSION,
     "drift": drift.VERSION,
-    "judge": drift.VERSION,
+    "judge": drift.JUDGE_VERSION,
 }
 """Of the steps' snapshots."""
 
