@@ -199,7 +199,9 @@ def measured(options: argparse.Namespace, served: Served, home: Path) -> list[di
     make(served, [f"{NAME}-in", f"{NAME}-in.dead"], PARTITIONS)
     make(served, [f"{NAME}-out"], PARTITIONS, appended=True)
     values: dict[str, Any] = {"brokers": served.address, "home": home, "metrics_port": 0, "delivery": options.mode}
-    settings = JobSettings(**values, epoch_seconds=options.epoch, workers=WORKERS, restart_deaths=options.kills + 10)
+    settings = JobSettings(
+        **values, model_look_seconds=0, epoch_seconds=options.epoch, workers=WORKERS, restart_deaths=options.kills + 10
+    )
     make_model(settings, home / "model")
     file, log = home / "job.py", options.log or home / "log"
     file.write_text(JOB)

@@ -65,6 +65,15 @@ def test_a_slow_drift_kernel_does_not_stand_between_an_event_and_its_decision(
     assert sum(rows for _, rows in counted) == len(decisions(sink))
 
 
+def test_a_job_that_watches_for_drift_goes_on_from_its_store(tmp_path: Path, reference: Reference) -> None:
+    sink, champion = MemorySink(), Champion(1, Arithmetic(), reference)
+    pipeline, log = payments(Drift("payment-drift", rate=0.05)), stream(300)
+    for end in (150, 300):
+        parts = {"source": MemorySource([log[:end]], rows=50), "sink": sink, "champion": champion}
+        run(pipeline, settings(tmp_path, recovery=True, epoch_seconds=0.01), registry=CollectorRegistry(), **parts)
+    assert len(decisions(sink)) == sum(json.loads(value)["kind"] == "paid" for _, value in log)
+
+
 def test_reports_come_through_the_sink_and_the_metrics(tmp_path: Path, reference: Reference) -> None:
     """Three days of payments, nothing like the reference: two are over and judged, and every feature is there to see."""
     log = [

@@ -154,7 +154,7 @@ def test_a_killed_worker_is_back_in_seconds_and_one_that_always_dies_is_given_up
     embedded_broker: Broker, tmp_path: Path
 ) -> None:
     name, log, file = "killed", tmp_path / "log", tmp_path / "job.py"
-    settings = filled(embedded_broker, name, tmp_path / "home", workers=2, restart_deaths=2)
+    settings = filled(embedded_broker, name, tmp_path / "home", workers=2, restart_deaths=2, model_look_seconds=0)
     file.write_text(JOB.format(name=name, poison=-1, die="pass"))
     with running(f"{file}:job", settings, log, "--from", "earliest") as process:
         until_said(log, process, "worker 1 of 2 ready")

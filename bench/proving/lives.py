@@ -51,6 +51,7 @@ class Stand:
     @classmethod
     def made(cls, served: Served, home: Path, name: str, plant: str, settings: dict[str, Any]) -> "Stand":
         """With a model and a job's file in `home`. plant: the function in bench/proving/job.py that makes a bug, or nothing."""
+        settings = {"model_look_seconds": 0} | settings
         base = JobSettings(**settings, brokers=served.address, home=home, metrics_port=0)
         make_model(base, home / "model")
         file = home / f"{name}.py"
