@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -25,8 +24,7 @@ import numpy as np
 from bench.dense import write_model
 from bench.figures import Figure, WrongError, figure, shown, timed
 from bench.kernel_stand import CASES, Case
-from bench.machine import commit, machine, versions
-from bench.show import number, say, write
+from bench.show import made, number, say, write
 from models.engine import Matrix, OnnxEngine, session_of
 from models.guard import Guard
 
@@ -54,21 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bench.engines: {error}: no figures", file=sys.stderr)
         return 1
     print("\n".join(map(shown, figures)))
-    head, dirty = commit()
-    made = {
-        "format": 1,
-        "kind": "engines",
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]],
-        "machine": machine(),
-        "versions": versions(),
-        "commit": head,
-        "dirty": dirty,
-        "workload": {"name": "engines"},
-        "settings": {"turns": options.turns, "seconds": options.seconds},
-        "figures": figures,
-    }
-    write(made, options.json)
+    settings = {"turns": options.turns, "seconds": options.seconds}
+    write(made("engines", {"name": "engines"}, settings) | {"figures": figures}, options.json)
     return 0
 
 

@@ -8,14 +8,12 @@ Needs nothing but the machine: Feast's stores and a redis-server are made here. 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bench import features_avro, features_stored, windows
 from bench.figures import Figure, WrongError, shown
-from bench.machine import commit, machine, versions
-from bench.show import say, write
+from bench.show import made, say, write
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Figure]]] = {
     "windows": windows.windows,
@@ -55,21 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _result(options: argparse.Namespace, figures: Sequence[Figure]) -> dict[str, Any]:
-    head, dirty = commit()
     settings = {name: value for name, value in vars(options).items() if name not in ("json", "part")}
-    return {
-        "format": 1,
-        "kind": "features",
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]],
-        "machine": machine(),
-        "versions": versions(),
-        "commit": head,
-        "dirty": dirty,
-        "workload": {"name": "features"},
-        "settings": settings,
-        "figures": list(figures),
-    }
+    return made("features", {"name": "features"}, settings) | {"figures": list(figures)}
 
 
 if __name__ == "__main__":

@@ -25,15 +25,8 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def result(
-    kind: str,
-    workload: Workload,
-    prepared: Prepared,
-    settings: Mapping[str, Any],
-    systems: Sequence[System],
-    runs: Sequence[dict[str, Any]],
-) -> dict[str, Any]:
-    """A result file's content (bench/results.py)."""
+def made(kind: str, workload: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What every result file begins with: what was measured, when, by which command, and on what."""
     head, dirty = commit()
     return {
         "format": 1,
@@ -44,13 +37,28 @@ def result(
         "versions": versions(),
         "commit": head,
         "dirty": dirty,
-        "workload": {
-            "name": workload.name,
-            "messages": prepared.messages,
-            "bytes_mean": prepared.bytes_mean,
-            "seed": prepared.seed,
-        },
+        "workload": dict(workload),
         "settings": dict(settings),
+    }
+
+
+def result(
+    kind: str,
+    workload: Workload,
+    prepared: Prepared,
+    settings: Mapping[str, Any],
+    systems: Sequence[System],
+    runs: Sequence[dict[str, Any]],
+) -> dict[str, Any]:
+    """A result file's content (bench/results.py)."""
+    told = {
+        "name": workload.name,
+        "messages": prepared.messages,
+        "bytes_mean": prepared.bytes_mean,
+        "seed": prepared.seed,
+    }
+    return {
+        **made(kind, told, settings),
         "systems": {
             system.name: {"command": system.command or "headrace run", "settings": system.settings} for system in systems
         },

@@ -16,23 +16,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from bench.brokers import counting
 from bench.figures import Figure, figure, shown
-from bench.machine import commit, machine, versions
 from bench.options import leave_on_sigterm
-from bench.proving.job import NAME
+from bench.proving.job import NAME, graph_of, logistic
 from bench.proving.lives import Stand, StuckError, living, settle
 from bench.proving.scenes import own, up
 from bench.proving.stream import BINS, SECONDS_A_BIN, Counted, Stream, counted, quantile, streaming
-from bench.show import say, write
+from bench.show import made, say, write
 from bench.soak import top, topics
 from models.registry import promote, record, resolve
 from models.spec import ModelSpec
@@ -55,12 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     leave_on_sigterm()
-    head, dirty = commit()
+    told = made("swap", {"name": "swap"}, {})  # of the code as it is when it begins
     with tempfile.TemporaryDirectory(prefix="headrace-swap-") as folder, own(Path(folder)) as broker:
         rate = options.rate
         if rate is None:
-            settings = {"model_look_seconds": 0}
-            rate = top(Stand.made(broker.served, Path(folder), "top", "", settings), options.workers) / 2
+            rate = top(Stand.made(broker.served, Path(folder), "top", "", {}), options.workers) / 2
             say(f"half of the highest rate: {rate:,.0f} messages/s")
         stand = Stand.made(broker.served, Path(folder), "swap", "", {"model_look_seconds": 1})
         numbers = publish(stand.base, Path(folder))
@@ -68,21 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures, wrong = run(stand, numbers, rate, options)
     print("\n".join(map(shown, figures)))
     print("WRONG: " + "; ".join(wrong) if wrong else "nothing lost, doubled or unnamed")
-    made = {
-        "format": 1,
-        "kind": "swap",
-        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]],
-        "machine": machine(),
-        "versions": versions(),
-        "commit": head,
-        "dirty": dirty,
-        "workload": {"name": "swap"},
-        "settings": {"rate": round(rate), "seconds": options.seconds, "turns": options.turns, "workers": options.workers},
-        "figures": figures,
-        "wrong": wrong,
-    }
-    write(made, options.json)
+    settings = {"rate": round(rate), "seconds": options.seconds, "turns": options.turns, "workers": options.workers}
+    write(told | {"settings": settings, "figures": figures, "wrong": wrong}, options.json)
     missed = [one for one in figures if "goal" in one and one["median"] > one["goal"]]
     return int(bool(wrong or missed))
 
@@ -119,10 +103,10 @@ def run(stand: Stand, numbers: Sequence[int], rate: float, options: argparse.Nam
     wrong += [f"{found.wrong:,} know another count of their key"] if found.wrong else []
     wrong += [f"versions {unnamed} decided"] if (unnamed := found.versions.keys() - set(numbers)) else []
     wrong += [f"version {number} never decided" for number in numbers if not found.versions.get(number)]
-    return [*told(found, phases), figure("swap", "swaps", "", [float(swaps)])], wrong
+    return [*compared(found, phases), figure("swap", "swaps", "", [float(swaps)])], wrong
 
 
-def told(found: Counted, phases: Sequence[tuple[bool, float, float]]) -> list[Figure]:
+def compared(found: Counted, phases: Sequence[tuple[bool, float, float]]) -> list[Figure]:
     """p99.9 and the longest gap, without and with swaps, and how much more they are with."""
     seen: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
     for swapping, start, until in phases:
@@ -147,30 +131,18 @@ def publish(settings: JobSettings, folder: Path) -> list[int]:
     """Three more versions beside the champion; returns the numbers of all four."""
     first = resolve(settings.registry_uri, NAME, into=settings.home / "models")
     spec = ModelSpec.read(first.folder)
-    made = [first.version]
+    numbers = [first.version]
     for name, inputs, graph in (
-        ("weights", spec.inputs, linear(4, 3e-7)),
-        ("inputs", (spec.inputs[2], spec.inputs[0], spec.inputs[1]), linear(3, 2e-7)),
+        ("weights", spec.inputs, logistic(4, 3e-7)),
+        ("inputs", (spec.inputs[2], spec.inputs[0], spec.inputs[1]), logistic(3, 2e-7)),
         ("large", spec.inputs, table()),
     ):
         here = folder / f"version-{name}"
         here.mkdir()
         ModelSpec(NAME, inputs).write(here)
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), str(here / "model.onnx"))
-        made.append(record(settings.registry_uri, NAME, here, params={}, metrics={}, alias="").version)
-    return made
-
-
-def linear(width: int, weight: float) -> Any:
-    """The logistic of the weighted sum of what is not missing."""
-    numbers = {"w": np.full((width, 1), weight, np.float32), "zero": np.zeros(1, np.float32)}
-    nodes = [
-        helper.make_node("IsNaN", ["x"], ["missing"]),
-        helper.make_node("Where", ["missing", "zero", "x"], ["full"]),
-        helper.make_node("MatMul", ["full", "w"], ["sum"]),
-        helper.make_node("Sigmoid", ["sum"], ["score"]),
-    ]
-    return _graph(nodes, width, numbers)
+        numbers.append(record(settings.registry_uri, NAME, here, params={}, metrics={}, alias="").version)
+    return numbers
 
 
 def table() -> Any:
@@ -185,17 +157,7 @@ def table() -> Any:
         helper.make_node("Gather", ["rows", "places"], ["found"], axis=0),
         helper.make_node("ReduceSum", ["found", "axis"], ["score"], keepdims=1),
     ]
-    return _graph(nodes, 4, numbers)
-
-
-def _graph(nodes: Sequence[Any], width: int, numbers: dict[str, Any]) -> Any:
-    return helper.make_graph(
-        nodes,
-        NAME,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items()],
-    )
+    return graph_of(nodes, 4, numbers)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ class Journal(Generic[Item]):
         self._file: IO[bytes] | None = None
         self._frames = Frames()
         self._written = 0
-        self._sealer = ThreadPoolExecutor(1, "seal", initializer=_step_back)
+        self._sealer = ThreadPoolExecutor(1, "seal", initializer=step_back)
         self._sealing: deque[Future[Path | None]] = deque()
         self._changed = threading.Condition()
         self._items: list[Item] = []
@@ -219,7 +219,7 @@ def adopt(folder: Path, worker: int, workers: int, shape: Shape) -> None:
                     seal(log, shape)
 
 
-def _step_back() -> None:
+def step_back() -> None:
     """This thread has time: those that decide go first. Only Linux knows of threads' own priorities."""
     if sys.platform == "linux":
         with suppress(OSError):

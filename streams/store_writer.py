@@ -88,16 +88,14 @@ def settle(folder: Path) -> None:
 
 def taken_up(folder: Path) -> None:
     """`settle`, for a job that goes on with the store: its files have a write-ahead log again, as Bytewax wants it. To begin
-    one takes a lock, which workers that open a file at once would fight for, and one of them would lose.
+    one takes a lock, which workers that open a file at once would fight for, and one of them would lose. What is damaged is
+    left to who reads it.
 
     Raises RecoveryError.
     """
     settle(folder)
     for file in sorted(folder.glob(f"*{SUFFIX}")):
-        with (
-            suppress(sqlite3.DatabaseError),
-            closing(sqlite3.connect(file)) as store,
-        ):  # what is damaged is left to who reads it
+        with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(file)) as store:
             store.execute("PRAGMA journal_mode = WAL").fetchall()
 
 

@@ -4,8 +4,6 @@ models/news.py says in a file what was found and checked. A thread beside the da
 rehearse, and swaps. What is on its way by then is decided by the version that it began with. The version before is kept, ready.
 """
 
-import os
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -14,6 +12,7 @@ from dataclasses import replace
 from models.news import Good, News, key, news_file, reason_of
 from models.registry import DigestMismatch
 from models.spec import digest
+from sinks.journal import step_back
 from streams.decide import Deciding, Work
 from streams.drift import thresholds
 from streams.job import Champion, Job
@@ -21,7 +20,6 @@ from streams.rehearsal import rehearse_deciding
 
 LOOK_SECONDS, PATIENCE_SECONDS = 0.25, 120.0
 KEPT = 2
-NICE = 10
 
 
 class Swapping:
@@ -48,7 +46,7 @@ class Swapping:
                 champion.engine.close()
 
     def _run(self) -> None:
-        _step_back()
+        step_back()
         while not self._stop.wait(self._seconds):
             try:
                 self._look()
@@ -104,10 +102,3 @@ class Swapping:
 
     def _say(self, words: str) -> None:
         self._job.say(f"model {self._job.pipeline.model.name}: {words}")
-
-
-def _step_back() -> None:
-    """This thread has time: the one that decides goes first. Only Linux knows of threads' own priorities."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

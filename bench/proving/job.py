@@ -1,10 +1,11 @@
 """The job that bench/faults.py kills: a number for each key, and in each decision what the job knew of its keys before it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -64,25 +65,34 @@ def make_model(settings: JobSettings, folder: Path) -> None:
     except ModelNotFound:
         pass
     inputs = tuple(Input(name, "number", ()) for name in ("n", COUNT, SUM, ALL))
-    numbers = {"w": np.full((4, 1), 1e-7, np.float32), "zero": np.zeros(1, np.float32)}
+    folder.mkdir(parents=True, exist_ok=True)
+    model = helper.make_model(logistic(4, 1e-7), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, str(folder / "model.onnx"))
+    ModelSpec(NAME, inputs).write(folder)
+    record(settings.registry_uri, NAME, folder, params={}, metrics={})
+
+
+def logistic(width: int, weight: float) -> onnx.GraphProto:
+    """The logistic of the sum of what is not missing of so many inputs, times a weight."""
+    numbers = {"w": np.full((width, 1), weight, np.float32), "zero": np.zeros(1, np.float32)}
     nodes = [
         helper.make_node("IsNaN", ["x"], ["missing"]),
         helper.make_node("Where", ["missing", "zero", "x"], ["full"]),
         helper.make_node("MatMul", ["full", "w"], ["sum"]),
         helper.make_node("Sigmoid", ["sum"], ["score"]),
     ]
-    graph = helper.make_graph(
+    return graph_of(nodes, width, numbers)
+
+
+def graph_of(nodes: Sequence[onnx.NodeProto], width: int, numbers: Mapping[str, npt.NDArray[Any]]) -> onnx.GraphProto:
+    """Nodes from x float32 [n, width] to score float32 [n, 1], with these numbers."""
+    return helper.make_graph(
         nodes,
         NAME,
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
         [numpy_helper.from_array(value, name) for name, value in numbers.items()],
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.save(model, str(folder / "model.onnx"))
-    ModelSpec(NAME, inputs).write(folder)
-    record(settings.registry_uri, NAME, folder, params={}, metrics={})
 
 
 def commit_in_snapshot() -> None:
