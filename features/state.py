@@ -73,7 +73,7 @@ class State:
         if clock is None and len(times):
             self._clock = max(self._clock, int(times.max()))
         if self._dumped:
-            self._touch(hashes[bits > 1])
+            self.touch(hashes[bits > 1])
         return out
 
     @property
@@ -133,11 +133,11 @@ class State:
             made.append((paged_too, whole.get(shard, changed)))
         return made
 
-    def untaken(self, changed: Dump) -> None:
-        """Puts back what was changed and not kept: the next to ask hears of it."""
-        for name in ("keys", "gone"):
-            kind, _, data = changed["arrays"][name]
-            self._touch(np.frombuffer(data, kind))
+    def touch(self, hashes: U64) -> None:
+        """These entities count as changed, held or not."""
+        self._touched.append(hashes)
+        if len(self._touched) > REMEMBERED:
+            self._touched = [np.unique(np.concatenate(self._touched))]
 
     def load(self, pieces: Sequence[Dump], shard: int | None = None) -> None:
         """Adds a shard from pages and changes, in any order. Raises ValueError for a dump of another version or other features.
@@ -199,11 +199,6 @@ class State:
             "arrays": {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in arrays.items()},
         }
 
-    def _touch(self, hashes: U64) -> None:
-        self._touched.append(hashes)
-        if len(self._touched) > REMEMBERED:
-            self._touched = [np.unique(np.concatenate(self._touched))]
-
     def _slots(self, hashes: U64, times: I64, bits: npt.NDArray[np.uint32], since: int, few: int, most: int) -> I32:
         """The slot of each entity [n]; those that update get one if they have none, those that only read do not (-1)."""
         n, books = len(hashes), self._books
@@ -220,7 +215,7 @@ class State:
             for store in self._stores:
                 store.clear(freed[:count])
             if self._dumped:
-                self._touch(gone[:count])
+                self.touch(gone[:count])
         if books[entities.USED] > used:
             for store in self._stores:
                 store.grow(int(books[entities.USED]))
@@ -237,6 +232,11 @@ class _ByShard(NamedTuple):
 def _by_shard(keys: U64, shards: int) -> _ByShard:
     of = (keys % np.uint64(shards)).astype(np.uint16)  # which numpy sorts by radix
     return _ByShard(np.argsort(of, kind="stable"), np.append(0, np.cumsum(np.bincount(of, minlength=shards))))
+
+
+def hashes_of(changed: Dump) -> U64:
+    """The entities of a dump, those that are gone as well."""
+    return np.concatenate([np.frombuffer(changed["arrays"][name][2], np.uint64) for name in ("keys", "gone")])
 
 
 def newest(pieces: Sequence[Dump], held: Sequence[Arrays]) -> list[npt.NDArray[np.bool_]]:

@@ -66,8 +66,7 @@ def held(store: Store, flow: str, entities: Sequence[str]) -> Iterator[Shard]:
 
 def pieces_of(snapshots: Sequence[Mapping[str, Any]], group: int) -> list[dict[str, Any]]:
     """The pages and changes of a group, in any order."""
-    pieces = [page["groups"][group] for page in snapshots]
-    return pieces + [groups[group] for page in snapshots for _, groups in page["changes"]]
+    return [page[kind][group] for page in snapshots for kind in ("groups", "changes")]
 
 
 def whole(store: Store, flow: str, groups: Sequence[Group], shards: int) -> Shards:

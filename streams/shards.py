@@ -2,67 +2,64 @@
 
 A snapshot of a shard is one page of it, in turn, and what changed since the snapshot before. Each is kept under the key of its
 page until the next of that page replaces it. So the last snapshots of all pages hold every page as of some time and all changes
-since: what is held of a million entities is written once in PAGES epochs, not in every one. Where very many change in an epoch,
-as while a backlog is worked off, several pages are taken in it (`at_once`), so that the changes to keep do not become many
-times what is held.
+since: what is held of a million entities is written once in a round of all pages, not in every epoch. Where very many change in
+an epoch, as while a backlog is worked off, several pages are taken in it (`at_once`), so that the changes to keep do not become
+many times what is held.
 """
 
 from collections.abc import Sequence
 from typing import Any
-from zlib import crc32
 
-from features.state import Dump, State, spans
+import numpy as np
+import numpy.typing as npt
+
+from features.state import Dump, State, hashes_of, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
-VERSION = 5
-PAGES = 128
-KEPT, MOST_AT_ONCE = 2**20, 16
+VERSION = 6
+PAGES, ROUND = 128, 131
+KEPT, MOST_AT_ONCE = 1_500_000, 16
 FIRST_EPOCH = 1
 """Of a dataflow that Bytewax has never run."""
 
+U64 = npt.NDArray[np.uint64]
+
 
 def page_of(epoch: int) -> int:
-    """The page that is snapshotted in an epoch, whoever asks. Each comes once in PAGES epochs, which begin with another one
-    each time, so that each comes, too, where there are events in every second or sixtieth epoch alone."""
-    return (epoch + crc32((epoch // PAGES).to_bytes(8, "little"))) % PAGES
+    """The page that is snapshotted in an epoch, whoever asks. A round of all pages has a prime number of epochs, so that each
+    comes in turn, too, where there are events in every second or sixtieth epoch alone."""
+    return epoch % ROUND % PAGES
 
 
 def at_once(page: int, changed: int) -> list[int]:
     """The pages to take in an epoch whose page this is, and in which so many entities have changed: as many as it takes to keep
-    no more than KEPT changes, at most MOST_AT_ONCE, spread evenly, so that each comes as often.
-
-    Changes are kept for one to two rounds of all pages.
-    """
+    no more than KEPT changes, which are those of a round, at most MOST_AT_ONCE, spread evenly, so that each comes as often."""
     pages = 1
-    while pages < MOST_AT_ONCE and 3 * changed * PAGES > 2 * KEPT * pages:
+    while pages < MOST_AT_ONCE and changed * ROUND > KEPT * pages:
         pages *= 2
     return [(page + k * (PAGES // pages)) % PAGES for k in range(pages)]
 
 
 class Ledger:
-    """The snapshots of one shard: their count, at which of them each page was taken, and the changes under each page's key."""
+    """The snapshots of one shard: their count, at which of them each page was taken, and whose changes, by group, are kept
+    under its key: hashes alone, since what has to be kept on is taken again as it is then."""
 
     def __init__(self) -> None:
         self.number = 0
         self._taken = [0] * PAGES
-        self._changes: list[list[tuple[int, list[Any]]]] = [[] for _ in range(PAGES)]
+        self._changed: list[Sequence[U64]] = [()] * PAGES
 
-    def next(self, page: int, changes: list[Any]) -> list[tuple[int, list[Any]]]:
-        """Counts a snapshot with this page and these changes; returns all changes to keep under the page's key.
+    def carried(self, page: int) -> Sequence[U64]:
+        """The entities, by group, whose changes are under a page's key, and would be lost with it when the page is taken again:
+        none where every other page was taken since, as it is where pages are taken in turn."""
+        needed = self._taken[page] > min(self._taken[:page] + self._taken[page + 1 :])
+        return self._changed[page] if needed else ()
 
-        Changes are let go of when every page has been taken since. Where pages are taken in turn that is before their key's
-        next snapshot; where not, they are carried on.
-        """
-        self._taken[page] = self.number
-        oldest = min(self._taken)
-        self._changes[page] = [kept for kept in self._changes[page] if kept[0] > oldest] + [(self.number, changes)]
-        return list(self._changes[page])
-
-    def resume(self, page: int, number: int, changes: list[tuple[int, list[Any]]]) -> None:
-        """Goes on after this snapshot."""
+    def take(self, page: int, number: int, changed: Sequence[U64]) -> None:
+        """A snapshot of this number has this page, and the changes of these entities."""
         self.number = max(self.number, number)
-        self._taken[page], self._changes[page] = number, list(changes)
+        self._taken[page], self._changed[page] = number, changed
 
 
 class Shards:
@@ -94,22 +91,23 @@ class Shards:
         """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""
         self.ready()
         ledger = self._ledgers.setdefault(shard, Ledger())
-        ledger.number += 1
+        number = ledger.number + 1
         pages, changes = [], []
         for paged, changed in self._taken_of(shard, page):
-            paged["number"] = changed["number"] = ledger.number
+            paged["number"] = changed["number"] = number
             pages.append(paged)
             changes.append(changed)
+        ledger.take(page, number, [hashes_of(changed) for changed in changes])
         return {
             "version": VERSION,
             "shard": shard,
             "shards": self._shards,
             "page": page,
             "pages": PAGES,
-            "number": ledger.number,
+            "number": number,
             "begins": self.begins,
             "groups": pages,
-            "changes": ledger.next(page, changes),
+            "changes": changes,
             "held": self.held.dump(shard, self._shards) if self.held is not None else None,
         }
 
@@ -119,8 +117,11 @@ class Shards:
         if updates != self._taken_at or (shard, page) not in self._taken:
             for key in [key for key in self._taken if updates != self._taken_at or key[1] == page]:
                 for state, (_, changed) in zip(self.states, self._taken.pop(key), strict=True):
-                    state.untaken(changed)
+                    state.touch(hashes_of(changed))
             self._taken_at = updates
+            for ledger in self._ledgers.values():
+                for state, hashes in zip(self.states, ledger.carried(page), strict=False):
+                    state.touch(hashes)
             by_group = [state.taken(self._shards, page, PAGES) for state in self.states]
             self._taken |= {(each, page): [taken[each] for taken in by_group] for each in range(self._shards)}
         return self._taken.pop((shard, page))
@@ -146,10 +147,10 @@ class Shards:
             self.begins = max(self.begins, *(one["begins"] for one in snapshots))
             self._known = self._known or self.begins > NEVER
             for one in snapshots:
-                ledger.resume(one["page"], one["number"], one["changes"])
+                ledger.take(one["page"], one["number"], [hashes_of(changed) for changed in one["changes"]])
             for j, state in enumerate(self.states):
                 pieces = [one["groups"][j] for one in snapshots]
-                state.load(pieces + [groups[j] for one in snapshots for _, groups in one["changes"]], shard)
+                state.load(pieces + [one["changes"][j] for one in snapshots], shard)
             last = max(snapshots, key=lambda one: one["number"])
             if self.held is not None and last["held"] is not None:
                 self.held.load(last["held"])
