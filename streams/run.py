@@ -29,6 +29,7 @@ from streams.sound import elsewhere
 from streams.start import MADE, RecoveryError, Start, check, needs, store_of
 from streams.store import Store
 from streams.swapping import Swapping
+from streams.tidy import tidying
 
 PEERS_SECONDS = 10.0
 
@@ -69,6 +70,7 @@ def run(
     on_ready()
     try:
         with ExitStack() as around:
+            around.enter_context(tidying())
             if folder and (worker == 0 or elsewhere(folder)):
                 around.enter_context(checkpointing(folder))
             if settings.model_look_seconds:

@@ -1,0 +1,43 @@
+"""What a backlog needed is given back once it is over, and not asked for all the time."""
+
+import ctypes
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from streams.tidy import Tidy, resident, tidying
+
+
+def test_it_gives_back_while_more_is_used_than_it_left_at_its_best() -> None:
+    used, given = [400e6], list[float]()
+
+    def give_back() -> None:
+        given.append(used[0])
+        used[0] -= 100e6
+
+    tidy = Tidy(lambda: int(used[0]), give_back)
+    for now, gives in ((450e6, False), (463e6, False), (464e6, True), (428e6, True), (390e6, False), (900e6, True)):
+        used[0] = now
+        assert tidy.look() is gives, now
+    assert given == [464e6, 428e6, 900e6]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has no malloc_trim")
+def test_what_lies_between_what_is_used_goes_back_to_the_system() -> None:
+    before = resident()
+    with tidying(seconds=0.05):
+        names = {thread.name for thread in threading.enumerate()}
+        blocks = [np.ones(4_000) for _ in range(10_000)]  # 320 MB, each too small to be given back for itself
+        kept = blocks[::500]
+        most = resident()
+        assert most - before > 250e6
+        del blocks
+        deadline = time.monotonic() + 10
+        while resident() - before > 100e6 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert resident() - before < 100e6, f"{sys.getrefcount(kept)}: {most - before:,} and {resident() - before:,}"
+    assert "tidy" in names
+    assert "tidy" not in {thread.name for thread in threading.enumerate()}
