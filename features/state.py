@@ -34,6 +34,14 @@ OF_TILES, OF_REGISTERS = ("tiles", "filled"), ("registers", "ranks")
 NOTHING = np.empty(0, np.uint64)
 
 
+class Taken(NamedTuple):
+    """A page of a shard, what changed of it, and the entities that did since this was asked before, in or out of the state."""
+
+    page: Dump
+    changed: Dump
+    fresh: U64
+
+
 class State:
     """What a worker knows of one group.
 
@@ -113,11 +121,13 @@ class State:
         entities.find(self._table, keys, places)
         return self._packed(places[places >= 0], keys[places < 0], None, number)
 
-    def taken(self, shards: int, page: int, pages: int) -> list[tuple[Dump, Dump]]:
-        """`dump` and `changed` of every shard at once, at a fraction of the cost of one after the other; of number 0."""
+    def taken(self, shards: int, page: int, pages: int, carried: Sequence[U64] = ()) -> list[Taken]:
+        """`dump` and `changed` of every shard at once, at a fraction of the cost of one after the other; of number 0. carried:
+        entities that are to be among the changed as they are now, too."""
         whole = {shard: self.changed(shard, shards) for shard in range(shards) if shard not in self._dumped}
-        touched = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, np.uint64)
-        self._touched = []
+        fresh = np.unique(np.concatenate(self._touched)) if self._touched else NOTHING
+        touched = np.unique(np.concatenate([fresh, *carried])) if carried else fresh
+        self._touched, news = [], _by_shard(fresh, shards)
         places = np.empty(len(touched), np.int64)
         entities.find(self._table, touched, places)
         held, gone = _by_shard(touched[places >= 0], shards), _by_shard(touched[places < 0], shards)
@@ -130,7 +140,8 @@ class State:
         for shard in range(shards):
             changed = self._dump_of(parts[shards + shard] | {"gone": left[gone.edges[shard] : gone.edges[shard + 1]]}, None, 0)
             paged_too = self._dump_of(parts[shard] | {"gone": NOTHING}, (page, pages), 0)
-            made.append((paged_too, whole.get(shard, changed)))
+            mine = fresh[news.order[news.edges[shard] : news.edges[shard + 1]]]
+            made.append(Taken(paged_too, whole.get(shard, changed), hashes_of(whole[shard]) if shard in whole else mine))
         return made
 
     def touch(self, hashes: U64) -> None:

@@ -23,7 +23,6 @@ from streams.record import Entry, RecordOutput, entry
 from streams.replays import kept_too
 from streams.rounds import as_one, news_of, rounds, runs
 from streams.routing import shard_name
-from streams.shards import at_once
 from streams.start import only_from
 
 
@@ -69,7 +68,7 @@ def build(job: Job) -> Dataflow:
         if not any(isinstance(value, Base) for _, value in made):
             gate.done(1)
         for page in {polled.page for _, polled in polls if polled.page >= 0}:
-            made += wakes(at_once(page, job.shards.changing(taken.rows)), pipeline.shards)
+            made += wakes(job.shards.at_once(page, taken.rows), pipeline.shards)
             taken.rows = 0
         taken.rows += decoded.rows.num_rows
         if decoded.dead.num_rows:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.state import Dump, State, hashes_of, spans
+from features.state import State, Taken, hashes_of, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
 VERSION = 6
 PAGES, ROUND = 128, 131
-KEPT, MOST_AT_ONCE = 1_500_000, 16
+KEPT, LEAST_KEPT, OF_HELD, MOST_AT_ONCE = 1_500_000, 100_000, 4, 32
+"""Changes that are kept, at most and at least, and as many times what is held, where that is between the two."""
 FIRST_EPOCH = 1
 """Of a dataflow that Bytewax has never run."""
 
@@ -32,34 +33,41 @@ def page_of(epoch: int) -> int:
     return epoch % ROUND % PAGES
 
 
-def at_once(page: int, changed: int) -> list[int]:
-    """The pages to take in an epoch whose page this is, and in which so many entities have changed: as many as it takes to keep
-    no more than KEPT changes, which are those of a round, at most MOST_AT_ONCE, spread evenly, so that each comes as often."""
+def at_once(page: int, changed: int, held: int) -> list[int]:
+    """The pages to take in an epoch whose page this is, and in which so many of the entities held have changed: as many as it
+    takes to keep not too many changes, which are those of a round, at most MOST_AT_ONCE, spread evenly, so that each comes as
+    often."""
+    kept = max(LEAST_KEPT, min(KEPT, OF_HELD * held))
     pages = 1
-    while pages < MOST_AT_ONCE and changed * ROUND > KEPT * pages:
+    while pages < MOST_AT_ONCE and changed * ROUND > kept * pages:
         pages *= 2
     return [(page + k * (PAGES // pages)) % PAGES for k in range(pages)]
 
 
 class Ledger:
-    """The snapshots of one shard: their count, at which of them each page was taken, and whose changes, by group, are kept
-    under its key: hashes alone, since what has to be kept on is taken again as it is then."""
+    """The snapshots of one shard: their count, at which of them each page was taken, and what changes are kept under its key:
+    the snapshot that first had them, and the entities by group. Their hashes alone, since what has to be kept on is taken again
+    as it is then."""
 
     def __init__(self) -> None:
         self.number = 0
         self._taken = [0] * PAGES
-        self._changed: list[Sequence[U64]] = [()] * PAGES
+        self._changed: list[list[tuple[int, Sequence[U64]]]] = [[] for _ in range(PAGES)]
 
-    def carried(self, page: int) -> Sequence[U64]:
-        """The entities, by group, whose changes are under a page's key, and would be lost with it when the page is taken again:
-        none where every other page was taken since, as it is where pages are taken in turn."""
-        needed = self._taken[page] > min(self._taken[:page] + self._taken[page + 1 :])
-        return self._changed[page] if needed else ()
+    def carried(self, page: int) -> list[Sequence[U64]]:
+        """The changes under a page's key that would be lost when the page is taken again: none where every other page was taken
+        since, as it is where pages are taken in turn."""
+        return [changed for _, changed in self._needed(page)]
 
-    def take(self, page: int, number: int, changed: Sequence[U64]) -> None:
-        """A snapshot of this number has this page, and the changes of these entities."""
+    def take(self, page: int, number: int, fresh: Sequence[U64]) -> None:
+        """A snapshot of this number has this page, what is `carried`, and the changes of these entities."""
+        self._changed[page] = [*self._needed(page), (number, fresh)]
         self.number = max(self.number, number)
-        self._taken[page], self._changed[page] = number, changed
+        self._taken[page] = number
+
+    def _needed(self, page: int) -> list[tuple[int, Sequence[U64]]]:
+        oldest = min(self._taken[:page] + self._taken[page + 1 :])
+        return [kept for kept in self._changed[page] if kept[0] > oldest]
 
 
 class Shards:
@@ -80,24 +88,23 @@ class Shards:
         self._seen: dict[str, tuple[bool, int]] = {}
         self._ledgers: dict[int, Ledger] = {}
         self._resumed: dict[int, list[dict[str, Any]]] = {}
-        self._taken: dict[tuple[int, int], Sequence[tuple[Dump, Dump]]] = {}
+        self._taken: dict[tuple[int, int], Sequence[Taken]] = {}
         self._taken_at = -1
 
-    def changing(self, rows: int) -> int:
-        """How many entities so many rows change at most."""
-        return sum(min(rows, state.entities[0]) for state in self.states)
+    def at_once(self, page: int, rows: int) -> list[int]:
+        """The pages to take in an epoch whose page this is, after so many rows."""
+        held = [state.entities[0] for state in self.states]
+        return at_once(page, sum(min(rows, each) for each in held), sum(held))
 
     def snapshot(self, shard: int, page: int) -> dict[str, Any]:
         """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""
         self.ready()
         ledger = self._ledgers.setdefault(shard, Ledger())
         number = ledger.number + 1
-        pages, changes = [], []
-        for paged, changed in self._taken_of(shard, page):
-            paged["number"] = changed["number"] = number
-            pages.append(paged)
-            changes.append(changed)
-        ledger.take(page, number, [hashes_of(changed) for changed in changes])
+        taken = self._taken_of(shard, page)
+        for of_group in taken:
+            of_group.page["number"] = of_group.changed["number"] = number
+        ledger.take(page, number, [of_group.fresh for of_group in taken])
         return {
             "version": VERSION,
             "shard": shard,
@@ -106,23 +113,23 @@ class Shards:
             "pages": PAGES,
             "number": number,
             "begins": self.begins,
-            "groups": pages,
-            "changes": changes,
+            "groups": [of_group.page for of_group in taken],
+            "changes": [of_group.changed for of_group in taken],
             "held": self.held.dump(shard, self._shards) if self.held is not None else None,
         }
 
-    def _taken_of(self, shard: int, page: int) -> Sequence[tuple[Dump, Dump]]:
+    def _taken_of(self, shard: int, page: int) -> Sequence[Taken]:
         """The page and the changes of a shard, by group. Those of all shards are taken when the first of an epoch asks."""
         updates = sum(state.updates for state in self.states)
         if updates != self._taken_at or (shard, page) not in self._taken:
             for key in [key for key in self._taken if updates != self._taken_at or key[1] == page]:
-                for state, (_, changed) in zip(self.states, self._taken.pop(key), strict=True):
-                    state.touch(hashes_of(changed))
+                for state, left in zip(self.states, self._taken.pop(key), strict=True):
+                    state.touch(left.fresh)
             self._taken_at = updates
-            for ledger in self._ledgers.values():
-                for state, hashes in zip(self.states, ledger.carried(page), strict=False):
-                    state.touch(hashes)
-            by_group = [state.taken(self._shards, page, PAGES) for state in self.states]
+            carried = [each for ledger in self._ledgers.values() for each in ledger.carried(page)]
+            by_group = [
+                state.taken(self._shards, page, PAGES, [each[j] for each in carried]) for j, state in enumerate(self.states)
+            ]
             self._taken |= {(each, page): [taken[each] for taken in by_group] for each in range(self._shards)}
         return self._taken.pop((shard, page))
 

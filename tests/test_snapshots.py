@@ -16,7 +16,7 @@ from features.state import hashes_of
 from features.streaming import Cut, groups
 from streams.holdings import whole
 from streams.ordering import Held
-from streams.shards import KEPT, MOST_AT_ONCE, PAGES, ROUND, Ledger, Shards, at_once, page_of
+from streams.shards import KEPT, MOST_AT_ONCE, OF_HELD, PAGES, ROUND, Ledger, Shards, at_once, page_of
 
 GROUPS = groups(
     [
@@ -123,23 +123,43 @@ def test_a_snapshot_costs_by_what_changed() -> None:
     assert size < first / 10
 
 
-@pytest.mark.parametrize(("changed", "pages"), [(0, 1), (10_000, 1), (40_000, 4), (150_000, 16), (10**6, MOST_AT_ONCE)])
-def test_the_more_changes_in_an_epoch_the_more_pages_are_taken_in_it(changed: int, pages: int) -> None:
-    """So that what is kept of changes stays about as much, whatever the load; each page comes as often as any other."""
-    ledger, kept, seen = Ledger(), dict[int, int](), list[list[int]]()
-    for epoch in range(7, 7 + 6 * PAGES):
-        seen.append(at_once(page_of(epoch), changed))
-        for k, page in enumerate(seen[-1]):
-            again = sum(map(len, ledger.carried(page)))
-            kept[page] = again + (0 if k else changed)
-            ledger.take(page, ledger.number + 1, [np.zeros(0 if k else max(changed, 1) // 1000, np.uint64)])
-            assert epoch < 7 + 2 * PAGES or again <= 16 * changed // 1000
-        if epoch > 7 + 2 * PAGES:
-            assert sum(kept.values()) <= max(KEPT, ROUND * changed // pages) * 1.1
+@pytest.mark.parametrize(
+    ("changed", "held", "pages"),
+    [
+        (0, 0, 1), (10_000, 10**6, 1), (40_000, 10**6, 4), (150_000, 10**6, 16), (10**6, 10**6, MOST_AT_ONCE),
+        (700, 700, 1), (10_000, 80_000, 8), (80_000, 80_000, MOST_AT_ONCE),
+    ],
+)  # fmt: skip
+def test_the_more_changes_in_an_epoch_the_more_pages_are_taken_in_it(changed: int, held: int, pages: int) -> None:
+    """So that what is kept of changes stays in proportion, whatever the load; each page comes as often as any other."""
+    seen = [at_once(page_of(epoch), changed, held) for epoch in range(7, 7 + 6 * PAGES)]
     assert {len(each) for each in seen} == {pages}
     round_of_all = ROUND // pages + 1
     for start in range(0, len(seen) - 2 * PAGES, 5):
         assert {page for each in seen[start : start + 2 * round_of_all] for page in each} == set(range(PAGES))
+    most = max(kept_of([changed] * len(seen), held)[2 * ROUND :])
+    assert most <= 2 * max(ROUND * changed / MOST_AT_ONCE, 100_000, min(KEPT, OF_HELD * held))
+
+
+@given(st.lists(st.sampled_from([100, 11_000, 12_000, 30_000, 80_000]), min_size=40, max_size=400), st.integers(0, 10**6))
+def test_what_is_kept_of_changes_is_bounded_however_the_load_goes_up_and_down(loads: list[int], begin: int) -> None:
+    """A page that comes out of turn carries on what is still needed of its changes, and no longer than it is."""
+    loads = (loads * 20)[: 4 * ROUND]
+    kept = kept_of(loads, 80_000, begin)
+    for at in range(2 * ROUND, len(loads)):
+        assert kept[at] <= 1.1 * sum(loads[at - ROUND : at + 1]), at
+
+
+def kept_of(loads: list[int], held: int, begin: int = 7) -> list[int]:
+    """After each epoch with so many changes, how many are kept under all pages' keys."""
+    ledger, kept, sizes = Ledger(), dict[int, int](), []
+    for epoch, changed in enumerate(loads, begin):
+        for k, page in enumerate(at_once(page_of(epoch), changed, held)):
+            fresh = 0 if k else changed
+            kept[page] = fresh + sum(1000 * len(hashes) for (hashes,) in ledger.carried(page))
+            ledger.take(page, ledger.number + 1, [np.zeros(fresh // 1000, np.uint64)])
+        sizes.append(sum(kept.values()))
+    return sizes
 
 
 def test_what_is_kept_of_changes_is_known_by_the_entities_alone() -> None:
@@ -155,7 +175,7 @@ def test_what_is_kept_of_changes_is_known_by_the_entities_alone() -> None:
         (changed,) = store[0]["changes"]
         assert len(hashes_of(changed)) == n, epoch
     (ledger,) = shards._ledgers.values()
-    assert sum(each.nbytes for changed in ledger._changed for each in changed) == hashes.nbytes
+    assert sum(each.nbytes for kept in ledger._changed for _, changed in kept for each in changed) == 6 * hashes.nbytes
 
 
 def test_another_number_of_shards_or_pages_is_refused() -> None:
