@@ -118,9 +118,7 @@ class _PacedPartition(MemoryPartition):
         if rows <= 0 and self._position < self._log.num_rows:
             time.sleep(min(wait, 1 / source.rate))
             return None
-        batch = self._log.slice(self._position, rows)
-        last = self._position + batch.num_rows - 1
-        return Polled(batch, batch.num_rows, last, 0, last + 1 >= self._log.num_rows)
+        return self._take(rows)
 
     def snapshot(self) -> int:
         self._asked = 1.0

@@ -22,6 +22,7 @@ from models.guard import Guard
 from models.policy import Combinations, Policy
 from models.spec import assemble
 from sinks.messages import Column, Encoder, Messages, Position, encode_decisions
+from streams.budget import LATE, Pace
 from streams.exchange import Gathered, Hashes
 from streams.ordering import NEVER
 from streams.pipeline import Decisions
@@ -38,7 +39,7 @@ class Work:
 
     computed: features float [n] by name, NaN where none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of
     columns, those that are known; scores float32 [n], or [n, k] of a model with k outputs; stored_times int64 [V, n], of the
-    stored rows by view (features/stored.py).
+    stored rows by view (features/stored.py); scored_from: when scoring began, ns, 0 where rows were shed.
     """
 
     deciding: "Deciding"
@@ -52,6 +53,12 @@ class Work:
     matrix: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
     scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     stored_times: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    scored_from: int = 0
+
+    @property
+    def polled_at(self) -> I64:
+        """When each row was polled, ns."""
+        return self.batch.column("_polled_at").to_numpy()
 
 
 def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str], deciding: "Deciding") -> Work:
@@ -84,7 +91,7 @@ class Names:
 class Deciding:
     """The steps between gather and sink, by one version of the model. guard: of the engine, where a policy can decide
     without a score. fill: what is given instead of stored features, which may be the version's medians. digest: of the
-    version's files; reference: the identity of what its drift is measured from."""
+    version's files; reference: the identity of what its drift is measured from. pace: where there is a budget of time."""
 
     names: Names
     entities: tuple[str, ...]
@@ -98,6 +105,7 @@ class Deciding:
     fill: npt.NDArray[np.float32] | None = None
     digest: str = ""
     reference: str = ""
+    pace: Pace | None = None
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
@@ -105,7 +113,8 @@ class Deciding:
         no_entity = [f"no_entity:{name}" for name in self.entities]
         unknown = [f"unknown:{each.name}" for each in self.engine.spec.inputs if each.kind == "category"]
         warming = [f"warming:{name}" for name, _ in self.spans]
-        names = (*no_entity, *(self.stored.flags if self.stored else ()), *warming, *unknown, FALLBACK)
+        late = (LATE,) if self.pace else ()
+        names = (*no_entity, *(self.stored.flags if self.stored else ()), *warming, *unknown, FALLBACK, *late)
         if len(names) > MOST_FLAGS:
             raise ValueError(f"pipeline {self.names.pipeline}: expected at most {MOST_FLAGS} different flags, got {len(names)}")
         return names
@@ -130,18 +139,41 @@ class Deciding:
         return replace(work, computed=computed, flags=flags, stored_times=stored_times)
 
     def score(self, work: Work) -> Work:
-        """Assembles the matrix and scores it."""
+        """Assembles the matrix and scores it, but for rows that would be late, where those are shed."""
+        began = self.clock_ns()
         matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed, hashes=work.hashes)
-        scores = (self.guard or self.engine).infer(matrix)
         flags = work.flags
+        late = self.pace.late("score", work.polled_at, began) if self.pace and self.pace.sheds else None
+        if late is not None and late.any():
+            flags = self._flagged(flags, LATE, late)
+            scores, began = self._scores_of(matrix, ~late), 0
+        else:
+            scores = (self.guard or self.engine).infer(matrix)
         if self.stored is not None and self.stored.refuses:
             refused = (flags >> self.flags.index(REFUSED) & 1).astype(np.bool_)
             scores = np.where(refused if scores.ndim == 1 else refused[:, None], np.float32(np.nan), scores)
         missing = np.isnan(scores) if scores.ndim == 1 else np.isnan(scores).any(axis=1)
         for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, missing)):
             if mask.any():
-                flags = flags | mask.astype(np.int64) << self.flags.index(name)
-        return replace(work, matrix=matrix, flags=flags, scores=scores)
+                flags = self._flagged(flags, name, np.asarray(mask))
+        return replace(work, matrix=matrix, flags=flags, scores=scores, scored_from=began)
+
+    def _scores_of(self, matrix: npt.NDArray[np.float32], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
+        """The scores of the chosen rows, NaN for the others."""
+        outputs = self.engine.spec.outputs
+        scores = np.full(len(matrix) if outputs == 1 else (len(matrix), outputs), np.nan, np.float32)
+        if chosen.any():
+            scores[chosen] = (self.guard or self.engine).infer(matrix[chosen])
+        return scores
+
+    def _flagged(self, flags: I64, name: str, rows: npt.NDArray[np.bool_]) -> I64:
+        return flags | rows.astype(np.int64) << self.flags.index(name)
+
+    def marked(self, work: Work) -> Work:
+        """Flags the rows that will be handed over late. Only with a budget."""
+        assert self.pace is not None
+        late = self.pace.late("decide", work.polled_at, self.clock_ns())
+        return replace(work, flags=self._flagged(work.flags, LATE, late)) if late.any() else work
 
     def decide(self, work: Work, features: Sequence[str] = ()) -> dict[str, Column]:
         """The decisions, as sinks/messages.py describes their columns, with `features` beside them. Only with a policy."""

@@ -1,5 +1,6 @@
 """The way of an event, as one visible flow: event → features → batch → model → decision → sink → drift."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -25,6 +26,8 @@ from streams.rounds import as_one, news_of, rounds, runs
 from streams.routing import shard_name
 from streams.start import only_from
 
+MOST_ON_THEIR_WAY = 64
+
 
 @dataclass
 class Taken:
@@ -37,6 +40,7 @@ def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
     numbers, taken = count(), Taken()
+    on_their_way: deque[tuple[Work, int]] = deque(maxlen=MOST_ON_THEIR_WAY)
     shared_out = _by_partition if job.staged else _at_home
 
     def home_of(partition: str, rows: Memo) -> tuple[str, int]:
@@ -67,6 +71,7 @@ def build(job: Job) -> Dataflow:
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):
             gate.done(1)
+            gate.since()
         for page in {polled.page for _, polled in polls if polled.page >= 0}:
             made += wakes(job.shards.at_once(page, taken.rows), pipeline.shards)
             taken.rows = 0
@@ -92,7 +97,10 @@ def build(job: Job) -> Dataflow:
             return work.deciding.score(work)
 
     def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
+        decided_from = job.clock_ns()
         with meters.stage("decision", work.batch.num_rows):
+            if job.pace:
+                work = work.deciding.marked(work)
             decisions, written = answers(work, pipeline.sinks, encoder)
             outputs = [each for messages in written for each in shared_out(messages, work)]
             made: list[tuple[str, Messages | Entry]] = [*outputs]
@@ -100,6 +108,7 @@ def build(job: Job) -> Dataflow:
                 made.append((work.home, entry(work, decisions, job.clock_ns() // 1000)))
         gate.done(work.batches)
         gate.answered(len(outputs))
+        on_their_way.append((work, decided_from))
         if decisions:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         return made
@@ -132,6 +141,17 @@ def build(job: Job) -> Dataflow:
                 meters.drift(feature, statistic, value, alarmed)
         return item[0], encode_drift(item[1], pipeline.drift.topic if pipeline.drift else "")
 
+    def written(items: int) -> None:
+        gate.written(items)
+        now, polled = job.clock_ns(), gate.since()
+        while on_their_way:
+            work, decided_from = on_their_way.popleft()
+            appended_at, polled_at = work.batch.column("_appended_at").to_numpy(), work.polled_at
+            meters.hops.add("broker", polled_at / 1e9 - appended_at / 1e3)
+            meters.hops.add("flow", (now - polled_at) / 1e9)
+            if job.pace and work.scored_from and len(polled_at):
+                job.pace.took(polled, len(polled_at), int(polled_at.min()), work.scored_from, decided_from, now)
+
     def push(work: Work) -> list[tuple[str, Messages]]:
         with meters.stage("sink"):
             for take in job.takers:
@@ -157,10 +177,10 @@ def build(job: Job) -> Dataflow:
     decisions = op.flat_map("decision", scored, decide)
     if pipeline.record:
         decided = op.branch("decided", decisions, lambda item: isinstance(item[1], Messages))
-        op.output("sink", op.merge("outputs", decided.trues, decoded.falses), sink("sink", gate.written))
+        op.output("sink", op.merge("outputs", decided.trues, decoded.falses), sink("sink", written))
         op.output("record", decided.falses, RecordOutput(lambda: job.events.partitions, lambda: job.journal, meters))
     else:
-        op.output("sink", op.merge("outputs", decisions, decoded.falses), sink("sink", gate.written))
+        op.output("sink", op.merge("outputs", decisions, decoded.falses), sink("sink", written))
     if pipeline.push:
         op.flat_map("push", scored, push)
     if pipeline.drift:

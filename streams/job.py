@@ -34,6 +34,7 @@ from sinks.outbox import Outbox
 from sinks.records import shaped
 from sinks.staged import Log
 from sinks.transactions import KafkaLane, progress_topic
+from streams.budget import Pace
 from streams.decide import Deciding, Names, Work
 from streams.decode import PROVENANCE, Decoder
 from streams.inputs import fits
@@ -49,7 +50,7 @@ from streams.settings import JobSettings
 from streams.shards import FIRST_EPOCH, Shards
 from streams.source import KafkaSource, MemorySource
 from streams.start import Rebuilding, Start
-from streams.trail import Trail
+from streams.trail import ALL, Trail
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,12 @@ class Job:
         several workers others' rows come to this one meanwhile, and none waits either."""
         if self.order == "event":
             return Gate(0)
-        return Gate(self.workers, WAIT_SECONDS if self.workers == 1 else 0.0)
+        return Gate(self.workers, WAIT_SECONDS if self.workers == 1 else 0.0, self.pace.rows if self.pace else lambda: ALL)
+
+    @cached_property
+    def pace(self) -> Pace | None:
+        """How long batches take, where there is a budget of time."""
+        return Pace(self.pipeline.budget) if self.pipeline.budget else None
 
     @cached_property
     def events(self) -> KafkaSource | MemorySource:
@@ -401,6 +407,7 @@ class Job:
             fill=stored.filled(spec.medians) if stored else None,
             digest=champion.digest,
             reference=reference.identity if reference else "",
+            pace=self.pace,
         )
 
     def open(self) -> None:

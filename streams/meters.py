@@ -3,12 +3,16 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 
+import numpy as np
+import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from features.pushing import Pushing
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
+HOPS = ("broker", "flow")
+EDGES = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0])
 
 
 class Stage:
@@ -98,6 +102,29 @@ class StateCollector:
         return [family]
 
 
+class HopCollector:
+    """How long rows took for each hop, counted a batch at a time."""
+
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
+        self._counts = {hop: np.zeros(len(EDGES) + 1, np.int64) for hop in HOPS}
+        self._sums = dict.fromkeys(HOPS, 0.0)
+
+    def add(self, hop: str, seconds: npt.NDArray[np.float64]) -> None:
+        """Rows that took so long."""
+        self._counts[hop] += np.bincount(np.searchsorted(EDGES, seconds), minlength=len(EDGES) + 1)
+        self._sums[hop] += float(seconds.sum())
+
+    def collect(self) -> Iterable[Metric]:
+        text = "From the broker's stamp of an event to its poll, and from its poll to the hand-over of its decision"
+        family = HistogramMetricFamily("headrace_hop_seconds", text, labels=["pipeline", "hop"])
+        names = [*map(str, EDGES.tolist()), "+Inf"]
+        for hop, counts in self._counts.items():
+            buckets = list(zip(names, np.cumsum(counts).tolist(), strict=True))
+            family.add_metric([self._pipeline, hop], buckets, self._sums[hop])
+        return [family]
+
+
 class ModelCollector:
     """How the model does, looked up when somebody asks for the metrics."""
 
@@ -155,6 +182,8 @@ class Meters:
         self.model_swaps = swaps.labels(pipeline)
         refused = Counter("headrace_model_refused", "Versions of the model that were refused", ["pipeline"], registry=registry)
         self.model_refused = refused.labels(pipeline)
+        self.hops = HopCollector(pipeline)
+        registry.register(self.hops)
 
     def stored(self, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
         """Shows what stored features count, by view, and how often their store failed."""

@@ -17,6 +17,7 @@ from features.spec import Feature, Fields, Label, Push, Stored, seconds
 from features.streaming import Cutter, Group, groups
 from models.policy import Bands
 from sinks.encoders import Encode
+from streams.budget import Budget
 from streams.settings import JobSettings
 from streams.topic import Topic
 
@@ -110,7 +111,8 @@ class Pipeline:
     folder `data`, and returns how many rows each has; not given for a repo that is fed, applied and materialised by others.
     most_entities: of which a shard holds the streaming features, for each kind of entity; beyond it the ones longest without an
     event leave (0: no bound). delivery: whether a crash repeats what was written since the last epoch, or the output appears in
-    transactions, an epoch later, each message once.
+    transactions, an epoch later, each message once. budget: the time that an event may take from its poll to the hand-over of
+    its decision.
     """
 
     name: str
@@ -129,6 +131,7 @@ class Pipeline:
     shards: int = 8
     most_entities: int = 0
     delivery: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    budget: Budget | None = None
 
     def __post_init__(self) -> None:
         columns = self.columns
@@ -156,6 +159,8 @@ class Pipeline:
             raise ValueError(f"pipeline {self.name}: expected 1 to 840 shards, got {self.shards}")
         if len(self.sinks) == 0:
             raise ValueError(f"pipeline {self.name}: expected at least one sink")
+        if self.budget and self.budget.late == "shed" and self.policy is None:
+            raise ValueError(f"pipeline {self.name}: expected a policy that decides what its budget sheds, got none")
         for sink in self.sinks:
             self._check(sink)
 

@@ -49,25 +49,45 @@ class Gate:
     rounds, each once, so that all of a worker's get their turn and are decided together.
     """
 
-    def __init__(self, most: int = 1, patience: float = 0.0) -> None:
+    def __init__(self, most: int = 1, patience: float = 0.0, rows: Callable[[], int] = lambda: ALL) -> None:
         """most: batches on their way at which no new round begins; 0: never waits. patience: the seconds that a poll may wait
-        for messages, for a worker that nobody waits for meanwhile. partitions: how many poll by it; home: the first of them.
+        for messages, for a worker that nobody waits for meanwhile. rows: asked at each round how many it may take.
+        partitions: how many poll by it; home: the first of them.
         """
         self.partitions, self.home = 0, ""
+        self._rows = rows
+        self._left, self._to_poll, self._undecided = ALL, 0, 0
         self.patience = patience
         self._unwritten = 0
         self._first = True
         self._look_at = datetime.min.replace(tzinfo=UTC)
         self._most = most
         self._on_their_way = 0
-        self._round = 1
+        self._round = 0
 
     def opens(self, last: int) -> int:
         """The round in which a partition may poll that last did in round `last`, 0 if it has to wait."""
         if last == self._round and (self._on_their_way < self._most or not self._most):
             self._round += 1
             self._first = True
+            self._left, self._to_poll = self._rows(), self.partitions
         return self._round if last < self._round else 0
+
+    def share(self) -> int:
+        """How many rows the partition that polls now may take: as many as those that still are to poll in this round."""
+        share = max(1, self._left // max(1, self._to_poll))
+        self._to_poll -= 1
+        return share
+
+    def took(self, rows: int) -> None:
+        """It took so many."""
+        self._left -= rows
+        self._undecided += rows
+
+    def since(self) -> int:
+        """How many rows were taken since this was last asked."""
+        rows, self._undecided = self._undecided, 0
+        return rows
 
     def wait(self) -> float:
         """The seconds that the next poll may wait for messages: the first of a round, for all of them, and none while something
@@ -207,13 +227,13 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
                 self._beginning.reading.discard(self._number)
                 raise StopIteration
             return []
-        if self._trail is not None:
-            self._most = self._trail.most(self._number, self._begins_epoch)
-        opened = self._gate.opens(self._round) if self._most else 0
+        most = ALL if self._trail is None else self._trail.most(self._number, self._begins_epoch)
+        opened = self._gate.opens(self._round) if most else 0
         self._waits = not opened
         if self._waits:
             return []
         self._round = opened
+        self._most = min(most, self._gate.share())
         wait, asked = self._gate.wait(), datetime.now(UTC)
         polled = self.poll(wait)
         self._idle = polled is None
@@ -225,6 +245,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             return []
         self._was_at_end = polled.at_end
         if polled.rows:
+            self._gate.took(polled.rows)
             if self._position < self._decide_from:
                 polled = replace(polled, decide_from=self._decide_from)
                 self._beginning.left(self._number, 0 if polled.at_end else max(0, self._decide_from - polled.last - 1))

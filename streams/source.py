@@ -258,17 +258,25 @@ class MemoryPartition(Partition):
         gate: Gate,
         beginning: Beginning,
         committed: dict[int, int],
+        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         start = beginning.read.get(shard_number(name), 0)
         super().__init__(name, start if resume is None else resume, stop, until_end, gate, beginning)
         self._log = log
         self._rows = rows
         self._committed = committed
+        self._clock_ns = clock_ns
 
     def poll(self, wait: float = 0.0) -> Polled | None:
-        batch = self._log.slice(self._position, min(self._rows, self._most))
+        return self._take(self._rows)
+
+    def _take(self, rows: int) -> Polled:
+        """The next messages, so many at most."""
+        batch, now = self._log.slice(self._position, min(rows, self._most)), self._clock_ns()
+        place = batch.schema.get_field_index("_polled_at")
+        batch = batch.set_column(place, RAW.field(place), pa.array(np.full(batch.num_rows, now)))
         last = batch.column("_offset")[-1].as_py() if batch.num_rows else -1
-        return Polled(batch, batch.num_rows, last, 0, self._position + batch.num_rows >= self._log.num_rows)
+        return Polled(batch, batch.num_rows, last, now, self._position + batch.num_rows >= self._log.num_rows)
 
     def publish(self, position: int, wait: bool) -> None:
         self._committed[self._number] = position
@@ -292,6 +300,7 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
     ) -> None:
         """replays: the offsets that some messages (partition, offset) stand for."""
         self._rows = rows
+        self._clock_ns = clock_ns
         self._replays = replays or {}
         self._stop = stop or threading.Event()
         self._until_end = until_end
@@ -306,8 +315,8 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
                     pa.array([value for _, value in log], pa.binary()),
                     pa.array(np.full(len(log), number, np.int32)),
                     pa.array(np.arange(len(log), dtype=np.int64)),
+                    pa.array(np.full(len(log), clock_ns() // 10**6, np.int64)),
                     pa.array(np.zeros(len(log), np.int64)),
-                    pa.array(np.full(len(log), clock_ns(), np.int64)),
                 ],
                 schema=RAW,
             )
@@ -328,6 +337,7 @@ class MemorySource(FixedPartitionedSource[tuple[str, Polled], int]):
             self.gate,
             self.beginning,
             self.committed,
+            self._clock_ns,
         )
 
     def _log(self, partition: int) -> pa.RecordBatch:

@@ -73,6 +73,28 @@ def test_several_workers_may_have_several_batches_on_their_way_and_event_order_w
     assert free.opens(free.opens(0))
 
 
+def test_what_a_round_may_take_is_shared_by_all_and_what_one_leaves_is_for_those_after_it() -> None:
+    limits = iter([100, 30, 2])
+    gate = Gate(1, rows=lambda: next(limits))
+    gate.partitions = 4
+    last = 0
+
+    def a_round(*there: int) -> list[int]:
+        nonlocal last
+        shares = []
+        for each in there:
+            opened = gate.opens(last)
+            assert opened
+            shares.append(gate.share())
+            gate.took(min(each, shares[-1]))
+        last = opened
+        return shares
+
+    assert a_round(99, 0, 10, 99) == [25, 25, 37, 65]
+    assert a_round(0, 0, 0, 99) == [7, 10, 15, 30]
+    assert a_round(9, 9, 9, 9) == [1, 1, 1, 1], "each may take one, or it would never get on"
+
+
 def test_more_done_than_begun_does_not_open_it_for_good() -> None:
     """After a resume there may be batches that this source did not bring."""
     gate = Gate(1)
