@@ -27,6 +27,7 @@ from bench.kernel_stand import CASES, Case
 from bench.show import made, number, say, write
 from models.engine import Matrix, OnnxEngine, session_of
 from models.guard import Guard
+from streams.pipeline import Model
 
 MODELS = ((32, 64, 1), (64, 512, 256, 1))
 ROWS = (1, 7, 64, 512, 4096)
@@ -64,7 +65,7 @@ def engines(
     for layers in models:
         with tempfile.TemporaryDirectory() as folder:
             write_model(Path(folder), "stand", "x", layers)
-            engine = OnnxEngine(Path(folder))
+            engine = OnnxEngine(Path(folder), seconds=Model("stand").limit)  # as a job has it
             raw = session_of((Path(folder) / "model.onnx").read_bytes())
         engine.warm()
         for rows in sizes:

@@ -1,5 +1,6 @@
 """Engines: what turns a matrix into scores. ONNX Runtime on a CPU is the default; others fit the same protocol."""
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ UNLOADABLE = (
     native.RuntimeException,
 )  # fmt: skip
 WARM_SIZES = (1, 7, 64, 1024)
+LEAST_LOOK_SECONDS = 0.005
 
 
 class Engine(Protocol):
@@ -42,6 +44,42 @@ class Engine(Protocol):
         """Called once after the last batch: gives back threads and memory."""
 
 
+class TimedOut(TimeoutError):  # noqa: N818
+    """A call of a model took too long, and was ended."""
+
+
+class Limit:
+    """Ends calls of a session that take longer than so many seconds: between two nodes of its graph, nobody can within one."""
+
+    def __init__(self, seconds: float) -> None:
+        """options: of the calls to limit, each within `with`; passed: whether the last one was ended."""
+        self.options, self.passed, self.seconds = ort.RunOptions(), False, seconds
+        self._began = 0.0
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="limit", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.options.terminate = self.passed = False
+            self._began = time.monotonic()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        with self._lock:
+            self._began = 0.0
+
+    def close(self) -> None:
+        """Ends its thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(max(self.seconds / 4, LEAST_LOOK_SECONDS)):
+            with self._lock:
+                if self._began and time.monotonic() - self._began > self.seconds:
+                    self.options.terminate = self.passed = True
+
+
 class ModelRefused(ValueError):  # noqa: N818
     """The files of a model cannot be served; the message says which and why."""
 
@@ -49,12 +87,13 @@ class ModelRefused(ValueError):  # noqa: N818
 class OnnxEngine:
     """model.onnx of a folder beside its model.json, in ONNX Runtime on the CPU.
 
-    threads: those of one call. checked: the files are known to be good, and what may take seconds with a large model is left
-    out. The graph takes one float matrix [n, K] with any n and gives one float [n] or [n, 1], or [n, k]
-    for k outputs. Raises ModelRefused for another shape, weights outside the file, or operators that are not ONNX's own.
+    threads: those of one call. seconds: which a call may take (0: as long as it likes), else it raises TimedOut. checked: the
+    files are known to be good, and what may take seconds with a large model is left out. The graph takes one float matrix
+    [n, K] with any n and gives one float [n] or [n, 1], or [n, k] for k outputs. Raises ModelRefused for another shape, weights
+    outside the file, or operators that are not ONNX's own.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 1, checked: bool = False) -> None:
+    def __init__(self, folder: Path, *, threads: int = 1, seconds: float = 0.0, checked: bool = False) -> None:
         self.spec = ModelSpec.read(folder)
         path = folder / "model.onnx"
         content: bytes | str = str(path)  # read by the runtime, Python is not held meanwhile
@@ -69,6 +108,7 @@ class OnnxEngine:
         except UNLOADABLE as error:
             raise ModelRefused(f"{path}: ONNX Runtime cannot load it: {error}") from None
         self._input, self._output = _check_shape(self._session, self.spec, path)
+        self._limit = Limit(seconds) if seconds else None
 
     def warm(self) -> None:
         for rows in WARM_SIZES:
@@ -83,16 +123,27 @@ class OnnxEngine:
             found = f"{matrix.dtype} {list(matrix.shape)}"
             raise ValueError(f"model {self.spec.name}: expected a matrix float32 [n, {expected}], got {found}")
         shape = (len(matrix),) if self.spec.outputs == 1 else (len(matrix), self.spec.outputs)
-        if len(matrix):
-            scores = self._session.run([self._output], {self._input: matrix})[0].reshape(shape)
-        else:
-            scores = np.empty(shape, np.float32)
+        scores = self._run(matrix).reshape(shape) if len(matrix) else np.empty(shape, np.float32)
         if out is None:
             return scores
         out[:] = scores
         return out
 
+    def _run(self, matrix: Matrix) -> Matrix:
+        limit, given = self._limit, ([self._output], {self._input: matrix})
+        if limit is None:
+            return self._session.run(*given)[0]
+        try:
+            with limit:
+                return self._session.run(*given, limit.options)[0]
+        except native.Fail:
+            if not limit.passed:
+                raise
+        raise TimedOut(f"model {self.spec.name}: expected scores of {len(matrix)} rows within {limit.seconds:g} s, got none")
+
     def close(self) -> None:
+        if self._limit:
+            self._limit.close()
         del self._session
 
 

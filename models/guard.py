@@ -2,7 +2,8 @@
 
 A batch that throws is halved until the rows that do it stand alone, so that the others keep their scores. A model that throws
 at everything is let be for a while: the breaker is open. Then one batch tries it again (half-open), and closes the breaker or
-opens it for twice as long. What has no score is decided by the policy's fallback, and says so.
+opens it for twice as long. One that takes too long is let be at once, for ten times as long as it took at least, so that it
+holds the stream for a tenth of the time at most. What has no score is decided by the policy's fallback, and says so.
 """
 
 import time
@@ -10,12 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.engine import Engine, Matrix
+from models.engine import Engine, Matrix, TimedOut
 
 MOST_CALLS = 64
 FAILURES = 3
 REST_SECONDS, MOST_REST_SECONDS = 1.0, 60.0
 TELL_SECONDS = 60.0
+REST_OF_TIMED_OUT = 10.0
 
 
 class Guard:
@@ -48,8 +50,15 @@ class Guard:
         if self.resting and self._clock() < self._until:
             self._count(len(matrix))
             return self._none(len(matrix))
+        began = self._clock()
         try:
             scores = self._engine.infer(matrix)
+        except TimedOut as error:
+            self._count(len(matrix))
+            self._in_a_row = max(self._in_a_row + 1, FAILURES)
+            self._rests(REST_OF_TIMED_OUT * (self._clock() - began))
+            self._tell(len(matrix), len(matrix), error)
+            return self._none(len(matrix))
         except Exception as error:  # noqa: BLE001 - whatever a model throws, the stream goes on, and says so
             return self._halved(matrix, error)
         if self.resting:
@@ -70,22 +79,30 @@ class Guard:
                 scores[first:last] = self._engine.infer(matrix[first:last])
             except Exception as found:  # noqa: BLE001 - as above
                 error, middle = found, (first + last) // 2
-                if last - first > 1:
+                if isinstance(found, TimedOut):
+                    left = []
+                elif last - first > 1:
                     left += [(middle, last), (first, middle)]
         failed = int(np.isnan(scores).reshape(len(scores), -1).any(axis=1).sum())
         self._count(failed)
         if failed == len(matrix):
             self._in_a_row += 1
             if self.resting:
-                self._until = self._clock() + self._rest
-                self._rest = min(2 * self._rest, MOST_REST_SECONDS)
+                self._rests()
         else:
             self._in_a_row = 0
+        self._tell(failed, len(matrix), error)
+        return scores
+
+    def _rests(self, least: float = 0.0) -> None:
+        self._until = self._clock() + max(self._rest, least)
+        self._rest = min(2 * self._rest, MOST_REST_SECONDS)
+
+    def _tell(self, failed: int, rows: int, error: Exception) -> None:
         if self._clock() - self._told >= TELL_SECONDS:
             self._told = self._clock()
-            what = f"no score for {failed} of {len(matrix)} rows, the fallback decides"
+            what = f"no score for {failed} of {rows} rows, the fallback decides"
             self._say(f"model {self._engine.spec.name}: {what}: {type(error).__name__}: {error}")
-        return scores
 
     def _count(self, rows: int) -> None:
         self.failed += rows

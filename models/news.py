@@ -114,13 +114,16 @@ def sample(spec: ModelSpec, reference: Reference | None) -> Matrix:
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def loaded(folder: Path, threads: int, needs_reference: bool, checked: bool = False) -> tuple[OnnxEngine, Reference | None]:
-    """A version from its files: its engine, warm, and its reference, if it is needed. checked: see OnnxEngine.
+def loaded(
+    folder: Path, threads: int, limit: float, needs_reference: bool, checked: bool = False
+) -> tuple[OnnxEngine, Reference | None]:
+    """A version from its files: its engine, warm, and its reference, if it is needed. threads, limit (seconds), checked: see
+    OnnxEngine.
 
     Raises ModelRefused, whatever it is that fails.
     """
     try:
-        engine = OnnxEngine(folder, threads=threads, checked=checked)
+        engine = OnnxEngine(folder, threads=threads, seconds=limit, checked=checked)
         reference = Reference.load(folder) if needs_reference else None
         if reference is not None and reference.names != (*engine.spec.names, SCORE):
             got = ", ".join(reference.names)

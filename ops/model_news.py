@@ -25,7 +25,7 @@ def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], No
         fits(pipeline, spec, version.version, [name for view in stored for name in view.names])
         if pipeline.stored is not None:
             substitutes(pipeline.stored, stored, spec.medians)
-        engine, reference = loaded(version.folder, pipeline.model.threads, pipeline.drift is not None)
+        engine, reference = loaded(version.folder, *pipeline.model.calls, pipeline.drift is not None)
         try_out(engine, reference)
         engine.close()
 

@@ -42,6 +42,8 @@ class Model:
     """A model of the registry. train: how it is made; history: the events it is made from, as decoded columns.
 
     until: an ISO time, UTC if it has no offset; what comes from then on is left out of training, and is what it is tried on.
+    threads: of one call. limit: the seconds that a call may take (0: as long as it likes); it is ended then, and the policy's
+    fallback decides.
     """
 
     name: str
@@ -49,6 +51,12 @@ class Model:
     history: Callable[[], pa.Table] | None = None
     until: str = ""
     threads: int = 1
+    limit: float = 30.0
+
+    @property
+    def calls(self) -> tuple[int, float]:
+        """How it is called: threads, limit."""
+        return self.threads, self.limit
 
     @property
     def trained_until(self) -> datetime | None:
@@ -153,6 +161,10 @@ class Pipeline:
             compile_expression(self.label.where, columns)
             seconds(self.label.within)
         _ = self.model.trained_until
+        if not self.model.limit >= 0:
+            raise ValueError(
+                f"pipeline {self.name}: expected a limit of the model's calls of 0 s or more, got {self.model.limit:g}"
+            )
         if self.delivery not in DELIVERIES:
             raise ValueError(f"pipeline {self.name}: expected delivery {' or '.join(DELIVERIES)}, got {self.delivery}")
         if not 1 <= self.shards <= 840:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from payments import Arithmetic, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
+from models.engine import TimedOut
 from models.guard import FAILURES, MOST_CALLS, MOST_REST_SECONDS, REST_SECONDS, Guard
 from models.spec import Input, ModelSpec
 from sinks.memory import MemorySink
@@ -45,6 +46,45 @@ def test_only_the_rows_that_throw_have_no_score(n: int, bad: set[int]) -> None:
     expected[[k for k in bad if k < n]] = np.nan
     np.testing.assert_array_equal(scores, expected.astype(np.float32))
     assert guard.failed == np.isnan(expected).sum()
+
+
+def test_a_model_that_takes_too_long_is_let_be_at_once_and_holds_the_stream_a_tenth_of_the_time_at_most() -> None:
+    now, told = [100.0], list[str]()
+
+    class Hangs(Throws):
+        def infer(self, matrix: npt.NDArray[np.float32], out: Any = None) -> npt.NDArray[np.float32]:
+            self.calls += 1
+            if self.broken:
+                now[0] += 30
+                raise TimedOut("model throws: expected scores of 8 rows within 30 s, got none")
+            return matrix[:, 0] * 2
+
+    engine = Hangs()
+    guard = Guard(engine, told.append, lambda: now[0])
+    engine.broken = True
+    for calls in (1, 2, 3):
+        assert np.isnan(guard.infer(rows(8))).all()
+        assert engine.calls == calls, "it is not asked for the halves of a batch"
+        now[0] += 299
+        assert np.isnan(guard.infer(rows(8))).all()
+        assert engine.calls == calls
+        now[0] += 2
+    engine.broken = False
+    np.testing.assert_array_equal(guard.infer(rows(8)), rows(8)[:, 0] * 2)
+    assert guard.failed == 6 * 8
+    assert "within 30 s" in told[0]
+    assert "scores again" in told[-1]
+
+
+def test_halves_that_take_too_long_are_not_tried_to_the_end() -> None:
+    class Slows(Throws):
+        def infer(self, matrix: npt.NDArray[np.float32], out: Any = None) -> npt.NDArray[np.float32]:
+            self.calls += 1
+            raise RuntimeError("no") if len(matrix) == 64 else TimedOut("slow")
+
+    engine = Slows()
+    assert np.isnan(Guard(engine).infer(rows(64))).all()
+    assert engine.calls == 2
 
 
 def test_a_batch_of_nothing_but_bad_rows_costs_a_bounded_number_of_calls() -> None:
