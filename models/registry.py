@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SQLITE = "sqlite:///"
 DIGEST = "headrace.digest"
 FOLDER = "model"
-CHAMPION, PREVIOUS = "champion", "previous"
+CHAMPION, PREVIOUS, SHADOW = "champion", "previous", "shadow"
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,18 @@ def promote(uri: str, name: str, version: int) -> int:
     if version not in known:
         raise ModelNotFound(f"model {name}: no version {version}, there are {', '.join(map(str, known)) or 'none'}")
     return _give(client, name, CHAMPION, version)
+
+
+def shadow(uri: str, name: str, version: int | None) -> None:
+    """Gives a version the alias shadow; None: takes it from whichever has it. Raises ModelNotFound where there is none."""
+    client = _asked(uri, f"no model {name} in {without_login(uri)}")
+    if version is None:
+        _found(uri, name, SHADOW)
+        client.delete_registered_model_alias(name, SHADOW)
+        return
+    if version not in {each.version for each in versions(uri, name)}:
+        raise ModelNotFound(f"model {name}: no version {version}")
+    client.set_registered_model_alias(name, SHADOW, str(version))
 
 
 def rollback(uri: str, name: str) -> tuple[int, int]:

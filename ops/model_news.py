@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from features.freshness import substitutes
 from features.views import View, open_store, views
+from models.engine import OnnxEngine
 from models.news import News, loaded, look, news_file, try_out
 from models.registry import Version, without_login
 from models.spec import ModelSpec
@@ -15,26 +16,39 @@ from streams.settings import JobSettings
 
 def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
     """Whether a pipeline can use a version; raises ValueError, with the reason, where not."""
+    load = tried(pipeline, settings)
+    return lambda version: load(version).close()
+
+
+def tried(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], OnnxEngine]:
+    """Loads a version and tries it; that raises ValueError, with the reason, where a pipeline cannot use it."""
     stored: tuple[View, ...] = ()
     if pipeline.stored is not None:
         repo = pipeline.repo(settings)
         stored = tuple(views(open_store(repo), repo, pipeline.stored.service))
 
-    def check(version: Version) -> None:
+    def load(version: Version) -> OnnxEngine:
         spec = ModelSpec.read(version.folder)
         fits(pipeline, spec, version.version, [name for view in stored for name in view.names])
         if pipeline.stored is not None:
             substitutes(pipeline.stored, stored, spec.medians)
         engine, reference = loaded(version.folder, *pipeline.model.calls, pipeline.drift is not None)
         try_out(engine, reference)
-        engine.close()
+        return engine
 
-    return check
+    return load
 
 
-def watch(pipeline: Pipeline, settings: JobSettings, waited: Callable[[], bool], say: Callable[[str], None]) -> None:
+def watch(
+    pipeline: Pipeline,
+    settings: JobSettings,
+    waited: Callable[[], bool],
+    say: Callable[[str], None],
+    shadow: Callable[[], None] = lambda: None,
+) -> None:
     """Looks at once, and again whenever `waited` says that it is time, until it says that it is over. What fails is said once,
-    and tried again."""
+    and tried again. shadow: looks after a shadow, each time.
+    """
     name, models = pipeline.model.name, settings.home / "models"
     check, failing, file = None, "", news_file(models, pipeline.name)
     known = News(name, News.read(file).good)  # what was refused before may be good now
@@ -43,6 +57,7 @@ def watch(pipeline: Pipeline, settings: JobSettings, waited: Callable[[], bool],
             check = check or checker(pipeline, settings)
             known = look(settings.registry_uri, name, models, known, check)
             known.write(file)  # each time: it is how the jobs know that somebody looks
+            shadow()
             failing = ""
         except Exception as error:  # noqa: BLE001 - whatever a registry raises, the next look may find it well
             if explain(error) != failing:

@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -56,12 +56,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from ops.errors import hush, report
     from ops.model_news import watch
+    from ops.model_shadow import Keeper
     from streams.pipeline import load
     from streams.settings import JobSettings
 
     hush()
+
+    def say(words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
+
     try:
-        watch(load(options.pipeline), JobSettings(), waited, lambda words: print(words, file=sys.stderr, flush=True))
+        pipeline, settings = load(options.pipeline), JobSettings()
+        with closing(Keeper(options.pipeline, pipeline, settings, say)) as keeper:
+            watch(pipeline, settings, waited, say, keeper.look)
     except BaseException as error:  # noqa: BLE001 - whatever it is, people must see it
         return report(error)
     return 0

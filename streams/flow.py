@@ -151,6 +151,8 @@ def build(job: Job) -> Dataflow:
             meters.hops.add("flow", (now - polled_at) / 1e9)
             if job.pace and work.scored_from and len(polled_at):
                 job.pace.took(polled, len(polled_at), int(polled_at.min()), work.scored_from, decided_from, now)
+            if job.settings.model_look_seconds:
+                job.shadowing.take(work)
 
     def push(work: Work) -> list[tuple[str, Messages]]:
         with meters.stage("sink"):

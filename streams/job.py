@@ -24,8 +24,10 @@ from features.streaming import Cutter
 from models.engine import Engine, ModelRefused
 from models.guard import Guard
 from models.news import Good, News, key, loaded, news_file, reason_of
+from models.policy import SCORE
 from models.reference import Reference
 from models.registry import resolve
+from models.shadow import Compared, shadow_folder
 from models.spec import digest as digest_of
 from sinks.journal import Journal, adopt
 from sinks.kafka import KafkaSink
@@ -47,6 +49,7 @@ from streams.push import taker
 from streams.record import Entry, LogRows
 from streams.routing import page_name
 from streams.settings import JobSettings
+from streams.shadowing import Shadowing
 from streams.shards import FIRST_EPOCH, Shards
 from streams.source import KafkaSource, MemorySource
 from streams.start import Rebuilding, Start
@@ -264,6 +267,21 @@ class Job:
         return found
 
     @cached_property
+    def shadowing(self) -> Shadowing:
+        """What hands decided batches to a shadow, where there is one."""
+        folder = shadow_folder(self.settings.home / "models", self.pipeline.name)
+        if self.worker == 0:
+            self.meters.shadow(lambda: Compared.read(folder))
+        policy, features = self.deciding.policy, self.pipeline.feature_names(self.stored.names if self.stored else ())
+        read = {name for condition in (policy.conditions if policy else ()) for name in condition.names} - {SCORE}
+        return Shadowing(
+            folder,
+            self.worker,
+            list(dict.fromkeys([*features, *sorted(read)])),
+            self.meters.shadow_left_out.inc,
+        )
+
+    @cached_property
     def deciding(self) -> Deciding:
         """What decides: `swap` puts another in its place."""
         self._begin()
@@ -423,6 +441,8 @@ class Job:
         if self.pipeline.record:
             _ = self.journal
         _ = self.takers
+        if self.settings.model_look_seconds:
+            _ = self.shadowing
         if self.stored is not None:
             self.stored.warm()
 
@@ -433,6 +453,8 @@ class Job:
             self.drift_thread.shutdown(wait=False, cancel_futures=True)
         if "journal" in opened:
             self.journal.close()
+        if "shadowing" in opened:
+            self.shadowing.close()
         for pushing in opened.get("pushing", {}).values():
             pushing.close()
         if isinstance(stored := opened.get("stored"), StoredFeatures):

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from features.pushing import Pushing
+from models.shadow import Compared
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
 HOPS = ("broker", "flow")
@@ -125,6 +126,31 @@ class HopCollector:
         return [family]
 
 
+class ShadowCollector:
+    """How a shadow compares with the champion, looked up when somebody asks for the metrics."""
+
+    def __init__(self, pipeline: str, compared: Callable[[], Compared | None]) -> None:
+        self._pipeline, self._compared = pipeline, compared
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["pipeline", "champion", "shadow"]
+        told = {
+            "rows": "Events scored by the champion and its shadow",
+            "failed": "Events that the champion scored and its shadow did not",
+            "agreement": "Share of the same decisions",
+            "mean_difference": "The shadow's score minus the champion's, in the mean",
+            "mean_absolute_difference": "The same, without sign",
+            "microseconds_a_row": "Of the shadow's calls",
+        }
+        families = {name: GaugeMetricFamily(f"headrace_shadow_{name}", text, labels=labels) for name, text in told.items()}
+        compared = self._compared()
+        if compared is not None and not compared.refused:
+            for name, value in compared.as_dict().items():
+                if name in families and value is not None:
+                    families[name].add_metric([self._pipeline, str(compared.champion), str(compared.shadow)], value)
+        return list(families.values())
+
+
 class ModelCollector:
     """How the model does, looked up when somebody asks for the metrics."""
 
@@ -182,6 +208,8 @@ class Meters:
         self.model_swaps = swaps.labels(pipeline)
         refused = Counter("headrace_model_refused", "Versions of the model that were refused", ["pipeline"], registry=registry)
         self.model_refused = refused.labels(pipeline)
+        left_out = Counter("headrace_shadow_left_out", "Rows that the shadow was not given", ["pipeline"], registry=registry)
+        self.shadow_left_out = left_out.labels(pipeline)
         self.hops = HopCollector(pipeline)
         registry.register(self.hops)
 
@@ -200,6 +228,10 @@ class Meters:
     def model(self, version: Callable[[], int], resting: Callable[[], bool]) -> None:
         """Shows which version of the model decides, and whether it is let be."""
         self._registry.register(ModelCollector(self._pipeline, version, resting))
+
+    def shadow(self, compared: Callable[[], Compared | None]) -> None:
+        """Shows how a shadow compares."""
+        self._registry.register(ShadowCollector(self._pipeline, compared))
 
     def recording(self, rows: Callable[[], int]) -> None:
         """Shows how many decisions are in the record."""
