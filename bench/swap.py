@@ -14,7 +14,6 @@ import argparse
 import itertools
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from bench.brokers import counting
 from bench.figures import Figure, figure, shown
 from bench.options import leave_on_sigterm
 from bench.proving.job import NAME, graph_of, logistic
-from bench.proving.lives import Stand, StuckError, living, settle
-from bench.proving.scenes import own, up
-from bench.proving.stream import BINS, SECONDS_A_BIN, Counted, Stream, counted, quantile, streaming
+from bench.proving.lives import Stand
+from bench.proving.phases import Kind, compared, phased, quantiles
+from bench.proving.scenes import own
 from bench.show import made, say, write
 from bench.soak import top, topics
 from models.registry import promote, record, resolve
@@ -37,7 +35,7 @@ from models.spec import ModelSpec
 from streams.settings import JobSettings
 
 GOAL_MS = 10.0
-WARM_SECONDS, EVERY_SECONDS = 10.0, 5.0
+EVERY_SECONDS = 5.0
 TABLE_ROWS = 5_000_000
 
 
@@ -73,58 +71,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(stand: Stand, numbers: Sequence[int], rate: float, options: argparse.Namespace) -> tuple[list[Figure], list[str]]:
     """The job under load through all phases; the figures, and what is wrong."""
-    stream, uri = Stream(stand.load.name, rate), stand.base.registry_uri
-    next_one = itertools.cycle([*numbers[1:], numbers[0]])
-    with counted(stand.served.address, stream) as found, living(stand, options.workers, "swap") as life:
-        up(life)
-        phases: list[tuple[bool, float, float]] = []
-        with streaming(stand.served.address, stream):
-            at = WARM_SECONDS
-            for _ in range(options.turns):
-                for swapping in (False, True):
-                    until = at + options.seconds
-                    while (now := time.monotonic() - stream.began) < until:
-                        if life.process.poll() is not None:
-                            raise StuckError(f"it died: {life.said()}")
-                        if swapping and now >= at:
-                            promote(uri, NAME, next(next_one))
-                        time.sleep(max(0.0, min(EVERY_SECONDS, until - now)))
-                    phases.append((swapping, at + SECONDS_A_BIN, until))
-                    say(f"{until:6.0f} s  {'with' if swapping else 'without'} swaps: {life.said()}")
-                    at = until
-        with counting(stand.served, stand.load.target) as count:
-            settle(life, count)
-        died = life.leave()
-        swaps = life.log.read_text().count("decides from now on")
-        time.sleep(1)
-    wrong = [f"it did not leave in order: {died}"] if died else []
-    wrong += [f"{stream.sent - found.decided:,} lost"] if stream.sent != found.decided else []
-    wrong += [f"{found.repeats:,} doubled"] if found.repeats else []
-    wrong += [f"{found.wrong:,} know another count of their key"] if found.wrong else []
-    wrong += [f"versions {unnamed} decided"] if (unnamed := found.versions.keys() - set(numbers)) else []
-    wrong += [f"version {number} never decided" for number in numbers if not found.versions.get(number)]
-    return [*compared(found, phases), figure("swap", "swaps", "", [float(swaps)])], wrong
+    uri, next_one = stand.base.registry_uri, itertools.cycle([*numbers[1:], numbers[0]])
+    kinds = [Kind("without"), Kind("with a swap every 5 s", act=lambda life: _swapped(uri, next(next_one)))]
+    seen = phased(stand, rate, options.workers, options.turns, options.seconds, EVERY_SECONDS, kinds)
+    versions = seen.found.versions
+    wrong = seen.wrong + ([f"versions {unnamed} decided"] if (unnamed := versions.keys() - set(numbers)) else [])
+    wrong += [f"version {number} never decided" for number in numbers if not versions.get(number)]
+    goals = {"p99.9": GOAL_MS, "longest gap": GOAL_MS}
+    figures = compared("swap", quantiles(seen, {"p50": 0.5, "p99.9": 0.999}), goals, {})
+    return [*figures, figure("swap", "swaps", "", [float(seen.said.count("decides from now on"))])], wrong
 
 
-def compared(found: Counted, phases: Sequence[tuple[bool, float, float]]) -> list[Figure]:
-    """p99.9 and the longest gap, without and with swaps, and how much more they are with."""
-    seen: dict[bool, list[tuple[float, float, float]]] = {False: [], True: []}
-    for swapping, start, until in phases:
-        windows = range(int(start / SECONDS_A_BIN), int(until / SECONDS_A_BIN))
-        counts = np.sum([found.took.get(window, np.zeros(BINS, np.int64)) for window in windows], axis=0)
-        gap = max(found.gaps.get(window, SECONDS_A_BIN) for window in windows) * 1000
-        seen[swapping].append((quantile(counts, 0.5), quantile(counts, 0.999), gap))
-    figures = []
-    for k, what in enumerate(("p50", "p99.9", "longest gap")):
-        without, swapped = ([one[k] for one in seen[swapping]] for swapping in (False, True))
-        figures += [
-            figure("swap", f"{what} without", "ms", without),
-            figure("swap", f"{what} with a swap every 5 s", "ms", swapped),
-        ]
-        if k:
-            more = [after - before for before, after in zip(without, swapped, strict=True)]
-            figures.append(figure("swap", f"{what}: more with", "ms", more, GOAL_MS))
-    return figures
+def _swapped(uri: str, version: int) -> None:
+    promote(uri, NAME, version)
 
 
 def publish(settings: JobSettings, folder: Path) -> list[int]:

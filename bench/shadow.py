@@ -1,0 +1,151 @@
+"""What a shadow costs the champion.
+
+python -m bench.shadow                                 # about five minutes
+python -m bench.shadow --rate 5000 --seconds 60 --json shadow.json
+
+One job on an Apache Kafka decides at half of its highest rate, which is measured first. Phases take turns: without a shadow;
+with one; with one that hangs at its first batch; with one that is killed every five seconds. Latency is from when a message was
+due to when its decision was read. Exit code 1 if a message is lost or doubled, if a shadow has scored nothing, or if p99 with
+one is more than 1.1 times that without.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import psutil
+from onnx import TensorProto, helper
+
+from bench.figures import Figure, figure, shown
+from bench.options import leave_on_sigterm
+from bench.proving.job import NAME, graph_of, logistic
+from bench.proving.lives import Life, Stand
+from bench.proving.phases import Kind, compared, phased, quantiles
+from bench.proving.scenes import own
+from bench.show import made, say, write
+from bench.soak import top, topics
+from models.registry import ModelNotFound, record, resolve, shadow
+from models.shadow import Compared, shadow_folder
+from models.spec import ModelSpec
+from streams.settings import JobSettings
+
+GOAL_TIMES = 1.1
+EVERY_SECONDS = 5.0
+HANGS_FROM = 1000.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.shadow", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rate", type=float, default=None, help="messages a second  [default: half of the highest]")
+    parser.add_argument("--seconds", type=float, default=25, help="of a phase  [default: 25]")
+    parser.add_argument("--turns", type=int, default=3, help="of each kind of phase  [default: 3]")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args(arguments)
+    leave_on_sigterm()
+    told = made("shadow", {"name": "shadow"}, {})  # of the code as it is when it begins
+    with tempfile.TemporaryDirectory(prefix="headrace-shadow-") as folder, own(Path(folder)) as broker:
+        rate = options.rate
+        if rate is None:
+            rate = top(Stand.made(broker.served, Path(folder), "top", "", {}), options.workers) / 2
+            say(f"half of the highest rate: {rate:,.0f} messages/s")
+        stand = Stand.made(broker.served, Path(folder), "shadow", "", {"model_look_seconds": 1})
+        well, hanging = publish(stand.base, Path(folder))
+        topics(broker.served, stand)
+        figures, wrong = run(stand, well, hanging, rate, options)
+    print("\n".join(map(shown, figures)))
+    print("WRONG: " + "; ".join(wrong) if wrong else "nothing lost or doubled")
+    settings = {"rate": round(rate), "seconds": options.seconds, "turns": options.turns, "workers": options.workers}
+    write(told | {"settings": settings, "figures": figures, "wrong": wrong}, options.json)
+    missed = [one for one in figures if "goal" in one and one["median"] > one["goal"]]
+    return int(bool(wrong or missed))
+
+
+def run(stand: Stand, well: int, hanging: int, rate: float, options: argparse.Namespace) -> tuple[list[Figure], list[str]]:
+    """The job under load through all phases; the figures, and what is wrong."""
+    uri, folder, scored = stand.base.registry_uri, shadow_folder(stand.base.home / "models", stand.load.name), [0, 0]
+
+    def none(life: Life) -> None:
+        found = Compared.read(folder)
+        if found is not None and found.shadow == well:
+            scored[0], scored[1] = scored[0] + found.rows, scored[1] + 1
+        with suppress(ModelNotFound):
+            shadow(uri, NAME, None)
+
+    kinds = [
+        Kind("without"),
+        Kind("with a shadow", begin=lambda life: shadow(uri, NAME, well), end=none),
+        Kind("with one that hangs", begin=lambda life: shadow(uri, NAME, hanging), end=none),
+        Kind("with one that is killed", begin=lambda life: shadow(uri, NAME, well), act=killed, end=none),
+    ]
+    seen = phased(stand, rate, options.workers, options.turns, options.seconds, EVERY_SECONDS, kinds)
+    wrong = seen.wrong + ([] if scored[0] else ["the shadow has scored nothing"])
+    figures = compared("shadow", quantiles(seen, {"p50": 0.5, "p99": 0.99}), {}, {"p99": GOAL_TIMES})
+    return [*figures, figure("shadow", "events scored by it, in all", "", [float(scored[0])])], wrong
+
+
+def killed(life: Life) -> None:
+    """Kills the shadow's process, if it is there."""
+    for process in psutil.Process(life.process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "ops.model_shadow" in process.cmdline():
+                process.kill()
+
+
+def publish(settings: JobSettings, folder: Path) -> tuple[int, int]:
+    """A version of other weights, and one that goes round in a loop for good once a message's number is HANGS_FROM."""
+    spec = ModelSpec.read(resolve(settings.registry_uri, NAME, into=settings.home / "models").folder)
+    numbers = []
+    for name, graph in (("well", logistic(4, 3e-7)), ("hanging", endless())):
+        here = folder / f"version-{name}"
+        here.mkdir()
+        ModelSpec(NAME, spec.inputs).write(here)
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(here / "model.onnx"))
+        numbers.append(record(settings.registry_uri, NAME, here, params={}, metrics={}, alias="").version)
+    return numbers[0], numbers[1]
+
+
+def endless() -> onnx.GraphProto:
+    """A loop of no round, and of a million million where the first input is HANGS_FROM or more anywhere."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["goes_on"]), helper.make_node("Identity", ["sum"], ["same"])],
+        "body",
+        [
+            helper.make_tensor_value_info("number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["n", 1]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("same", TensorProto.FLOAT, ["n", 1]),
+        ],
+    )
+    nodes = [
+        helper.make_node("Gather", ["x", "first"], ["column"], axis=1),
+        helper.make_node("ReduceMax", ["column"], ["largest"], keepdims=0),
+        helper.make_node("GreaterOrEqual", ["largest", "from"], ["hangs"]),
+        helper.make_node("Where", ["hangs", "many", "none"], ["rounds"]),
+        helper.make_node("Loop", ["rounds", "", "column"], ["looped"], body=body),
+        helper.make_node("Sigmoid", ["looped"], ["score"]),
+    ]
+    numbers: dict[str, npt.NDArray[Any]] = {
+        "first": np.zeros(1, np.int64),
+        "from": np.array(HANGS_FROM, np.float32),
+        "many": np.array(10**12, np.int64),
+        "none": np.array(0, np.int64),
+    }
+    return graph_of(nodes, 4, numbers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
