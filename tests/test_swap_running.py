@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from confluent_kafka import Producer
 from onnx import numpy_helper
@@ -16,6 +17,7 @@ from test_restart import PARTITIONS, ROOT, filled, read, running
 
 from bench.proving.job import NAME, event
 from models.registry import record, resolve
+from models.shadow import Compared, shadow_folder
 from models.spec import Input, ModelSpec
 from ops.broker import Broker
 from streams.settings import JobSettings
@@ -26,13 +28,13 @@ job = pipeline("{name}")
 """
 
 
-def published(settings: JobSettings, folder: Path, change: Callable[[Path], None]) -> None:
+def published(settings: JobSettings, folder: Path, change: Callable[[Path], None], alias: str = "champion") -> None:
     """A version like the champion with a change."""
     folder.mkdir()
     for path in resolve(settings.registry_uri, NAME, into=settings.home / "models").folder.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     change(folder)
-    record(settings.registry_uri, NAME, folder, params={}, metrics={})
+    record(settings.registry_uri, NAME, folder, params={}, metrics={}, alias=alias)
 
 
 def other_weights(folder: Path) -> None:
@@ -96,6 +98,46 @@ def test_a_new_version_decides_within_seconds_and_a_bad_one_never(
         total = sum(value or 0.0 for value in one["features"].values())
         expected = 1 / (1 + np.exp(-total * (1e-7 if one["model_version"] == 1 else 1.0)))
         assert one["score"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_shadow_scores_what_all_workers_decide_and_leaves_with_the_job(
+    embedded_broker: Broker, workers: int, tmp_path: Path
+) -> None:
+    name, log, file = f"shadow{workers}", tmp_path / "log", tmp_path / "job.py"
+    settings = filled(embedded_broker, name, tmp_path / "home", workers=workers, model_look_seconds=0.5)
+    file.write_text(FILE.format(name=name))
+    folder = shadow_folder(settings.home / "models", name)
+    producer, sent = Producer({"bootstrap.servers": embedded_broker.address}), 1000
+
+    def more() -> None:
+        nonlocal sent
+        for partition in range(PARTITIONS):
+            for n in range(10):
+                producer.produce(f"{name}-in", event(f"p{partition}", "s", sent + n), None, partition)
+        sent += 10
+        assert producer.flush(30) == 0
+        time.sleep(0.3)
+
+    with running(f"{file}:job", settings, log, "--from", "earliest") as process:
+        published(settings, tmp_path / "two", other_weights, alias="shadow")
+        deadline = time.monotonic() + 90
+        while (found := Compared.read(folder)) is None or found.rows < 50 * PARTITIONS:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            more()
+        (watch,) = [
+            each for each in psutil.Process(process.pid).children(recursive=True) if "ops.model_shadow" in each.cmdline()
+        ]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0, log.read_text()
+        watch.wait(20)
+    assert (found.champion, found.shadow, found.failed) == (1, 2, 0)
+    assert found.largest > 0.1, "other weights, other scores"
+    decided = read(embedded_broker, f"{name}-out", PARTITIONS)
+    assert {one["model_version"] for one in decided} == {1}
+    assert len({one["decision_id"] for one in decided}) == len(decided) == PARTITIONS * (400 + sent - 1000)
 
 
 def test_the_process_beside_a_job_is_gone_when_the_job_is(tmp_path: Path) -> None:
