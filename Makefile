@@ -32,7 +32,7 @@ $(VENV)/.demo: $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch
-	@echo "installing headrace and what its tests need into $(VENV): about 0.4 GB of wheels"
+	@echo "installing headrace and what its tests need into $(VENV): about 0.5 GB of wheels"
 	@$(PIP) -e ".[dev]"
 	@touch $(VENV)/.demo $@
 

@@ -1,4 +1,4 @@
-"""headrace models register | list | promote | rollback | shadow | diff."""
+"""headrace models register | list | promote | rollback | shadow | diff | tensorrt."""
 
 import json
 import sys
@@ -146,6 +146,36 @@ def diff(name: ModelName, home: Home = None, as_json: Json = False) -> None:
         report_missing = f"{name}: no shadow has scored anything: headrace models shadow {name} VERSION, while a job runs"
         print(report_missing, file=sys.stderr)
         raise typer.Exit(1)
+
+
+@models.command()
+def tensorrt(
+    name: ModelName,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 where its scores are the same to 0.002")] = "fp32",
+    capability: Annotated[list[str] | None, typer.Option(help="SM80, SM89, SM120, ...  [default: these]")] = None,
+    home: Home = None,
+    as_json: Json = False,
+) -> None:
+    """Build a TensorRT engine of the champion, on any machine, into engines/ of the home; say its layers and sizes."""
+    from dataclasses import asdict
+
+    from models.registry import resolve
+    from models.tensorrt import CAPABILITIES, PRECISIONS, cached
+
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"expected a precision of {' or '.join(PRECISIONS)}, got {precision}")
+    settings = _settings(home)
+    version = resolve(settings.registry_uri, name, into=settings.home / "models")
+    chosen = tuple(capability or CAPABILITIES)
+    _, plan = cached(version.folder, version.digest, settings.home / "engines", precision=precision, capabilities=chosen)
+    if as_json:
+        print(json.dumps(asdict(plan) | {"version": version.version}))
+        return
+    print(f"{name} version {version.version} by {plan.library}, {plan.precision}, for {', '.join(plan.capabilities)}")
+    print(f"  {plan.size:,} bytes, {plan.weights:,} of weights, built in {plan.seconds:.1f} s")
+    print(f"  batches of {', '.join(map(str, plan.buckets))} rows")
+    for layer in plan.layers:
+        print(f"  {layer.kind.lower():20} {layer.precision.lower():6} {layer.name}")
 
 
 def _champion(name: str, version: int, before: int, as_json: bool) -> None:
