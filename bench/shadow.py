@@ -32,7 +32,7 @@ from bench.proving.scenes import own
 from bench.show import made, say, write
 from bench.soak import top, topics
 from models.registry import ModelNotFound, record, resolve, shadow
-from models.shadow import Compared, shadow_folder
+from models.shadow import READY, Compared, shadow_folder
 from models.spec import ModelSpec
 from streams.settings import JobSettings
 
@@ -73,12 +73,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(stand: Stand, well: int, hanging: int, rate: float, options: argparse.Namespace) -> tuple[list[Figure], list[str]]:
     """The job under load through all phases; the figures, and what is wrong."""
-    uri, folder, scored = stand.base.registry_uri, shadow_folder(stand.base.home / "models", stand.load.name), [0, 0]
+    uri, folder = stand.base.registry_uri, shadow_folder(stand.base.home / "models", stand.load.name)
+    scored, hung, deaths = [0], [0], [0]
+
+    def ends(life: Life) -> None:
+        if (folder / READY).exists():
+            deaths[0] += killed(life)
 
     def none(life: Life) -> None:
         found = Compared.read(folder)
         if found is not None and found.shadow == well:
-            scored[0], scored[1] = scored[0] + found.rows, scored[1] + 1
+            scored[0] = max(scored[0], found.rows)
+        hung[0] += int(found is not None and found.shadow == hanging and not found.refused)
         with suppress(ModelNotFound):
             shadow(uri, NAME, None)
 
@@ -86,20 +92,25 @@ def run(stand: Stand, well: int, hanging: int, rate: float, options: argparse.Na
         Kind("without"),
         Kind("with a shadow", begin=lambda life: shadow(uri, NAME, well), end=none),
         Kind("with one that hangs", begin=lambda life: shadow(uri, NAME, hanging), end=none),
-        Kind("with one that is killed", begin=lambda life: shadow(uri, NAME, well), act=killed, end=none),
+        Kind("with one that is killed", begin=lambda life: shadow(uri, NAME, well), act=ends, end=none),
     ]
     seen = phased(stand, rate, options.workers, options.turns, options.seconds, EVERY_SECONDS, kinds)
     wrong = seen.wrong + ([] if scored[0] else ["the shadow has scored nothing"])
+    wrong += [] if hung[0] == options.turns else [f"the one that hangs was there in {hung[0]} of {options.turns} phases"]
+    wrong += [] if deaths[0] else ["no shadow was killed that was ready"]
     figures = compared("shadow", quantiles(seen, {"p50": 0.5, "p99": 0.99}), {}, {"p99": GOAL_TIMES})
-    return [*figures, figure("shadow", "events scored by it, in all", "", [float(scored[0])])], wrong
+    return [*figures, figure("shadow", "events scored by it", "", [float(scored[0])])], wrong
 
 
-def killed(life: Life) -> None:
-    """Kills the shadow's process, if it is there."""
+def killed(life: Life) -> int:
+    """Kills the shadow's process, if it is there; returns how many there were."""
+    deaths = 0
     for process in psutil.Process(life.process.pid).children(recursive=True):
         with suppress(psutil.Error):
             if "ops.model_shadow" in process.cmdline():
                 process.kill()
+                deaths += 1
+    return deaths
 
 
 def publish(settings: JobSettings, folder: Path) -> tuple[int, int]:

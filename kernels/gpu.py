@@ -50,6 +50,13 @@ def checked(where: str, **arrays: tuple[Any, type[np.generic], int]) -> None:
             raise TypeError(f"{where}: {name}: expected {np.dtype(dtype)} of {ndim} dimensions, contiguous, got {kind}")
 
 
+def sized(where: str, **sizes: tuple[int, int]) -> None:
+    """Raises ValueError for the first of (got, expected) that differ."""
+    for name, (got, expected) in sizes.items():
+        if got != expected:
+            raise ValueError(f"{where}: {name}: expected {expected}, got {got}")
+
+
 def blocks(n: int, block: int) -> int:
     """As many blocks as n threads take, MOST_BLOCKS at most: kernels go on in strides."""
     return max(1, min(MOST_BLOCKS, -(-n // block)))

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from models.policy import Coded
 F32 = npt.NDArray[np.float32]
 EDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 SUFFIX, READY, COMPARED = ".arrow", "ready", "compared.json"
+STALE_SECONDS = 10.0
 CHAMPION, SCORE = b"champion", "_score"
 
 
@@ -32,15 +34,20 @@ def shadow_folder(models: Path, pipeline: str) -> Path:
 class Compared:
     """How the scores of two versions compare, over the same events.
 
-    rows: scored by both; failed: by the champion alone. difference, absolute: sums of the shadow's score minus the champion's,
-    and without its sign; largest: of these. within: how many differ by at most EDGES, the last one: by more. decided: how many
-    had which decision of the champion's and of the shadow's. seconds: of the shadow's calls. refused: why it does not score.
+    asked: what the shadow was given; rows: scored by both; failed: by the champion alone; dropped: of batches that could not be
+    compared at all, trouble: why not, the last time. difference, absolute: sums of the shadow's score minus the champion's, and
+    without its sign; largest: of these. within: how many differ by at most EDGES, the last one: by more. decided: of those
+    scored by both, how many had which decision of the champion's and of the shadow's. seconds: of the shadow's calls. refused:
+    why it does not score. looked_at: when this was written, seconds since 1970.
     """
 
     champion: int
     shadow: int
+    asked: int = 0
     rows: int = 0
     failed: int = 0
+    dropped: int = 0
+    trouble: str = ""
     difference: float = 0.0
     absolute: float = 0.0
     largest: float = 0.0
@@ -53,8 +60,9 @@ class Compared:
     def add(self, champion: F32, shadow: F32, decisions: tuple[Coded, Coded] | None, seconds: float) -> None:
         """Scores [n] of both, NaN where one gave none, the decisions [n] that a policy makes of each, if there is one, and how
         long the shadow took."""
-        both = ~np.isnan(champion) & ~np.isnan(shadow)
-        self.failed += int(np.count_nonzero(np.isnan(shadow) & ~np.isnan(champion)))
+        both = np.isfinite(champion) & np.isfinite(shadow)
+        self.asked += len(shadow)
+        self.failed += int(np.count_nonzero(~np.isfinite(shadow) & np.isfinite(champion)))
         self.seconds += seconds
         difference = shadow[both].astype(np.float64) - champion[both]
         size = np.abs(difference)
@@ -81,14 +89,20 @@ class Compared:
         """For machines."""
         rows = max(1, self.rows)
         return asdict(self) | {
+            "heard_of": self.heard_of,
             "agreement": self.agreement,
             "mean_difference": self.difference / rows,
             "mean_absolute_difference": self.absolute / rows,
-            "microseconds_a_row": 1e6 * self.seconds / max(1, self.rows + self.failed),
+            "microseconds_a_row": 1e6 * self.seconds / max(1, self.asked),
         }
 
+    @property
+    def heard_of(self) -> bool:
+        """Whether it was written within the last STALE_SECONDS."""
+        return time.time() - self.looked_at < STALE_SECONDS
+
     def write(self, folder: Path) -> None:
-        """Writes it, whole or not at all."""
+        """Writes it, whole or not at all. Raises OSError."""
         self.looked_at = time.time()
         part = folder / f"{COMPARED}.part"
         part.write_text(json.dumps(asdict(self)), encoding="utf-8")
@@ -109,7 +123,13 @@ def lines(model: str, compared: Compared) -> list[str]:
     one, told = compared, compared.as_dict()
     if one.refused:
         return [f"{model}: version {one.shadow} as a shadow is refused: {one.refused}"]
+    if not one.champion:
+        return [f"{model}: version {one.shadow} is ready as a shadow, and has been given nothing yet"]
     made = [f"{model}: version {one.shadow} as a shadow of version {one.champion}: {one.rows:,} events scored by both"]
+    if not one.heard_of:
+        made.append(f"  as of {datetime.fromtimestamp(one.looked_at, UTC):%Y-%m-%d %H:%M:%S} UTC: it does not run any more")
+    if one.dropped:
+        made.append(f"  {one.dropped:,} in batches that it could not compare: {one.trouble}")
     if one.failed:
         made.append(f"  {one.failed:,} that the shadow gave no score")
     if not one.rows:

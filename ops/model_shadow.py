@@ -5,22 +5,25 @@ It may hang, crash or be slow: what decides shares nothing with it but a folder 
 """
 
 import argparse
+import ctypes
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
-from models.engine import Engine, Matrix, TimedOut
+from models.engine import Engine
+from models.guard import Guard
 from models.registry import SHADOW, ModelNotFound, Version, newest, resolve
-from models.shadow import CHAMPION, COMPARED, READY, SCORE, SUFFIX, Compared, shadow_folder
+from models.shadow import CHAMPION, READY, SCORE, SUFFIX, Compared, shadow_folder
 from models.spec import assemble
 
 if TYPE_CHECKING:
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
     from streams.pipeline import Pipeline
     from streams.settings import JobSettings
 
-ROWS, IDLE_SECONDS, TELL_SECONDS = 4096, 0.1, 1.0
+ROWS, IDLE_SECONDS, TELL_SECONDS = 1024, 0.1, 1.0
+LONGER = 2.0
+"""Times the model's limit: this process has the lowest priority."""
+DIES_WITH_PARENT, FIRST_TO_GO = 1, "1000"
 SILENT_LIMITS, LEAST_SILENT_SECONDS = 3.0, 60.0
 REFUSED = 3
 
@@ -40,49 +46,51 @@ class Keeper:
         self._called, self._pipeline, self._settings, self._say = called, pipeline, settings, say
         self._models = settings.home / "models"
         self._folder = shadow_folder(self._models, pipeline.name)
-        self._of: tuple[int, str] = (0, "")
+        self._of: tuple[int, str] | None = None
+        self._refused: tuple[int, str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        _clear(self._folder)
+        self._since = 0.0
         self._silent = max(LEAST_SILENT_SECONDS, SILENT_LIMITS * pipeline.model.limit)
+        _clear(self._folder)
 
     def look(self) -> None:
         """Starts, ends or starts again, as the registry says now. Raises what the registry raises."""
-        uri, name = self._settings.registry_uri, self._pipeline.model.name
+        name = self._pipeline.model.name
         try:
-            found = newest(uri, name, SHADOW)
+            found = newest(self._settings.registry_uri, name, SHADOW)
         except ModelNotFound:
-            found = (0, "")
-        if found != self._of:
-            self.close()
-            if found[0]:
-                self._start(resolve(uri, name, into=self._models, alias=SHADOW))
-            self._of = found
-        elif self._process is not None and (code := self._process.poll()) is not None:
-            self.close()
-            if code != REFUSED:
+            found = None
+        if self._process is not None and found is not None and found == self._of:
+            code = self._process.poll()
+            if code == REFUSED:
+                self._refused = found
+            elif code is not None:
                 self._say(f"model {name}: the shadow, version {found[0]}, ended with code {code}: it is started again")
-                self._start(resolve(uri, name, into=self._models, alias=SHADOW))
-        elif self._process is not None and self._hangs():
-            self._say(
-                f"model {name}: the shadow, version {found[0]}, said nothing for {self._silent:.0f} s: it is started again"
-            )
-            self.close()
-            self._start(resolve(uri, name, into=self._models, alias=SHADOW))
+            elif self._hangs():
+                self._say(
+                    f"model {name}: the shadow, version {found[0]}, said nothing for {self._silent:.0f} s: it is started again"
+                )
+            else:
+                return
+        self.close()
+        if found is not None and found != self._refused:
+            self._start(found)
 
     def close(self) -> None:
         """Ends the process, and what waits for it is given up."""
         from ops.workers import end
 
         if self._process is not None:
-            end([self._process], 2.0)
-            self._process = None
+            end([self._process], 0.0)  # it may hang, and has nothing to lose
+        self._process = self._of = None
         _clear(self._folder)
 
-    def _start(self, version: Version) -> None:
+    def _start(self, found: tuple[int, str]) -> None:
         from ops.workers import as_environment
 
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self._folder / COMPARED).unlink(missing_ok=True)
+        version = resolve(self._settings.registry_uri, self._pipeline.model.name, into=self._models, alias=SHADOW)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ops.model_shadow", self._called, str(version.version), str(version.folder)],
             env=os.environ | as_environment(self._settings),
@@ -90,14 +98,14 @@ class Keeper:
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )
-        self._since = time.time()
+        self._of, self._since = found, time.time()
 
     def _hangs(self) -> bool:
-        """Whether it has not written down anything for long, though batches wait."""
+        """Whether it has not said for long that it is ready."""
+        told = self._since
         with suppress(OSError):
-            told = (self._folder / COMPARED).stat().st_mtime
-            return time.time() - max(told, self._since) > self._silent and any(self._folder.glob(f"*{SUFFIX}"))
-        return time.time() - self._since > self._silent
+            told = max(told, (self._folder / READY).stat().st_mtime)
+        return time.time() - told > self._silent
 
 
 def _clear(folder: Path) -> None:
@@ -107,46 +115,60 @@ def _clear(folder: Path) -> None:
 
 
 class Scoring:
-    """Scores the batches of a folder by an engine, and compares."""
+    """Scores the batches of a folder by an engine, and compares. beat: called after each call of the engine."""
 
-    def __init__(self, folder: Path, engine: Engine, policy: "Callable[[pa.Schema], Policy] | None", version: int) -> None:
-        self._folder, self._engine, self._compile, self._version = folder, engine, policy, version
+    def __init__(
+        self, folder: Path, engine: Engine, pipeline: "Pipeline", version: int, beat: Callable[[], None] = lambda: None
+    ) -> None:
+        self._folder, self._guard, self._spec, self._pipeline = folder, Guard(engine), engine.spec, pipeline
+        self._version, self._beat = version, beat
         self._policy: Policy | None = None
-        self.compared = Compared(0, version)
+        before = Compared.read(folder)
+        same = before is not None and (before.shadow, before.refused) == (version, "")
+        self.compared = before if before is not None and same else Compared(0, version)
+        self._by_champion = {self.compared.champion: self.compared}
 
     def turn(self) -> int:
         """Scores what waits, worker by worker in its order, and takes it away; how many batches there were."""
         files = sorted(self._folder.glob(f"*{SUFFIX}"))
         for file in files:
-            with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
-                for k in range(reader.num_record_batches):
-                    batch = reader.get_batch(k)
-                    champion = int(reader.schema.metadata[CHAMPION])
-                    if champion != self.compared.champion:
-                        self.compared = Compared(champion, self._version)
-                    for start in range(0, batch.num_rows, ROWS):
-                        self._score(batch.slice(start, ROWS))
+            with suppress(FileNotFoundError):
+                self._batch(pa.py_buffer(file.read_bytes()))
             file.unlink(missing_ok=True)
         return len(files)
 
-    def _score(self, batch: pa.RecordBatch) -> None:
+    def _batch(self, content: pa.Buffer) -> None:
+        with pa.ipc.open_file(content) as reader:
+            champion, batch = int(reader.schema.metadata[CHAMPION]), reader.get_batch(0)
+        if champion not in self._by_champion:
+            kept = [*self._by_champion.items()][-1:]
+            self._by_champion = dict([*kept, (champion, Compared(champion, self._version))])
+            self.compared = self._by_champion[champion]
+        compared = self._by_champion[champion]
+        for start in range(0, batch.num_rows, ROWS):
+            rows = batch.slice(start, ROWS)
+            try:
+                self._score(rows, compared)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next batch may be well
+                compared.dropped, compared.trouble = compared.dropped + rows.num_rows, f"{type(error).__name__}: {error}"
+            self._beat()
+
+    def _score(self, batch: pa.RecordBatch, compared: Compared) -> None:
         ours = batch.column(SCORE).to_numpy(zero_copy_only=False)
         batch = batch.drop_columns([SCORE])
-        matrix, _ = assemble(batch, self._engine.spec)
+        matrix, _ = assemble(batch, self._spec)
         began = time.perf_counter()
-        theirs = self._scores(matrix)
-        took = time.perf_counter() - began
-        decisions = None
-        if self._compile is not None:
-            self._policy = self._policy or self._compile(batch.schema)
+        theirs = self._guard.infer(matrix)
+        took, decisions = time.perf_counter() - began, None
+        if self._pipeline.policy is not None:
+            self._policy = self._policy or self._pipeline.policy.compile(self._columns(batch))
             decisions = self._policy(batch, ours, {}).decision, self._policy(batch, theirs, {}).decision
-        self.compared.add(ours, theirs, decisions, took)
+        compared.add(ours, theirs, decisions, took)
 
-    def _scores(self, matrix: Matrix) -> Matrix:
-        try:
-            return self._engine.infer(matrix)
-        except (RuntimeError, TimedOut):
-            return np.full(len(matrix), np.nan, np.float32)
+    def _columns(self, batch: pa.RecordBatch) -> pa.Schema:
+        """What the job's own policy is compiled over: an event's columns, and what is computed, as float64."""
+        own = self._pipeline.columns
+        return pa.schema([*own, *(pa.field(name, pa.float64()) for name in batch.schema.names if name not in own.names)])
 
 
 def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: Path, goes_on: Callable[[float], bool]) -> int:
@@ -156,23 +178,31 @@ def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: P
     from ops.model_news import tried
 
     shared = shadow_folder(settings.home / "models", pipeline.name)
+    longer = replace(pipeline, model=replace(pipeline.model, limit=LONGER * pipeline.model.limit))
     try:
-        engine = tried(pipeline, settings)(Version(pipeline.model.name, version, "", folder))
+        engine = tried(longer, settings)(Version(pipeline.model.name, version, "", folder))
         if engine.spec.outputs > 1:
             raise ValueError(f"expected one output to compare, got {engine.spec.outputs}")
     except ValueError as error:
         Compared(0, version, refused=reason_of(error)).write(shared)
         return REFUSED
-    scoring = Scoring(shared, engine, pipeline.policy.compile if pipeline.policy else None, version)
-    scoring.compared.write(shared)
-    (shared / READY).touch()
-    told, waits = time.monotonic(), 0.0
-    while goes_on(waits):
-        waits = 0.0 if scoring.turn() else IDLE_SECONDS
+    told = -TELL_SECONDS
+
+    def beat() -> None:
+        nonlocal told
         if time.monotonic() - told > TELL_SECONDS:
             told = time.monotonic()
-            scoring.compared.write(shared)
-    (shared / READY).unlink(missing_ok=True)
+            with suppress(OSError):  # the disk is full: what is known stays known
+                (shared / READY).touch()
+                scoring.compared.write(shared)
+
+    scoring = Scoring(shared, engine, pipeline, version, beat)
+    waits = 0.0
+    while goes_on(waits):
+        beat()
+        waits = 0.0 if scoring.turn() else IDLE_SECONDS
+    with suppress(OSError):
+        scoring.compared.write(shared)
     return 0
 
 
@@ -183,7 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("version", type=int)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    os.nice(19)  # those that decide go first
+    os.nice(19)  # those that decide go first, and it is the first to go
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
+        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
     from ops.errors import hush, report
     from streams.pipeline import load
     from streams.settings import JobSettings

@@ -6,6 +6,7 @@ What it needs is loaded when it looks for the first time, so that it takes nothi
 import argparse
 import os
 import select
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("seconds", type=float)
     options = parser.parse_args(arguments)
     os.nice(19)  # those that decide go first
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
     def waited() -> bool:
         """False when the process that started this one is gone, or has had enough."""
@@ -69,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline, settings = load(options.pipeline), JobSettings()
         with closing(Keeper(options.pipeline, pipeline, settings, say)) as keeper:
             watch(pipeline, settings, waited, say, keeper.look)
+    except SystemExit:
+        return 0  # asked to leave
     except BaseException as error:  # noqa: BLE001 - whatever it is, people must see it
         return report(error)
     return 0

@@ -279,6 +279,7 @@ class Job:
             self.worker,
             list(dict.fromkeys([*features, *sorted(read)])),
             self.meters.shadow_left_out.inc,
+            lambda words: self.say(f"model {self.pipeline.model.name}: {words}"),
         )
 
     @cached_property

@@ -144,7 +144,7 @@ class ShadowCollector:
         }
         families = {name: GaugeMetricFamily(f"headrace_shadow_{name}", text, labels=labels) for name, text in told.items()}
         compared = self._compared()
-        if compared is not None and not compared.refused:
+        if compared is not None and compared.champion and compared.heard_of:
             for name, value in compared.as_dict().items():
                 if name in families and value is not None:
                     families[name].add_metric([self._pipeline, str(compared.champion), str(compared.shadow)], value)

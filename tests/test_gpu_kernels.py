@@ -1,5 +1,6 @@
 """Every kernel's CUDA C++ is what its naive twin says, run on the host; compiles for devices; and a broken line is found."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -121,7 +122,7 @@ BROKEN = [
     ("integers", "chain(0, 8)", "chain(0, 4)"),
     ("combine", "first[i] && second[i] ?", "first[i] ?"),
     ("combine", "(h ^ word) + 0x9E3779B97F4A7C15ull", "(h ^ word)"),
-    ("find", "at = (at + 1) & mask", "at = (at + 1) % (mask + 2)"),
+    ("find", "at = (at + 1) & mask", "at = (at + 2) & mask"),
     ("find", "if (keys[at] == h) {", "if (true) {"),
     ("find", "int found = -1;", "int found = 0;"),
 ]
@@ -180,6 +181,19 @@ def test_other_arrays_are_refused(host: Host) -> None:
     with pytest.raises(TypeError, match=r"histogram: matrix: .* got float32 of 2 dimensions, not contiguous"):
         histogram.histogram(np.asfortranarray(matrix), edges, counts, host)
     with pytest.raises(ValueError, match="expected at most 6143 bins, got 7001"):
-        histogram.histogram(matrix, np.zeros((3, 7000), np.float32), counts, host)
+        histogram.histogram(matrix, np.zeros((3, 7000), np.float32), np.zeros((3, 7002), np.int64), host)
     with pytest.raises(TypeError, match="hash_integers: valid: expected bool"):
         hashing.hash_integers(np.zeros(3, np.int64), np.ones(3, np.uint8), np.zeros(3, np.uint64), host)
+    with pytest.raises(ValueError, match="histogram: bins: expected 4, got 5"):
+        histogram.histogram(matrix, edges, np.zeros((3, 5), np.int64), host)
+    with pytest.raises(ValueError, match="hash_integers: values: expected 3, got 2"):
+        hashing.hash_integers(np.zeros(2, np.int64), None, np.zeros(3, np.uint64), host)
+    with pytest.raises(ValueError, match="find: keys: expected a power of two of them, got 12"):
+        table.find(np.zeros(12, np.uint64), np.zeros(12, np.int32), np.zeros(3, np.uint64), np.zeros(3, np.int32), host)
+
+
+def test_every_source_has_a_check_and_every_kernel_is_launched() -> None:
+    assert PACKAGES == ["hashing", "histogram", "table"]
+    kernels = [name for package in PACKAGES for name in re.findall(r'"C" __global__ void (\w+)', gpu.source(package))]
+    assert sorted(kernels) == ["combine", "find", "hash_integers", "hash_strings", "histogram"]
+    assert len(kernels) == len(CHECKS)

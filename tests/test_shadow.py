@@ -7,29 +7,35 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 from hanging import FOREVER, write_hanging
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 from payments import NAMES, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 from test_swapping import FEWER, champion, until, version
 from typer.testing import CliRunner
 
 from models.engine import OnnxEngine
-from models.policy import Coded
+from models.policy import Bands, Coded, Rule
 from models.registry import ModelNotFound, promote, record
 from models.registry import shadow as set_shadow
-from models.shadow import EDGES, READY, SUFFIX, Compared, lines, shadow_folder
+from models.shadow import CHAMPION, EDGES, READY, SCORE, SUFFIX, Compared, lines, shadow_folder
 from models.spec import Input, ModelSpec
 from ops.cli import app
 from ops.model_shadow import REFUSED, Keeper, Scoring, score
+from ops.workers import as_environment
 from sinks.memory import MemorySink
 from sinks.messages import Messages
 from streams.run import run
@@ -63,7 +69,10 @@ def test_what_compares_is_as_by_hand(batches: list[tuple[np.ndarray, np.ndarray]
 
 
 def with_shadow(
-    home: Path, versions: list[Path], on_ready: Callable[[MemorySink, Messages], None]
+    home: Path,
+    versions: list[Path],
+    on_ready: Callable[[MemorySink, Messages], None],
+    registry: CollectorRegistry | None = None,
 ) -> dict[str, dict[str, Any]]:
     """A job that is told that a shadow is ready, and then waits for as long as `on_ready` takes, half of the way."""
     sink, began = MemorySink(), threading.Event()
@@ -72,13 +81,14 @@ def with_shadow(
     (folder / READY).touch()
 
     def on_write(messages: Messages) -> None:
+        (folder / READY).touch()
         if len(sink.values("verdicts")) > 1000 and not began.is_set():
             began.set()
             on_ready(sink, messages)
 
     sink.on_write = on_write
     parts = {"source": MemorySource([stream(4000)], rows=50), "sink": sink, "champion": champion(1, versions[0])}
-    run(payments(), settings(home), registry=CollectorRegistry(), **parts)
+    run(payments(), settings(home), registry=registry or CollectorRegistry(), **parts)
     return decisions(sink)
 
 
@@ -95,9 +105,8 @@ def test_it_scores_by_its_own_inputs_what_was_decided_and_no_decision_is_another
         parts = {"source": MemorySource([stream(4000)], rows=50), "sink": sink, "champion": champion(number, each)}
         run(payments(), settings(tmp_path / f"alone-{number}", model_look_seconds=0), registry=CollectorRegistry(), **parts)
         alone.append(decisions(sink))
-    scoring = Scoring(
-        shadow_folder(tmp_path / "home" / "models", "payments"), OnnxEngine(versions[1]), payments().policy.compile, 2  # type: ignore[union-attr]
-    )  # fmt: skip
+    folder = shadow_folder(tmp_path / "home" / "models", "payments")
+    scoring = Scoring(folder, OnnxEngine(versions[1]), payments(), 2)
     before = list[int]()
 
     def on_ready(sink: MemorySink, messages: Messages) -> None:
@@ -117,21 +126,27 @@ def test_it_scores_by_its_own_inputs_what_was_decided_and_no_decision_is_another
     same = [alone[1][key]["decision"] == alone[0][key]["decision"] for key in seen]
     assert compared.agreement == pytest.approx(sum(same) / len(same))
     assert 0 < sum(same) < len(same)
+    by_decision = Counter((alone[0][key]["decision"], alone[1][key]["decision"]) for key in seen)
+    assert {(ours, theirs): n for ours, row in compared.decided.items() for theirs, n in row.items()} == by_decision
 
 
 def test_a_shadow_that_does_not_take_what_waits_is_given_no_more_and_the_stream_goes_on(
     tmp_path: Path, versions: list[Path]
 ) -> None:
-    folder = shadow_folder(tmp_path / "home" / "models", "payments")
+    folder, before = shadow_folder(tmp_path / "home" / "models", "payments"), list[int]()
 
     def on_ready(sink: MemorySink, messages: Messages) -> None:
+        before.append(len(sink.values("verdicts")) - len(messages.values))
         for number in range(MOST_FILES):
             (folder / f"0-9{number:08d}{SUFFIX}").touch()
         time.sleep(0.6)
 
-    found = with_shadow(tmp_path / "home", versions, on_ready)
+    registry = CollectorRegistry()
+    found = with_shadow(tmp_path / "home", versions, on_ready, registry)
     assert len(found) == sum(b'"paid"' in value for _, value in stream(4000))
     assert len(list(folder.glob(f"*{SUFFIX}"))) == MOST_FILES
+    left_out = registry.get_sample_value("headrace_shadow_left_out_total", {"pipeline": "payments"})
+    assert left_out == len(found) - before[0]
 
 
 def registered(tmp_path: Path, *folders: Path) -> Any:
@@ -209,14 +224,16 @@ def with_shadow_files(home: Path, versions: list[Path]) -> None:
 class Slowly(MemorySink):
     """Takes so long that the worker's thread has looked meanwhile."""
 
+    def __init__(self, seconds: float = 0.02) -> None:
+        super().__init__()
+        self.seconds = seconds
+
     def write(self, messages: Messages) -> None:
-        time.sleep(0.02)
+        time.sleep(self.seconds)
         super().write(messages)
 
 
-def test_a_process_that_says_nothing_while_batches_wait_is_started_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_says_nothing_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "two"
     made, said = registered(tmp_path, version(tmp_path / "one", NAMES, 40), version(folder, NAMES, 41)), list[str]()
     started: list[subprocess.Popen[bytes]] = []
@@ -232,11 +249,12 @@ def test_a_process_that_says_nothing_while_batches_wait_is_started_again(
     set_shadow(made.registry_uri, "payments", 2)
     keeper.look()
     shared = shadow_folder(made.home / "models", "payments")
-    Compared(1, 2).write(shared)
     time.sleep(0.3)
-    keeper.look()
-    assert len(started) == 1, "nothing waits for it"
+    (shared / READY).touch()
     (shared / f"0-000000001{SUFFIX}").touch()
+    keeper.look()
+    assert len(started) == 1, "it has said that it is ready"
+    time.sleep(0.3)
     keeper.look()
     assert len(started) == 2
     assert "said nothing for" in said[-1]
@@ -245,14 +263,135 @@ def test_a_process_that_says_nothing_while_batches_wait_is_started_again(
     assert all(process.poll() is not None for process in started)
 
 
-def test_a_shadow_that_hangs_at_a_batch_has_no_scores_there(tmp_path: Path) -> None:
+def test_a_shadow_that_hangs_or_throws_at_a_batch_has_no_scores_there(tmp_path: Path) -> None:
+    """The hanging one is ended, the throwing one asked for halves: one row costs itself alone."""
     hangs = ModelSpec("payments", tuple(Input(name, "number") for name in NAMES), medians={NAMES[0]: 3.0})
     write_hanging(tmp_path / "hangs", hangs)
     engine = OnnxEngine(tmp_path / "hangs", seconds=0.2)
-    scoring = Scoring(tmp_path, engine, None, 2)
-    assert np.isnan(scoring._scores(np.full((5, len(NAMES)), FOREVER, np.float32))).all()
-    assert np.isfinite(scoring._scores(np.full((5, len(NAMES)), 2, np.float32))).all()
+    for bad, failed in ((FOREVER, 300), (np.float32(7), 1)):
+        if failed == 1:
+            engine.infer = throwing(engine, bad)  # type: ignore[method-assign]
+        scoring = Scoring(tmp_path / f"of-{failed}", engine, payments(), 2)
+        values = np.full(300, 3.0)
+        values[123] = bad
+        write_batch(tmp_path / f"of-{failed}", values, np.full(300, 0.5, np.float32))
+        assert scoring.turn() == 1
+        assert (scoring.compared.asked, scoring.compared.failed, scoring.compared.dropped) == (300, failed, 0)
+        assert not list((tmp_path / f"of-{failed}").glob(f"*{SUFFIX}"))
     engine.close()
+
+
+def throwing(engine: OnnxEngine, bad: float) -> Callable[[np.ndarray], np.ndarray]:
+    infer = engine.infer
+
+    def throws(matrix: np.ndarray) -> np.ndarray:
+        if (matrix == bad).any():
+            raise native.Fail("a node is out of its range")
+        return infer(matrix)
+
+    return throws
+
+
+def write_batch(folder: Path, values: np.ndarray, scores: np.ndarray, champion: int = 1) -> None:
+    """What a worker hands over, with the same value for each feature of a row."""
+    folder.mkdir(exist_ok=True)
+    columns = {name: pa.array(values, from_pandas=True) for name in NAMES}
+    batch = pa.RecordBatch.from_pydict(columns | {SCORE: pa.array(scores)}).replace_schema_metadata({CHAMPION: str(champion)})
+    with pa.OSFile(str(folder / f"0-1-{champion:09d}{SUFFIX}"), "wb") as out, pa.ipc.new_file(out, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def test_what_is_missing_is_missing_for_the_policy_too(tmp_path: Path, versions: list[Path]) -> None:
+    """As in the job: a rule over a missing value does not hold, whatever it is."""
+    policy = Bands(block=0.7, otherwise="allow", rules=[Rule("odd", "not (amount_mean_1h_by_card > 5)", "look")])
+    scoring = Scoring(tmp_path / "x", OnnxEngine(versions[0]), replace(payments(), policy=policy), 2)
+    write_batch(tmp_path / "x", np.array([1.0, np.nan, 9.0]), np.array([0.1, 0.1, 0.1], np.float32))
+    scoring.turn()
+    assert scoring.compared.dropped == 0, scoring.compared.trouble
+    assert {name: sum(row.values()) for name, row in scoring.compared.decided.items()} == {"look": 1, "allow": 2}
+
+
+def test_what_was_compared_goes_on_where_it_was_and_by_champion(tmp_path: Path, versions: list[Path]) -> None:
+    folder, scores = tmp_path / "x", np.full(10, 0.5, np.float32)
+    for number in (1, 2):
+        scoring = Scoring(folder, OnnxEngine(versions[0]), payments(), 7)
+        write_batch(folder, np.ones(10), scores)
+        scoring.turn()
+        scoring.compared.write(folder)
+        assert scoring.compared.rows == 10 * number
+    for decided_by in (2, 1, 2, 1):  # workers of which one does not have the new champion yet
+        write_batch(folder, np.ones(10), scores, decided_by)
+        scoring.turn()
+    assert (scoring.compared.champion, scoring.compared.rows) == (2, 20)
+    assert scoring._by_champion[1].rows == 40
+    found = Scoring(folder, OnnxEngine(versions[0]), payments(), 8)
+    assert found.compared.rows == 0, "of another shadow"
+
+
+def test_a_full_disk_leaves_nothing_and_stops_nothing(
+    tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, tries = pa.OSFile, [0]
+
+    def full(path: str, mode: str) -> Any:
+        tries[0] += 1
+        if tries[0] <= MOST_FILES + 2:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(28, "No space left on device")
+        return whole(path, mode)
+
+    monkeypatch.setattr("streams.shadowing.pa.OSFile", full)
+    folder = shadow_folder(tmp_path / "home" / "models", "payments")
+    folder.mkdir(parents=True)
+    (folder / READY).touch()
+    said, registry = list[str](), CollectorRegistry()
+    parts = {"source": MemorySource([stream(4000)], rows=25), "sink": Slowly(0.05), "champion": champion(1, versions[0])}
+    run(payments(), settings(tmp_path / "home"), registry=registry, say=said.append, **parts)
+    assert not list(folder.glob("*.part"))
+    assert [words for words in said if "No space left" in words] == said
+    assert len(said) == 1
+    files = list(folder.glob(f"*{SUFFIX}"))
+    assert files, "once there is room it goes on"
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+def test_after_a_failed_start_it_is_started_at_the_next_look(
+    tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, tries = registered(tmp_path, *versions), [0]
+    whole = subprocess.Popen
+
+    def fails(*arguments: Any, **values: Any) -> Any:
+        tries[0] += 1
+        if tries[0] == 1:
+            raise OSError(12, "Cannot allocate memory")
+        return whole([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE)
+
+    monkeypatch.setattr("ops.model_shadow.subprocess.Popen", fails)
+    keeper = Keeper("pay.py:pipeline", payments(), made, print)
+    set_shadow(made.registry_uri, "payments", 2)
+    with pytest.raises(OSError, match="allocate"):
+        keeper.look()
+    keeper.look()
+    assert keeper._process is not None
+    keeper.close()
+
+
+@pytest.mark.slow
+def test_asked_to_leave_the_process_that_looks_ends_the_shadow_and_clears(tmp_path: Path, versions: list[Path]) -> None:
+    made = registered(tmp_path, *versions)
+    set_shadow(made.registry_uri, "payments", 2)
+    folder = shadow_folder(made.home / "models", "payments")
+    command = [sys.executable, "-m", "ops.model_watch", pipeline_file(tmp_path), "0.2"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, env=os.environ | as_environment(made)) as watch:
+        until(lambda: (folder / READY).exists())
+        (child,) = psutil.Process(watch.pid).children()
+        (folder / f"0-1-000000001{SUFFIX}.part").touch()
+        child.suspend()  # as if it hung
+        watch.terminate()
+        assert watch.wait(20) == 0
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+    assert not [file.name for file in folder.iterdir() if file.name != "compared.json"]
 
 
 def test_one_that_cannot_be_used_says_why_and_never_is_ready(tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ extern "C" __global__ void hash_strings(const int* __restrict__ offsets, const u
             out[i] = 0;
             continue;
         }
-        const int start = offsets[i], end = offsets[i + 1];
+        const long long start = offsets[i], end = offsets[i + 1];
         u64 h = chain(0, (u64)(end - start));
-        for (int at = start; at < end; at += 8) {
+        for (long long at = start; at < end; at += 8) {
             u64 word = 0;
-            for (int j = (at + 8 < end ? at + 8 : end) - 1; j >= at; --j) word = word << 8 | data[j];
+            for (long long j = (at + 8 < end ? at + 8 : end) - 1; j >= at; --j) word = word << 8 | data[j];
             h = chain(h, word);
         }
         out[i] = not_null(h);
