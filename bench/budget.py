@@ -130,7 +130,9 @@ class Seen:
 
     @property
     def p99_ms(self) -> float:
-        """Of those that were not flagged."""
+        """Of those that were not flagged. Raises WrongError where all were."""
+        if self.late.all():
+            raise WrongError("expected decisions in time, got none: the budget is too small for this machine")
         return float(np.quantile(self.took[~self.late], 0.99) * 1e3)
 
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -68,9 +69,13 @@ class Limit:
         with self._lock:
             self._began = 0.0
 
+    def end(self) -> None:
+        """Has its thread end."""
+        self._closed.set()
+
     def close(self) -> None:
         """Ends its thread."""
-        self._closed.set()
+        self.end()
         self._thread.join()
 
     def _watch(self) -> None:
@@ -109,6 +114,8 @@ class OnnxEngine:
             raise ModelRefused(f"{path}: ONNX Runtime cannot load it: {error}") from None
         self._input, self._output = _check_shape(self._session, self.spec, path)
         self._limit = Limit(seconds) if seconds else None
+        if self._limit:
+            weakref.finalize(self, self._limit.end)  # who forgets to close an engine leaves no thread behind
 
     def warm(self) -> None:
         for rows in WARM_SIZES:

@@ -42,7 +42,7 @@ class Guard:
 
     @property
     def resting(self) -> bool:
-        """Whether the model is let be after it failed at all of several batches."""
+        """Whether the model is let be, after it failed at all of several batches, or took too long."""
         return self._in_a_row >= FAILURES
 
     def infer(self, matrix: Matrix) -> Matrix:
@@ -71,21 +71,24 @@ class Guard:
         scores = self._none(len(matrix))
         middle = len(matrix) // 2
         left = [(middle, len(matrix)), (0, middle)] if middle and not self.resting else []
-        calls = MOST_CALLS
+        calls, timed_out = MOST_CALLS, False
         while left and calls:
             first, last = left.pop()
-            calls -= 1
+            calls, began = calls - 1, self._clock()
             try:
                 scores[first:last] = self._engine.infer(matrix[first:last])
             except Exception as found:  # noqa: BLE001 - as above
                 error, middle = found, (first + last) // 2
                 if isinstance(found, TimedOut):
-                    left = []
+                    left, timed_out = [], True
                 elif last - first > 1:
                     left += [(middle, last), (first, middle)]
         failed = int(np.isnan(scores).reshape(len(scores), -1).any(axis=1).sum())
         self._count(failed)
-        if failed == len(matrix):
+        if timed_out:
+            self._in_a_row = max(self._in_a_row + 1, FAILURES)
+            self._rests(REST_OF_TIMED_OUT * (self._clock() - began))
+        elif failed == len(matrix):
             self._in_a_row += 1
             if self.resting:
                 self._rests()

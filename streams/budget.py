@@ -1,9 +1,9 @@
 """The time that an event may take from its poll to the hand-over of its decision, and what keeps to it.
 
-What waits for its turn waits in Kafka: a round of polls takes as many rows as are decided in time, by how long batches of
-about so many took lately (`Pace.rows`). A row that will not make it all the same, since something held the job, is decided and
-flagged `late`, or has no score and is the fallback's. Nothing waits for a batch to fill: a job that is busy finds more to
-decide together when it polls again, and one that is not has nothing to gain from waiting.
+What waits for its turn waits in Kafka: a round of polls takes as many rows as are decided in time (`Pace.rows`). A row that
+will not make it all the same, since something held the job, is decided and flagged `late`, or has no score and is the
+fallback's. Nothing waits for a batch to fill: a job that is busy finds more to decide together when it polls again, and one
+that is not has nothing to gain from waiting.
 """
 
 import time
@@ -18,10 +18,10 @@ I64 = npt.NDArray[np.int64]
 LATE = "late"
 AS_SET: tuple[Literal["mark", "shed"], ...] = ("mark", "shed")
 SIZES, SAMPLES, ENOUGH, HIGH = 24, 64, 8, 0.95
-FORGET_SECONDS = 10.0
-SHARE = 0.7
-"""Of the budget that a batch is to take: the rest is for what nobody foresees."""
-FIRST_ROWS = 256
+FIRST_ROWS, FEWEST_ROWS, MOST_ROWS, MORE = 256, 64, 1 << 20, 1.25
+FORGET_SECONDS, PROBE_SECONDS = 10.0, 0.25
+SHARE, FULL = 0.7, 0.8
+"""Of the budget, that a batch is to take: the rest is for what nobody foresees. Of a round's rows, from which on it is full."""
 
 
 @dataclass(frozen=True)
@@ -43,78 +43,89 @@ class Budget:
 
 
 class Lately:
-    """How long something took lately, by how many rows: powers of two.
-
-    What nobody has seen for FORGET_SECONDS is forgotten, so that a size that once was slow is tried again.
-    """
+    """How long something took lately, by how many rows: powers of two."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._samples = np.zeros((SIZES, SAMPLES))
         self._count, self._at = [0] * SIZES, [0.0] * SIZES
-        self._known: dict[int, float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
+        self._high = [0.0] * SIZES
 
     def note(self, rows: int, seconds: float) -> None:
         """So many rows took so many seconds."""
-        size = _size(rows)
-        count = self._count[size]
+        size, now = _size(rows), self._clock()
+        count = self._count[size] if now - self._at[size] <= FORGET_SECONDS else 0
         self._samples[size, count % SAMPLES] = seconds
-        self._count[size], self._at[size] = count + 1, self._clock()
-        if count < ENOUGH or count % ENOUGH == 0 or seconds > self._known[size]:
+        self._count[size], self._at[size] = count + 1, now
+        if count < ENOUGH or count % ENOUGH == 0:
             some = np.sort(self._samples[size, : min(count + 1, SAMPLES)])
-            self._known[size] = float(some[int(HIGH * (len(some) - 1))])
+            self._high[size] = float(some[int(HIGH * (len(some) - 1))])
 
     def of(self, rows: int) -> float:
-        """The seconds that so many rows are likely to take, 19 times of 20; 0.0 while nothing is known."""
-        size = _size(rows)
-        if size in self._known and self._clock() - self._at[size] <= FORGET_SECONDS:
-            return self._known[size]
-        if size in self._known:
-            del self._known[size]
-            self._count[size] = 0
-        known = self._known
-        below = sorted(each for each in known if each <= size)[-2:]
-        if not below:
-            return known[min(known)] if known else 0.0
-        last = below[-1]
-        before, took = (0, 0.0) if len(below) == 1 else (1 << below[0], known[below[0]])
-        a_row = max(0.0, known[last] - took) / ((1 << last) - before)
-        more = (known[each] for each in known if each > size)
-        return min([known[last] + a_row * ((1 << size) - (1 << last)), *more])
-
-    def most(self, seconds: float) -> int:
-        """The largest power of two of rows that is likely to take no longer; at least 1."""
-        return next((1 << size for size in range(SIZES - 1, 0, -1) if self.of(1 << size) <= seconds), 1)
+        """The seconds that so many rows are likely to take, 19 times of 20: by the largest size up to theirs that is known,
+        from ENOUGH times, of which one within FORGET_SECONDS. 0.0 where none is: nobody is said to be late on a guess."""
+        since = self._clock() - FORGET_SECONDS
+        for size in range(_size(rows), -1, -1):
+            if self._count[size] >= ENOUGH and self._at[size] >= since:
+                return self._high[size]
+        return 0.0
 
 
 class Pace:
-    """Knows how long a worker's batches take and which rows will be late."""
+    """Knows how many rows a worker's rounds may have, and which rows will be late. Of one thread, but for `forget`.
+
+    The size of a round follows what full rounds took, as Clipper's batches do (Crankshaw et al., "Clipper: A Low-Latency Online
+    Prediction Serving System", NSDI 2017): a little more while that is short enough, a lot less once it is not. A budget that
+    not even FEWEST_ROWS keep is let be for FORGET_SECONDS: all are late then, and at least as many are decided as can be.
+    """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
         self.sheds = budget.late == "shed"
-        self._seconds = budget.milliseconds / 1e3
-        self._whole, self._from = Lately(clock), {"score": Lately(clock), "decide": Lately(clock)}
+        self._seconds, self._clock = budget.milliseconds / 1e3, clock
+        self._forgotten = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._from = {"score": Lately(self._clock), "decide": Lately(self._clock)}
+        self._rows, self._hopeless_until, self._probed = float(FIRST_ROWS), 0.0, -PROBE_SECONDS
+
+    def forget(self) -> None:
+        """What is known is of another model. Any thread may say so."""
+        self._forgotten = True
 
     def rows(self) -> int:
         """How many rows a round of polls may take."""
-        return self._whole.most(SHARE * self._seconds) if self._whole else FIRST_ROWS
+        if self._forgotten:
+            self._forgotten = False
+            self._begin()
+        return MOST_ROWS if self._clock() < self._hopeless_until else int(self._rows)
 
     def late(self, step: str, polled_at: I64, now: int) -> npt.NDArray[np.bool_]:
         """Which of n rows will not make it that are about to go through a step and all that follow: bool [n].
 
-        polled_at (0: made up), now: ns."""
+        polled_at, now: ns. Where all would be shed that come to be scored, they are scored now and then, to see.
+        """
         left = self._seconds - self._from[step].of(len(polled_at))
-        return np.asarray((polled_at > 0) & (now - polled_at > 1e9 * left))
+        late = np.asarray(now - polled_at > 1e9 * left)
+        if step == "score" and late.all() and self._clock() - self._probed >= PROBE_SECONDS:
+            self._probed = self._clock()
+            return np.zeros_like(late)
+        return late
 
     def took(self, polled: int, rows: int, polled_at: int, scored_from: int, decided_from: int, now: int) -> None:
         """A batch is handed over: of so many rows that were polled and so many that were decided; times in ns. Not to be told
-        of one of which rows were shed: it tells nothing."""
-        self._whole.note(polled, (now - polled_at) / 1e9)
+        of one of which rows were shed or got no score of the model: it tells nothing."""
         self._from["score"].note(rows, (now - scored_from) / 1e9)
         self._from["decide"].note(rows, (now - decided_from) / 1e9)
+        took, aim, limit = (now - polled_at) / 1e9, SHARE * self._seconds, self._rows
+        if polled < FULL * limit or self._clock() < self._hopeless_until:
+            return
+        if took <= aim:
+            self._rows = min(limit * MORE, float(MOST_ROWS))
+        elif limit > FEWEST_ROWS:
+            self._rows = max(float(FEWEST_ROWS), limit * max(0.5, aim / took))
+        elif took > self._seconds:
+            self._hopeless_until, self._rows = self._clock() + FORGET_SECONDS, float(FIRST_ROWS)
 
 
 def _size(rows: int) -> int:

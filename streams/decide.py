@@ -39,7 +39,8 @@ class Work:
 
     computed: features float [n] by name, NaN where none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of
     columns, those that are known; scores float32 [n], or [n, k] of a model with k outputs; stored_times int64 [V, n], of the
-    stored rows by view (features/stored.py); scored_from: when scoring began, ns, 0 where rows were shed.
+    stored rows by view (features/stored.py); scored_from: when scoring began, ns, 0 where rows got no score of
+    the model; polled: of how many decoded rows these are.
     """
 
     deciding: "Deciding"
@@ -54,6 +55,7 @@ class Work:
     scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     stored_times: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
     scored_from: int = 0
+    polled: int = 0
 
     @property
     def polled_at(self) -> I64:
@@ -71,7 +73,8 @@ def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str], dec
         hashes = {name: np.concatenate([hashes[name], one.hashes[name]]) for name in hashes if name in one.hashes}
     begins = max(one.begins for _, one in gathered)
     flags = np.zeros(batch.num_rows, np.int64)
-    return Work(deciding, gathered[0][0], len(gathered), batch, computed, flags, hashes, begins)
+    polled = sum(one.polled for _, one in gathered)
+    return Work(deciding, gathered[0][0], len(gathered), batch, computed, flags, hashes, begins, polled=polled)
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,15 @@ class Deciding:
         began = self.clock_ns()
         matrix, unknown = assemble(work.batch, self.engine.spec, computed=work.computed, hashes=work.hashes)
         flags = work.flags
-        late = self.pace.late("score", work.polled_at, began) if self.pace and self.pace.sheds else None
+        failed = self.guard.failed if self.guard else 0
+        late = self.pace.late("score", work.polled_at, began) if self.pace and self.pace.sheds and work.polled else None
         if late is not None and late.any():
             flags = self._flagged(flags, LATE, late)
             scores, began = self._scores_of(matrix, ~late), 0
         else:
             scores = (self.guard or self.engine).infer(matrix)
+        if self.guard and self.guard.failed > failed:
+            began = 0
         if self.stored is not None and self.stored.refuses:
             refused = (flags >> self.flags.index(REFUSED) & 1).astype(np.bool_)
             scores = np.where(refused if scores.ndim == 1 else refused[:, None], np.float32(np.nan), scores)

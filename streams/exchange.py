@@ -69,23 +69,26 @@ class Wake:
 
 @dataclass(frozen=True, slots=True)
 class Base:
-    """The rows to decide on, how many feature rows the shards will send back for them, and the hashes of their entities."""
+    """The rows to decide on, how many feature rows the shards will send back for them, the hashes of their entities, and of how
+    many decoded rows they are."""
 
     sequence: int
     batch: pa.RecordBatch
     expected: int
     hashes: Hashes
+    polled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Rows to decide on with their streaming features, float64 [features of all groups, rows], NaN where there is none, and
-    from when on (µs) the state that they are from holds everything."""
+    """Rows to decide on with their streaming features, float64 [features of all groups, rows], NaN where there is none; from
+    when on (µs) the state that they are from holds everything; of how many decoded rows they are (0: nobody knows)."""
 
     batch: pa.RecordBatch
     values: npt.NDArray[np.float64]
     hashes: Hashes = field(default_factory=dict)
     begins: int = NEVER
+    polled: int = 0
 
 
 class Features(NamedTuple):
@@ -143,7 +146,7 @@ def cut(
         decided = int(np.count_nonzero(reads))
         if decided:
             picked, of_picked = _picked(batch.batch.select(kept), hashes, reads, decided)
-            yield home, Base(sequence, picked, expected, of_picked)
+            yield home, Base(sequence, picked, expected, of_picked, batch.num_rows)
     for worker, cuts in enumerate(parcels):
         if cuts or to_all:
             yield shard_name(worker), Parcel(worker, home, sequence, tuple(cuts), tuple(news))
@@ -248,9 +251,10 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
 class _Waiting:
     """A Base whose features are coming in; `values` is float64 [features of all groups, rows]."""
 
-    def __init__(self, batch: pa.RecordBatch, missing: int, features: int, hashes: Hashes) -> None:
+    def __init__(self, batch: pa.RecordBatch, missing: int, features: int, hashes: Hashes, polled: int = 0) -> None:
         self.batch = batch
         self.hashes = hashes
+        self.polled = polled
         self.begins = NEVER
         self.missing = missing
         self.values = np.full((features, batch.num_rows), np.nan)
@@ -283,11 +287,13 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
     def on_batch(self, values: list[Base | Part]) -> tuple[list[Gathered], bool]:
         for value in values:
             if isinstance(value, Base):
-                self._waiting[value.sequence] = _Waiting(value.batch, value.expected, self._features, value.hashes)
+                waiting = _Waiting(value.batch, value.expected, self._features, value.hashes, value.polled)
+                self._waiting[value.sequence] = waiting
         parts = [*self._early, *(value for value in values if isinstance(value, Part))]
         self._early = [part for part in parts if part.sequence not in self._waiting]
         for part in parts:
-            if waiting := self._waiting.get(part.sequence):
+            if part.sequence in self._waiting:
+                waiting = self._waiting[part.sequence]
                 features = part.features if isinstance(part.features, Features) else Features(*arrays_from_ipc(part.features))
                 waiting.values[self._of_group[part.group], features.row] = features.values
                 waiting.missing -= len(features.row)
@@ -297,7 +303,7 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
             if self._waiting[sequence].missing:
                 break
             waiting = self._waiting.pop(sequence)
-            out.append(Gathered(waiting.batch, waiting.values, waiting.hashes, waiting.begins))
+            out.append(Gathered(waiting.batch, waiting.values, waiting.hashes, waiting.begins, waiting.polled))
         return out, StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:

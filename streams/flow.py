@@ -30,7 +30,7 @@ MOST_ON_THEIR_WAY = 64
 
 
 @dataclass
-class Taken:
+class Since:
     """The rows that were decoded since pages of the state were last asked for."""
 
     rows: int = 0
@@ -39,7 +39,7 @@ class Taken:
 def build(job: Job) -> Dataflow:
     """The dataflow of a job. Nothing is opened before Bytewax runs it."""
     pipeline, meters, gate, encoder = job.pipeline, job.meters, job.gate, Encoder()
-    numbers, taken = count(), Taken()
+    numbers, taken = count(), Since()
     on_their_way: deque[tuple[Work, int]] = deque(maxlen=MOST_ON_THEIR_WAY)
     shared_out = _by_partition if job.staged else _at_home
 
@@ -71,7 +71,6 @@ def build(job: Job) -> Dataflow:
             )  # fmt: skip
         if not any(isinstance(value, Base) for _, value in made):
             gate.done(1)
-            gate.since()
         for page in {polled.page for _, polled in polls if polled.page >= 0}:
             made += wakes(job.shards.at_once(page, taken.rows), pipeline.shards)
             taken.rows = 0
@@ -143,14 +142,14 @@ def build(job: Job) -> Dataflow:
 
     def written(items: int) -> None:
         gate.written(items)
-        now, polled = job.clock_ns(), gate.since()
+        now = job.clock_ns()
         while on_their_way:
             work, decided_from = on_their_way.popleft()
             appended_at, polled_at = work.batch.column("_appended_at").to_numpy(), work.polled_at
-            meters.hops.add("broker", polled_at / 1e9 - appended_at / 1e3)
+            meters.hops.add("broker", (polled_at / 1e9 - appended_at / 1e3)[appended_at > 0])
             meters.hops.add("flow", (now - polled_at) / 1e9)
             if job.pace and work.scored_from and len(polled_at):
-                job.pace.took(polled, len(polled_at), int(polled_at.min()), work.scored_from, decided_from, now)
+                job.pace.took(work.polled, len(polled_at), int(polled_at.min()), work.scored_from, decided_from, now)
             if job.settings.model_look_seconds:
                 job.shadowing.take(work)
 

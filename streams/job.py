@@ -328,6 +328,8 @@ class Job:
     def swap(self, champion: Champion, deciding: Deciding) -> None:
         """From the next batch on, `deciding` (of `decided_by`) decides. Any thread may call it, one at a time."""
         self._adopt(champion, deciding)
+        if self.pace:
+            self.pace.forget()
         self.meters.model_swaps.inc()
 
     def _adopt(self, champion: Champion, deciding: Deciding) -> None:

@@ -112,7 +112,8 @@ class HopCollector:
         self._sums = dict.fromkeys(HOPS, 0.0)
 
     def add(self, hop: str, seconds: npt.NDArray[np.float64]) -> None:
-        """Rows that took so long."""
+        """Rows that took so long; clocks that disagree make no time negative."""
+        seconds = np.maximum(seconds, 0.0)
         self._counts[hop] += np.bincount(np.searchsorted(EDGES, seconds), minlength=len(EDGES) + 1)
         self._sums[hop] += float(seconds.sum())
 

@@ -52,11 +52,11 @@ class Gate:
     def __init__(self, most: int = 1, patience: float = 0.0, rows: Callable[[], int] = lambda: ALL) -> None:
         """most: batches on their way at which no new round begins; 0: never waits. patience: the seconds that a poll may wait
         for messages, for a worker that nobody waits for meanwhile. rows: asked at each round how many it may take.
-        partitions: how many poll by it; home: the first of them.
         """
         self.partitions, self.home = 0, ""
+        """How many poll by it, and the first of them."""
         self._rows = rows
-        self._left, self._to_poll, self._undecided = ALL, 0, 0
+        self._left, self._to_poll, self._busy, self._had = ALL, 0, 0, 0
         self.patience = patience
         self._unwritten = 0
         self._first = True
@@ -70,24 +70,20 @@ class Gate:
         if last == self._round and (self._on_their_way < self._most or not self._most):
             self._round += 1
             self._first = True
-            self._left, self._to_poll = self._rows(), self.partitions
+            self._left, self._to_poll, self._busy, self._had = self._rows(), self.partitions, self._had, 0
         return self._round if last < self._round else 0
 
     def share(self) -> int:
-        """How many rows the partition that polls now may take: as many as those that still are to poll in this round."""
-        share = max(1, self._left // max(1, self._to_poll))
+        """How many rows the partition that polls now may take: as many as each that still is to poll in this round, counting
+        as many as had any in the one before, and one more."""
+        share = max(1, self._left // max(1, min(self._to_poll, self._busy + 1)))
         self._to_poll -= 1
         return share
 
     def took(self, rows: int) -> None:
         """It took so many."""
         self._left -= rows
-        self._undecided += rows
-
-    def since(self) -> int:
-        """How many rows were taken since this was last asked."""
-        rows, self._undecided = self._undecided, 0
-        return rows
+        self._had += 1
 
     def wait(self) -> float:
         """The seconds that the next poll may wait for messages: the first of a round, for all of them, and none while something
@@ -225,6 +221,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             if self._until_end or self._snapshots >= self._leave_after:
                 self._durable(leaving=True)
                 self._beginning.reading.discard(self._number)
+                self._gate.partitions -= 1
                 raise StopIteration
             return []
         most = ALL if self._trail is None else self._trail.most(self._number, self._begins_epoch)

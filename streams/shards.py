@@ -119,7 +119,10 @@ class Shards:
         }
 
     def _taken_of(self, shard: int, page: int) -> Sequence[Taken]:
-        """The page and the changes of a shard, by group. Those of all shards are taken when the first of an epoch asks."""
+        """The page and the changes of a shard, by group. Those of all shards are taken when the first of an epoch asks.
+
+        So all shards have to be asked for the same pages in an epoch, as `wakes` has it: what changed is under the first.
+        """
         updates = sum(state.updates for state in self.states)
         if updates != self._taken_at or (shard, page) not in self._taken:
             for key in [key for key in self._taken if updates != self._taken_at or key[1] == page]:

@@ -9,24 +9,30 @@ from pathlib import Path
 
 from sinks.journal import step_back
 
-EVERY_SECONDS, LEAST = 30.0, 64e6
+EVERY_SECONDS, MOST_SECONDS, LEAST = 30.0, 600.0, 64e6
 """Giving back holds who asks for memory meanwhile, for a millisecond, or for tens of them after a backlog: so it is done now
-and then, and only while so many more bytes are used than it left at its best."""
+and then, only while so many more bytes are used than there were at the best, and more seldom where it has brought nothing."""
 
 
 class Tidy:
     """Looks at the memory of a process. used: its resident bytes; give_back: returns what is free to the system."""
 
-    def __init__(self, used: Callable[[], int], give_back: Callable[[], object]) -> None:
-        self._used, self._give_back = used, give_back
+    def __init__(self, used: Callable[[], int], give_back: Callable[[], object], seconds: float = EVERY_SECONDS) -> None:
+        """wait: the seconds until the next look."""
+        self._used, self._give_back, self._seconds = used, give_back, seconds
+        self.wait = seconds
         self._best = used()
 
     def look(self) -> bool:
         """Gives back if there may be much to give; whether it did."""
-        if self._used() < self._best + LEAST:
+        before = self._used()
+        self._best = min(self._best, before)
+        if before < self._best + LEAST:
             return False
         self._give_back()
-        self._best = min(self._best, self._used())
+        after = self._used()
+        self._best = min(self._best, after)
+        self.wait = self._seconds if before - after >= LEAST else min(2 * self.wait, MOST_SECONDS)
         return True
 
 
@@ -42,11 +48,11 @@ def tidying(seconds: float = EVERY_SECONDS) -> Iterator[None]:
     if trim is None:
         yield
         return
-    ended, tidy = threading.Event(), Tidy(resident, lambda: trim(0))
+    ended, tidy = threading.Event(), Tidy(resident, lambda: trim(0), seconds)
 
     def looks() -> None:
         step_back()
-        while not ended.wait(seconds):
+        while not ended.wait(tidy.wait):
             tidy.look()
 
     thread = threading.Thread(target=looks, name="tidy", daemon=True)

@@ -1,11 +1,15 @@
-"""How long batches take is learned by their size, and what is likely to be late is known before it is."""
+"""Rounds become as large as fits the budget, whatever a batch costs and whatever happened before; late is said before it is."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.budget import FIRST_ROWS, FORGET_SECONDS, Budget, Lately, Pace
+from streams.budget import ENOUGH, FEWEST_ROWS, FIRST_ROWS, FORGET_SECONDS, MOST_ROWS, PROBE_SECONDS, Budget, Lately, Pace
+
+BUDGET_MS = 10.0
 
 
 class Clock:
@@ -16,69 +20,137 @@ class Clock:
         return self.now
 
 
-def test_before_anything_is_known_a_round_is_small() -> None:
-    assert Lately().of(1000) == 0.0
-    assert Pace(Budget(0.001)).rows() == FIRST_ROWS
+class Worker:
+    """Works off messages that come at a rate, by a clock of its own. cost: the seconds of a round of so many rows."""
+
+    def __init__(self, rate: float, cost: Callable[[int], float]) -> None:
+        self.clock, self.rate, self.cost = Clock(), rate, cost
+        self.pace = Pace(Budget(BUDGET_MS), self.clock)
+        self.began, self.done = self.clock.now, 0
+        self.rounds: list[tuple[float, int, float]] = []
+
+    @property
+    def waiting(self) -> int:
+        return int((self.clock.now - self.began) * self.rate) - self.done
+
+    def works(self, seconds: float) -> None:
+        until = self.clock.now + seconds
+        while self.clock.now < until:
+            rows = min(self.waiting, self.pace.rows(), 4096)
+            if not rows:
+                self.clock.now += 1e-3
+                continue
+            took = self.cost(rows)
+            polled_at = round(self.clock.now * 1e9)
+            self.clock.now += took
+            now = round(self.clock.now * 1e9)
+            self.pace.took(rows, rows, polled_at, polled_at, now - 10**5, now)
+            self.done += rows
+            self.rounds.append((self.clock.now, rows, took))
 
 
-def test_what_was_seen_counts_by_size_and_all_but_the_longest_are_expected() -> None:
-    lately = Lately()
-    for k in range(64):
-        lately.note(100, 0.010 if k % 32 else 9.0)
-        lately.note(1000, 0.020)
-    assert lately.of(100) == lately.of(127) == lately.of(64) == 0.010
-    assert lately.of(128) == pytest.approx(0.020), "between two that are known"
+@pytest.mark.parametrize("fixed_ms", [0.1, 2.0, 4.0, 5.0, 6.0])
+def test_a_backlog_is_worked_off_in_time_whatever_a_batch_costs_by_itself(fixed_ms: float) -> None:
+    worker = Worker(1e9, lambda rows: fixed_ms / 1e3 + rows * 10e-6)
+    worker.works(5)
+    settled = [(rows, took) for at, rows, took in worker.rounds if at > 101]
+    ideal = min(4096.0, (0.7 * BUDGET_MS - fixed_ms) / 1e3 / 10e-6)
+    assert all(took <= BUDGET_MS / 1e3 for _, took in settled)
+    assert np.median([rows for rows, _ in settled]) > max(FEWEST_ROWS, 0.6 * ideal)
 
 
-def test_of_one_size_the_next_is_expected_in_proportion_of_two_by_their_slope() -> None:
-    lately = Lately()
-    lately.note(512, 0.006)
-    assert lately.of(1024) == 0.012
-    lately.note(256, 0.005)
-    assert lately.of(1024) == pytest.approx(0.008), "a fixed part of 4 ms, and as much for 512 rows as 2 ms"
-    assert lately.of(16) == 0.005, "fewer take no longer"
+@pytest.mark.parametrize("first_rows", [1, 2, 300])
+def test_a_slow_moment_is_got_over(first_rows: int) -> None:
+    """The first round, and a second and a half in the midst of the run; before and after that 5,000 a second are no trouble."""
+    slow = [True]
+
+    def cost(rows: int) -> float:
+        return (0.030 if slow[0] else 0.004) + rows * 10e-6
+
+    worker = Worker(5000, cost)
+    worker.began = worker.clock.now - first_rows / worker.rate
+    worker.works(0.001)
+    slow[0] = False
+    worker.works(10)
+    assert worker.waiting < 300
+    slow[0] = True
+    worker.works(1.5)
+    slow[0] = False
+    worker.works(15)
+    assert worker.waiting < 300
+    last = [took for at, _, took in worker.rounds if at > worker.clock.now - 3]
+    assert max(last) <= BUDGET_MS / 1e3
 
 
-@given(st.lists(st.tuples(st.integers(1, 2**20), st.floats(0, 10)), max_size=200), st.floats(0, 20))
-def test_the_most_that_fit_fit(seen: list[tuple[int, float]], seconds: float) -> None:
-    lately = Lately()
+def test_where_no_batch_keeps_the_budget_as_much_is_decided_as_can_be() -> None:
+    worker = Worker(1e9, lambda rows: 0.020 + rows * 1e-6)
+    worker.works(30)
+    assert worker.done > 0.8 * 30 * 4096 / 0.0241
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 0.1)), max_size=300),
+    st.floats(0.05, 6.0),
+)
+def test_whatever_was_seen_it_comes_back_within_seconds(seen: list[tuple[int, float]], fixed_ms: float) -> None:
+    worker = Worker(1e9, lambda rows: fixed_ms / 1e3 + rows * 10e-6)
     for rows, took in seen:
-        lately.note(rows, took)
-    most = lately.most(seconds)
-    assert most == 1 or lately.of(most) <= seconds
-    assert most == 2**23 or lately.of(2 * most) > seconds
+        now = round(worker.clock.now * 1e9)
+        worker.pace.took(rows, rows, now - round(took * 1e9), now, now, now)
+        assert FEWEST_ROWS <= worker.pace.rows() <= MOST_ROWS
+    worker.works(FORGET_SECONDS + 5)
+    last = [(rows, took) for at, rows, took in worker.rounds if at > worker.clock.now - 3]
+    assert all(took <= BUDGET_MS / 1e3 for _, took in last)
+    assert np.median([rows for rows, _ in last]) >= FEWEST_ROWS
 
 
-def test_a_size_that_was_slow_once_is_tried_again() -> None:
+def test_a_new_model_is_learned_anew() -> None:
+    worker = Worker(1e9, lambda rows: rows * 1e-6)
+    worker.works(2)
+    assert worker.pace.rows() > 4000
+    worker.pace.forget()
+    assert worker.pace.rows() == FIRST_ROWS
+
+
+def test_what_was_seen_often_and_lately_counts_by_size() -> None:
     clock = Clock()
-    lately = Lately(clock=clock)
-    lately.note(1024, 5.0)
-    for _ in range(12):
-        lately.note(64, 0.001)
-        clock.now += 1.0
-    assert clock.now - 100 > FORGET_SECONDS
-    assert lately.of(1024) == pytest.approx(0.016)
-    lately.note(1024, 7.0)
-    assert lately.of(1024) == 7.0, "what is forgotten is not counted again"
+    lately = Lately(clock)
+    assert lately.of(1000) == 0.0
+    for k in range(ENOUGH):
+        lately.note(100, 0.010)
+        if k:
+            lately.note(1000, 0.020)
+    assert lately.of(100) == lately.of(64) == lately.of(5000) == 0.010, "seven times is not enough"
+    assert lately.of(63) == 0.0, "fewer than anybody has seen"
+    lately.note(1000, 9.0)
+    assert lately.of(1000) == 0.020, "once in twenty it takes longer"
+    clock.now += FORGET_SECONDS + 1
+    assert lately.of(1000) == lately.of(100) == 0.0
+    lately.note(1000, 0.5)
+    assert lately.of(1000) == 0.0, "what is forgotten is not counted again"
 
 
-def test_a_round_takes_what_is_decided_in_time_and_late_is_said_before_it_is() -> None:
-    pace = Pace(Budget(10))
-    for rows, took in ((256, 0.004), (512, 0.0065), (1024, 0.012)):
-        for _ in range(8):
-            pace.took(
-                rows,
-                rows // 2,
-                10**9,
-                10**9 + round(1e9 * took) - 2 * 10**6,
-                10**9 + round(1e9 * took) - 10**6,
-                10**9 + round(1e9 * took),
-            )
-    assert pace.rows() == 512
+def test_late_is_said_before_it_is() -> None:
+    pace, ms = Pace(Budget(BUDGET_MS), Clock()), 10**6
     now = 10**15
-    polled = now - np.array([1, 7, 8, 9, 10]) * 10**6 - 10**5
-    assert pace.late("score", polled, now)[:5].tolist() == [False, False, True, True, True]
+    polled = now - np.array([1, 7, 8, 9, 10]) * ms - ms // 10
+    assert pace.late("decide", polled, now).tolist() == [False, False, False, False, True], "nothing is known"
+    for _ in range(ENOUGH):
+        pace.took(5, 5, now - 3 * ms, now - 2 * ms, now - ms, now)
+    assert pace.late("score", polled, now).tolist() == [False, False, True, True, True]
     assert pace.late("decide", polled, now).tolist() == [False, False, False, True, True]
+
+
+def test_where_all_would_be_shed_some_are_scored_to_see() -> None:
+    clock = Clock()
+    pace = Pace(Budget(BUDGET_MS, "shed"), clock)
+    now, polled = 10**15, np.full(9, 10**15 - 50 * 10**6)
+    scored = 0
+    for _ in range(100):
+        scored += int(not pace.late("score", polled, now).any())
+        clock.now += 0.01
+    assert scored == pytest.approx(1.0 / PROBE_SECONDS, abs=1)
+    assert pace.late("decide", polled, now).all()
 
 
 @pytest.mark.parametrize(("values", "message"), [((0.0, "mark"), "above 0, got 0"), ((5, "drop"), "mark or shed, got drop")])

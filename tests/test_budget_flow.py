@@ -34,9 +34,11 @@ class Slow(Arithmetic):
         return super().infer(matrix)
 
 
-def run_once(home: Path, engine: Slow, budget: Budget, messages: int = 3000, partitions: int = 1) -> tuple[Any, ...]:
+def run_once(
+    home: Path, engine: Slow, budget: Budget, messages: int = 3000, partitions: int = 1, rows: int = 1000
+) -> tuple[Any, ...]:
     sink, registry, log = MemorySink(), CollectorRegistry(), stream(messages)
-    source = MemorySource([log[k::partitions] for k in range(partitions)], rows=1000, clock_ns=engine.clock_ns)
+    source = MemorySource([log[k::partitions] for k in range(partitions)], rows=rows, clock_ns=engine.clock_ns)
     parts = {"source": source, "sink": sink, "champion": Champion(1, engine, None), "clock_ns": engine.clock_ns}
     run(replace(payments(), budget=budget), settings(home), registry=registry, **parts)
     found = decisions(sink)
@@ -65,25 +67,26 @@ def test_late_ones_are_decided_and_flagged(tmp_path: Path) -> None:
     assert flags == len(found)
 
 
-def test_late_ones_are_shed_without_a_score_and_a_model_that_cannot_make_it_is_let_be(tmp_path: Path) -> None:
+def test_late_ones_are_shed_without_a_score_and_some_are_scored_to_see(tmp_path: Path) -> None:
     engine = Slow(0.02)
-    found, _ = run_once(tmp_path, engine, Budget(10, "shed"))
+    found, _ = run_once(tmp_path, engine, Budget(10, "shed"), 20_000, rows=250)
     shed = [each for each in found if each["score"] is None]
-    assert sum(engine.calls[-10:]) < len(found)
-    assert len(shed) > 2 * FIRST_ROWS
+    assert 0 < len(shed) < len(found)
     assert all({"late", "fallback"} <= set(each["flags"]) and each["reasons"] == ["no_score"] for each in shed)
-    assert all(each["flags"].count("late") == 1 for each in found), "those that were scored were late, too"
+    assert all(each["flags"].count("late") <= 1 for each in found)
+    late = [each for each in found if "late" in each["flags"]]
+    assert len(late) > len(shed), "those that were scored were late, too"
 
 
 @pytest.mark.parametrize("partitions", [1, 4])
 def test_rounds_become_as_large_as_fits_the_budget(tmp_path: Path, partitions: int) -> None:
-    """A millisecond a call, 50 us a row: 0.7 of 20 ms are 256 rows and no 512, of which seven in ten are decided on."""
+    """A millisecond a call, 50 us a row that is decided on, which are seven in ten: 0.7 of 20 ms are 370 rows."""
     engine = Slow(0.001, 50e-6)
-    found, _ = run_once(tmp_path, engine, Budget(20), 6000, partitions)
-    assert FIRST_ROWS / 2 < np.median(engine.calls[1:]) < FIRST_ROWS
+    found, _ = run_once(tmp_path, engine, Budget(20), 20_000, partitions)
+    assert 0.7 * 200 < np.median(engine.calls[5:]) < 0.7 * 400
     assert not any("late" in each["flags"] for each in found)
     roomy = Slow(0.001, 5e-6)
-    run_once(tmp_path / "roomy", roomy, Budget(500), 6000, partitions)
+    run_once(tmp_path / "roomy", roomy, Budget(500), 20_000, partitions)
     assert max(roomy.calls) > 2 * FIRST_ROWS
 
 

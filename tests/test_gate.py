@@ -74,7 +74,7 @@ def test_several_workers_may_have_several_batches_on_their_way_and_event_order_w
 
 
 def test_what_a_round_may_take_is_shared_by_all_and_what_one_leaves_is_for_those_after_it() -> None:
-    limits = iter([100, 30, 2])
+    limits = iter([100, 100, 30, 2])
     gate = Gate(1, rows=lambda: next(limits))
     gate.partitions = 4
     last = 0
@@ -86,12 +86,14 @@ def test_what_a_round_may_take_is_shared_by_all_and_what_one_leaves_is_for_those
             opened = gate.opens(last)
             assert opened
             shares.append(gate.share())
-            gate.took(min(each, shares[-1]))
+            if each:
+                gate.took(min(each, shares[-1]))
         last = opened
         return shares
 
-    assert a_round(99, 0, 10, 99) == [25, 25, 37, 65]
-    assert a_round(0, 0, 0, 99) == [7, 10, 15, 30]
+    assert a_round(99, 0, 10, 99) == [100, 1, 1, 1], "nobody had any before, as far as it knows"
+    assert a_round(99, 99, 0, 0) == [25, 25, 25, 50], "three had some: a quarter is the first one's"
+    assert a_round(99, 0, 0, 0) == [10, 6, 10, 20], "two had"
     assert a_round(9, 9, 9, 9) == [1, 1, 1, 1], "each may take one, or it would never get on"
 
 

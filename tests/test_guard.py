@@ -83,8 +83,12 @@ def test_halves_that_take_too_long_are_not_tried_to_the_end() -> None:
             raise RuntimeError("no") if len(matrix) == 64 else TimedOut("slow")
 
     engine = Slows()
-    assert np.isnan(Guard(engine).infer(rows(64))).all()
+    guard = Guard(engine)
+    assert np.isnan(guard.infer(rows(64))).all()
     assert engine.calls == 2
+    assert guard.resting
+    assert np.isnan(guard.infer(rows(3))).all()
+    assert engine.calls == 2, "it is let be"
 
 
 def test_a_batch_of_nothing_but_bad_rows_costs_a_bounded_number_of_calls() -> None:

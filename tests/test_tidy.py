@@ -25,6 +25,21 @@ def test_it_gives_back_while_more_is_used_than_it_left_at_its_best() -> None:
     assert given == [464e6, 428e6, 900e6]
 
 
+def test_what_is_used_for_good_is_asked_for_more_and_more_seldom() -> None:
+    used = [100e6]
+    tidy = Tidy(lambda: int(used[0]), lambda: None, 30)
+    used[0] = 900e6
+    waits = []
+    for _ in range(7):
+        assert tidy.look()
+        waits.append(tidy.wait)
+    assert waits == [60, 120, 240, 480, 600, 600, 600]
+    tidy = Tidy(lambda: int(used[0]), lambda: used.append(used.pop() - 70e6), 30)
+    used[0] += 100e6
+    assert tidy.look()
+    assert tidy.wait == 30
+
+
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has no malloc_trim")
 def test_what_lies_between_what_is_used_goes_back_to_the_system() -> None:
     before = resident()
