@@ -15,7 +15,7 @@ from bench import faults
 from bench.proving.audit import audit, wrong
 from bench.proving.job import ALL, COUNT, SUM
 from bench.proving.lives import RANDOM, STARTING
-from bench.proving.load import Load
+from bench.proving.load import KEYS, Load
 from bench.proving.seen import latencies, recovery, slow
 from ops.faults import AT_ONCE, KILL_AT, POINTS, killed_at
 
@@ -32,7 +32,8 @@ def answered(sent: int) -> tuple[Load, list[Decision], list[Decision]]:
         shared[load.shared(n)] = every + 1
         features = {"n": n, COUNT: count, SUM: total or None, ALL: every}
         decisions.append({"decision_id": f"faults/faults-in/{place}", "features": features, "score": 0.5, "decision": "high"})
-    return load, decisions, [{"partition": int(p), "offset": int(n)} for p, n in (place.split("/") for place in load.dead())]
+    dead = [{"partition": int(p), "offset": int(n), "code": "schema"} for p, n in (place.split("/") for place in load.dead())]
+    return load, decisions, dead
 
 
 def changed(decision: Decision, name: str, value: float) -> Decision:
@@ -54,7 +55,7 @@ PLANTED: dict[str, Callable[[list[Decision], list[Decision]], Any]] = {
     "shared_wrong": lambda decisions, dead: decisions.__setitem__(50, changed(decisions[50], ALL, 0)),
     "contradict_own": lambda decisions, dead: decisions.append(changed(decisions[50], SUM, 3)),
     "dead_lost": lambda decisions, dead: dead.pop(),
-    "dead_unknown": lambda decisions, dead: dead.append({"partition": 0, "offset": 5}),
+    "dead_unknown": lambda decisions, dead: dead.append({"partition": 0, "offset": 5, "code": "schema"}),
     "dead_repeats": lambda decisions, dead: dead.append(dead[0]),
 }
 
@@ -66,6 +67,28 @@ def test_each_fault_is_found(fault: str) -> None:
     seen = audit(load, decisions, dead)
     assert seen[fault] == 1
     assert any(said.startswith(f"{fault}: 1") for said in wrong(seen, "exactly_once"))
+
+
+def test_a_message_that_was_set_aside_is_neither_lost_nor_in_what_its_keys_count_and_nothing_else_is_let_off() -> None:
+    load, decisions, dead = answered(300)
+    taken = next(k for k, one in enumerate(decisions) if one["decision_id"].endswith("in/1/20"))
+    without = [*decisions[:taken], *decisions[taken + 1 :]]
+    letter = {"partition": 1, "offset": 20, "code": "poison"}
+    seen = audit(load, without, dead)
+    assert seen["lost"] == 1
+    seen = audit(load, without, [*dead, letter])
+    assert (seen["set_aside"], seen["lost"], seen["dead_unknown"]) == (1, 0, 0)
+    later = next(k for k, one in enumerate(without) if one["decision_id"] == f"faults/faults-in/1/{20 + KEYS}")
+    less = changed(without[later], COUNT, without[later]["features"][COUNT] - 1)
+    assert wrong(audit(load, [*without[:later], less, *without[later + 1 :]], [*dead, letter]), "exactly_once") == []
+    other = next(k for k, one in enumerate(without) if load.key(1, 20) != load.key(*place(one)) and one["features"][COUNT])
+    less = changed(without[other], COUNT, 0)
+    assert audit(load, [*without[:other], less, *without[other + 1 :]], [*dead, letter])["state_wrong"] == 1
+
+
+def place(decision: Decision) -> tuple[int, int]:
+    partition, n = decision["decision_id"].rsplit("/", 2)[1:]
+    return int(partition), int(n)
 
 
 def test_at_least_once_may_repeat_and_contradict_where_partitions_are_mixed() -> None:
