@@ -83,7 +83,8 @@ class _DuePartition(MemoryPartition):
         source.began = source.began or now
         rows = 4096
         if source.rate:
-            rows = min(int((now - source.began) * source.rate) // source.partitions - self._position, rows)
+            come = int(((now - source.began) * source.rate - self._number) // source.partitions) + 1
+            rows = min(come - self._position, rows)
             if rows <= 0 and self._position < self._log.num_rows:
                 time.sleep(min(wait, 1e-3))
                 return None
