@@ -129,7 +129,7 @@ class OnnxEngine:
         if matrix.ndim != 2 or matrix.shape[1] != expected or matrix.dtype != np.float32:
             found = f"{matrix.dtype} {list(matrix.shape)}"
             raise ValueError(f"model {self.spec.name}: expected a matrix float32 [n, {expected}], got {found}")
-        shape = (len(matrix),) if self.spec.outputs == 1 else (len(matrix), self.spec.outputs)
+        shape = self.spec.shape(len(matrix))
         scores = self._run(matrix).reshape(shape) if len(matrix) else np.empty(shape, np.float32)
         if out is None:
             return scores

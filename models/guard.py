@@ -112,5 +112,4 @@ class Guard:
         self._on_failed(rows)
 
     def _none(self, rows: int) -> Matrix:
-        outputs = self._engine.spec.outputs
-        return np.full(rows if outputs == 1 else (rows, outputs), np.nan, np.float32)
+        return np.full(self._engine.spec.shape(rows), np.nan, np.float32)

@@ -71,6 +71,10 @@ class ModelSpec:
         """The columns that the model needs."""
         return tuple(each.name for each in self.inputs)
 
+    def shape(self, rows: int) -> tuple[int, ...]:
+        """Of the scores of so many rows: [n], or [n, k] of a model with k > 1 outputs."""
+        return (rows,) if self.outputs == 1 else (rows, self.outputs)
+
     @cached_property
     def columns(self) -> int:
         """The columns of the model's matrix."""

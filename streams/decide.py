@@ -166,8 +166,7 @@ class Deciding:
 
     def _scores_of(self, matrix: npt.NDArray[np.float32], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """The scores of the chosen rows, NaN for the others."""
-        outputs = self.engine.spec.outputs
-        scores = np.full(len(matrix) if outputs == 1 else (len(matrix), outputs), np.nan, np.float32)
+        scores = np.full(self.engine.spec.shape(len(matrix)), np.nan, np.float32)
         if chosen.any():
             scores[chosen] = (self.guard or self.engine).infer(matrix[chosen])
         return scores
