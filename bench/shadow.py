@@ -11,7 +11,6 @@ one is more than 1.1 times that without.
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,14 +22,12 @@ import onnx
 import psutil
 from onnx import TensorProto, helper
 
-from bench.figures import Figure, figure, shown
+from bench.figures import Figure, figure
 from bench.options import leave_on_sigterm
 from bench.proving.job import NAME, graph_of, logistic
 from bench.proving.lives import Life, Stand
-from bench.proving.phases import Kind, compared, phased, quantiles
-from bench.proving.scenes import own
-from bench.show import made, say, write
-from bench.soak import top, topics
+from bench.proving.phases import Kind, at_half, compared, phased, quantiles, told
+from bench.show import made
 from models.registry import ModelNotFound, record, resolve, shadow
 from models.shadow import READY, Compared, shadow_folder
 from models.spec import ModelSpec
@@ -53,22 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     leave_on_sigterm()
-    told = made("shadow", {"name": "shadow"}, {})  # of the code as it is when it begins
-    with tempfile.TemporaryDirectory(prefix="headrace-shadow-") as folder, own(Path(folder)) as broker:
-        rate = options.rate
-        if rate is None:
-            rate = top(Stand.made(broker.served, Path(folder), "top", "", {}), options.workers) / 2
-            say(f"half of the highest rate: {rate:,.0f} messages/s")
-        stand = Stand.made(broker.served, Path(folder), "shadow", "", {"model_look_seconds": 1})
-        well, hanging = publish(stand.base, Path(folder))
-        topics(broker.served, stand)
+    head = made("shadow", {"name": "shadow"}, {})  # of the code as it is when it begins
+    with at_half("shadow", options) as (stand, folder, rate):
+        well, hanging = publish(stand.base, folder)
         figures, wrong = run(stand, well, hanging, rate, options)
-    print("\n".join(map(shown, figures)))
-    print("WRONG: " + "; ".join(wrong) if wrong else "nothing lost or doubled")
-    settings = {"rate": round(rate), "seconds": options.seconds, "turns": options.turns, "workers": options.workers}
-    write(told | {"settings": settings, "figures": figures, "wrong": wrong}, options.json)
-    missed = [one for one in figures if "goal" in one and one["median"] > one["goal"]]
-    return int(bool(wrong or missed))
+    return told(head, figures, wrong, "nothing lost or doubled", rate, options)
 
 
 def run(stand: Stand, well: int, hanging: int, rate: float, options: argparse.Namespace) -> tuple[list[Figure], list[str]]:

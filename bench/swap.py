@@ -13,7 +13,6 @@ was champion, or if p99.9 or the longest gap is more than 10 ms over that of the
 import argparse
 import itertools
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from bench.figures import Figure, figure, shown
+from bench.figures import Figure, figure
 from bench.options import leave_on_sigterm
 from bench.proving.job import NAME, graph_of, logistic
 from bench.proving.lives import Stand
-from bench.proving.phases import Kind, compared, phased, quantiles
-from bench.proving.scenes import own
-from bench.show import made, say, write
-from bench.soak import top, topics
+from bench.proving.phases import Kind, at_half, compared, phased, quantiles, told
+from bench.show import made
 from models.registry import promote, record, resolve
 from models.spec import ModelSpec
 from streams.settings import JobSettings
@@ -51,22 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
     leave_on_sigterm()
-    told = made("swap", {"name": "swap"}, {})  # of the code as it is when it begins
-    with tempfile.TemporaryDirectory(prefix="headrace-swap-") as folder, own(Path(folder)) as broker:
-        rate = options.rate
-        if rate is None:
-            rate = top(Stand.made(broker.served, Path(folder), "top", "", {}), options.workers) / 2
-            say(f"half of the highest rate: {rate:,.0f} messages/s")
-        stand = Stand.made(broker.served, Path(folder), "swap", "", {"model_look_seconds": 1})
-        numbers = publish(stand.base, Path(folder))
-        topics(broker.served, stand)
+    head = made("swap", {"name": "swap"}, {})  # of the code as it is when it begins
+    with at_half("swap", options) as (stand, folder, rate):
+        numbers = publish(stand.base, folder)
         figures, wrong = run(stand, numbers, rate, options)
-    print("\n".join(map(shown, figures)))
-    print("WRONG: " + "; ".join(wrong) if wrong else "nothing lost, doubled or unnamed")
-    settings = {"rate": round(rate), "seconds": options.seconds, "turns": options.turns, "workers": options.workers}
-    write(told | {"settings": settings, "figures": figures, "wrong": wrong}, options.json)
-    missed = [one for one in figures if "goal" in one and one["median"] > one["goal"]]
-    return int(bool(wrong or missed))
+    return told(head, figures, wrong, "nothing lost, doubled or unnamed", rate, options)
 
 
 def run(stand: Stand, numbers: Sequence[int], rate: float, options: argparse.Namespace) -> tuple[list[Figure], list[str]]:

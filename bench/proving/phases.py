@@ -1,17 +1,23 @@
 """One job under load through phases of several kinds, in turns, and how each kind compares with the first."""
 
+import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from bench.brokers import counting
-from bench.figures import Figure, figure
+from bench.figures import Figure, figure, shown
 from bench.proving.lives import Life, Stand, StuckError, living, settle
-from bench.proving.scenes import up
+from bench.proving.scenes import own, up
 from bench.proving.stream import BINS, SECONDS_A_BIN, Counted, Stream, counted, quantile, streaming
-from bench.show import say
+from bench.show import say, write
+from bench.soak import top, topics
 
 WARM_SECONDS = 10.0
 
@@ -34,6 +40,31 @@ class Seen:
     phases: Sequence[tuple[str, float, float]]
     said: str
     wrong: list[str]
+
+
+@contextmanager
+def at_half(name: str, options: argparse.Namespace) -> Iterator[tuple[Stand, Path, float]]:
+    """A broker with a job's topics, the folder of both, and a rate: options.rate, or half of the highest, which is measured."""
+    with TemporaryDirectory(prefix=f"headrace-{name}-") as folder, own(Path(folder)) as broker:
+        rate = options.rate
+        if rate is None:
+            rate = top(Stand.made(broker.served, Path(folder), "top", "", {}), options.workers) / 2
+            say(f"half of the highest rate: {rate:,.0f} messages/s")
+        stand = Stand.made(broker.served, Path(folder), name, "", {"model_look_seconds": 1})
+        topics(broker.served, stand)
+        yield stand, Path(folder), rate
+
+
+def told(
+    head: dict[str, Any], figures: Sequence[Figure], wrong: Sequence[str], well: str, rate: float, options: argparse.Namespace
+) -> int:
+    """Prints and writes what was measured; the exit code: 1 if anything is wrong, or a goal was missed. well: nothing is."""
+    print("\n".join(map(shown, figures)))
+    print("WRONG: " + "; ".join(wrong) if wrong else well)
+    settings = {"rate": round(rate), "seconds": options.seconds, "turns": options.turns, "workers": options.workers}
+    write(head | {"settings": settings, "figures": figures, "wrong": wrong}, options.json)
+    missed = [one for one in figures if "goal" in one and one["median"] > one["goal"]]
+    return int(bool(wrong or missed))
 
 
 def phased(stand: Stand, rate: float, workers: int, turns: int, seconds: float, every: float, kinds: Sequence[Kind]) -> Seen:
