@@ -9,30 +9,35 @@ from pathlib import Path
 
 from sinks.journal import step_back
 
-EVERY_SECONDS, MOST_SECONDS, LEAST = 30.0, 600.0, 64e6
-"""Giving back holds who asks for memory meanwhile, for a millisecond, or for tens of them after a backlog: so it is done now
-and then, only while so many more bytes are used than there were at the best, and more seldom where it has brought nothing."""
+EVERY_SECONDS, MOST_LOOKS, LEAST, SHARE = 30.0, 20, 16e6, 0.03
+"""Giving back holds who asks for memory meanwhile, for a millisecond, or for tens of them after a backlog: so it is done only
+while so many more bytes, and such a share more, are used than there were at the best; and where it has brought less than that,
+more and more seldom, until as much is used again."""
 
 
 class Tidy:
-    """Looks at the memory of a process. used: its resident bytes; give_back: returns what is free to the system."""
+    """Looks at the memory of a process, every EVERY_SECONDS. used: its resident bytes; give_back: returns what is free to the
+    system."""
 
-    def __init__(self, used: Callable[[], int], give_back: Callable[[], object], seconds: float = EVERY_SECONDS) -> None:
-        """wait: the seconds until the next look."""
-        self._used, self._give_back, self._seconds = used, give_back, seconds
-        self.wait = seconds
-        self._best = used()
+    def __init__(self, used: Callable[[], int], give_back: Callable[[], object]) -> None:
+        self._used, self._give_back = used, give_back
+        self._best = self._left = used()
+        self._pause = self._rest = 1
 
     def look(self) -> bool:
         """Gives back if there may be much to give; whether it did."""
         before = self._used()
-        self._best = min(self._best, before)
-        if before < self._best + LEAST:
+        self._best, self._left = min(self._best, before), min(self._left, before)
+        least = max(LEAST, SHARE * self._best)
+        grown = before >= self._left + least
+        self._rest -= 1
+        if before < self._best + least or (self._rest > 0 and not grown):
             return False
         self._give_back()
-        after = self._used()
-        self._best = min(self._best, after)
-        self.wait = self._seconds if before - after >= LEAST else min(2 * self.wait, MOST_SECONDS)
+        self._left = self._used()
+        self._best = min(self._best, self._left)
+        worth = grown or before - self._left >= least
+        self._pause = self._rest = 1 if worth else min(2 * self._pause, MOST_LOOKS)
         return True
 
 
@@ -48,11 +53,11 @@ def tidying(seconds: float = EVERY_SECONDS) -> Iterator[None]:
     if trim is None:
         yield
         return
-    ended, tidy = threading.Event(), Tidy(resident, lambda: trim(0), seconds)
+    ended, tidy = threading.Event(), Tidy(resident, lambda: trim(0))
 
     def looks() -> None:
         step_back()
-        while not ended.wait(tidy.wait):
+        while not ended.wait(seconds):
             tidy.look()
 
     thread = threading.Thread(target=looks, name="tidy", daemon=True)

@@ -1,6 +1,8 @@
 """What the long run counts and judges: lost, doubled and wrong decisions, and whether anything grows."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from bench.proving.chart import drawn
 from bench.proving.job import COUNT
 from bench.proving.stream import KEYS, STEP_US, TILE_US, WINDOW_US, Counted, Stream, before
-from bench.proving.vitals import slope, trend
+from bench.proving.vitals import slope, trend, used_mb
 from bench.soak import faults, main, wrong
 from kernels.windows import naive
 from ops.broker import Broker
@@ -66,6 +68,21 @@ def test_what_grows_is_found_in_noise_and_what_does_not_is_not() -> None:
     assert wrong(seen, "exactly_once") == ["lost: 1", "repeats: 2", "memory MB grows"]
     assert wrong(seen, "at_least_once") == ["lost: 1", "memory MB grows"]
     assert wrong(seen, "at_least_once", judged=False) == ["lost: 1"]
+
+
+def test_of_a_store_counts_what_is_in_use(tmp_path: Path) -> None:
+    file = tmp_path / "part-0.sqlite3"
+    with closing(sqlite3.connect(file)) as store:
+        store.execute("CREATE TABLE t (a BLOB)")
+        store.execute("INSERT INTO t VALUES (zeroblob(2000000))")
+        store.commit()
+        most = used_mb(tmp_path)
+        store.execute("DELETE FROM t")
+        store.commit()
+    assert most == pytest.approx(file.stat().st_size / 1e6)
+    assert used_mb(tmp_path) < 0.02
+    (tmp_path / "other").write_bytes(bytes(500_000))
+    assert used_mb(tmp_path) == pytest.approx(0.5, abs=0.02)
 
 
 def test_faults_are_sprinkled_over_the_run() -> None:

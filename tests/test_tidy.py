@@ -10,7 +10,7 @@ import pytest
 from streams.tidy import Tidy, resident, tidying
 
 
-def test_it_gives_back_while_more_is_used_than_it_left_at_its_best() -> None:
+def test_it_gives_back_while_more_is_used_than_there_was_at_its_best() -> None:
     used, given = [400e6], list[float]()
 
     def give_back() -> None:
@@ -18,25 +18,46 @@ def test_it_gives_back_while_more_is_used_than_it_left_at_its_best() -> None:
         used[0] -= 100e6
 
     tidy = Tidy(lambda: int(used[0]), give_back)
-    for now, gives in ((450e6, False), (463e6, False), (464e6, True), (428e6, True), (390e6, False), (900e6, True)):
+    for now, gives in ((410e6, False), (415e6, False), (416e6, True), (331e6, False), (332e6, True), (1000e6, True)):
         used[0] = now
         assert tidy.look() is gives, now
-    assert given == [464e6, 428e6, 900e6]
+    assert given == [416e6, 332e6, 1000e6]
 
 
-def test_what_is_used_for_good_is_asked_for_more_and_more_seldom() -> None:
-    used = [100e6]
-    tidy = Tidy(lambda: int(used[0]), lambda: None, 30)
-    used[0] = 900e6
-    waits = []
-    for _ in range(7):
-        assert tidy.look()
-        waits.append(tidy.wait)
-    assert waits == [60, 120, 240, 480, 600, 600, 600]
-    tidy = Tidy(lambda: int(used[0]), lambda: used.append(used.pop() - 70e6), 30)
-    used[0] += 100e6
+def test_of_much_a_share_more_is_nothing() -> None:
+    used = [2000e6]
+    tidy = Tidy(lambda: int(used[0]), lambda: None)
+    used[0] = 2059e6
+    assert not tidy.look()
+    used[0] = 2061e6
     assert tidy.look()
-    assert tidy.wait == 30
+
+
+def test_what_is_used_for_good_is_asked_for_more_and_more_seldom_until_more_is() -> None:
+    used = [100e6]
+    tidy = Tidy(lambda: int(used[0]), lambda: None)
+    used[0] = 900e6
+    looks = [tidy.look() for _ in range(70)]
+    assert [k for k, gave in enumerate(looks) if gave] == [0, 1, 3, 7, 15, 31, 51]
+    used[0] = 1200e6
+    assert [tidy.look() for _ in range(5)] == [True, True, False, True, False]
+
+
+def test_a_backlog_that_is_over_by_the_second_look_is_given_back_then() -> None:
+    used, free = [900e6], [0.0]
+
+    def give_back() -> None:
+        used[0] -= free[0]
+
+    tidy = Tidy(lambda: int(used[0]), give_back)
+    used[0] = 1000e6
+    for _ in range(40):
+        tidy.look()
+    used[0] = 1300e6
+    assert tidy.look()
+    free[0] = 300e6
+    assert tidy.look()
+    assert used[0] == 1000e6
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has no malloc_trim")

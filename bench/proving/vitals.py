@@ -17,7 +17,7 @@ MOST_PAIRS = 400
 
 @dataclass
 class Vitals:
-    """[(monotonic seconds, life, memory MB, handles, threads, MB of the recovery store)]; life: the number of the process."""
+    """[(monotonic seconds, life, memory MB, handles, threads, MB in use of the recovery store)]; life: the process' number."""
 
     seen: list[tuple[float, int, float, int, int, float]] = field(default_factory=list)
 
@@ -42,7 +42,7 @@ def watched(pid: Callable[[], tuple[int, int]], store: Path) -> Iterator[Vitals]
                     handles += each.num_fds()
                     threads += each.num_threads()
         if memory:
-            vitals.seen.append((time.monotonic(), life, memory, handles, threads, size_mb(store)))
+            vitals.seen.append((time.monotonic(), life, memory, handles, threads, used_mb(store)))
 
     def watch() -> None:
         while not ended.wait(LOOK_SECONDS):
@@ -57,13 +57,21 @@ def watched(pid: Callable[[], tuple[int, int]], store: Path) -> Iterator[Vitals]
         thread.join()
 
 
-def size_mb(folder: Path) -> float:
-    """MB in the files of a folder."""
+def used_mb(folder: Path) -> float:
+    """MB in the files of a folder, less what is free in those of SQLite: they keep the size that they once needed."""
     total = 0
     for file in folder.rglob("*"):
         with contextlib.suppress(OSError):
-            total += file.stat().st_size
+            total += file.stat().st_size - (free_bytes(file) if file.suffix == ".sqlite3" else 0)
     return total / 1e6
+
+
+def free_bytes(file: Path) -> int:
+    """The bytes of an SQLite file's free pages, by its header (https://www.sqlite.org/fileformat.html, 1.3)."""
+    with file.open("rb") as opened:
+        header = opened.read(100)
+    page, free = int.from_bytes(header[16:18], "big"), int.from_bytes(header[36:40], "big")
+    return (65_536 if page == 1 else page) * free
 
 
 def slope(series: Sequence[tuple[float, float]]) -> float:
