@@ -16,6 +16,8 @@ from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.state import State
 from features.streaming import Cut
 from features.views import View
+from kernels.assemble import cpu as assemble
+from kernels.assemble import naive as assemble_naive
 from kernels.avro import columns as avro
 from kernels.avro import naive as avro_naive
 from kernels.avro.writer import read_schema
@@ -23,6 +25,8 @@ from kernels.feast_values import cpu as feast
 from kernels.feast_values import naive as feast_naive
 from kernels.flat_json import columns as flat_json
 from kernels.flat_json import naive as flat_json_naive
+from kernels.gather import cpu as gather
+from kernels.gather import naive as gather_naive
 from kernels.hashing import naive as hashing_naive
 from kernels.hashing.cpu import hash_column
 from kernels.histogram import cpu as histogram
@@ -136,6 +140,67 @@ def histograms(n: int, rng: np.random.Generator) -> Case:
         lambda: counted(histogram.histogram, len(matrix)),
         lambda k: counted(histogram_naive.histogram, k // features),
         lambda found, expected: np.array_equal(counted(histogram.histogram, int(expected[0].sum())), expected),
+    )
+
+
+def assembled(n: int, rng: np.random.Generator) -> Case:
+    numbers, codes = 23, 20
+    matrix = rng.lognormal(size=(n, numbers + 1)).astype(np.float32)
+    matrix[rng.random(matrix.shape) < 0.05] = np.nan
+    matrix[:, numbers] = rng.integers(0, codes, n)
+    hashes = rng.integers(1, 2**63, (2, n), np.uint64)
+    columns = [
+        *(assemble.Column(assemble.NUMBER, k, 0, (1.0, 0.0, 20.0, k % 2, 1.0, 1.5)) for k in range(numbers)),
+        *(assemble.Column(assemble.MISSING, k) for k in range(numbers)),
+        *(assemble.Column(assemble.ONE_HOT, numbers, code) for code in range(codes)),
+        *(assemble.Column(assemble.BUCKET, k, 10_000) for k in range(2)),
+    ]
+    plan, out = assemble.plan(columns), np.empty((n, len(columns)), np.float32)
+    assemble.check(plan, numbers + 1, 2)
+
+    def run() -> Any:
+        assemble.assemble(matrix, hashes, *plan, out)
+        return out
+
+    def naive(k: int) -> Any:
+        rows = np.empty((k, len(columns)), np.float32)
+        assemble_naive.assemble(matrix[:k], hashes[:, :k], *plan, rows)
+        return rows
+
+    return Case(
+        "assemble",
+        f"rows of {len(columns)} columns for a network",
+        n,
+        matrix.nbytes + hashes.nbytes + out.nbytes,
+        run,
+        naive,
+        lambda found, expected: np.allclose(found[: len(expected)], expected, rtol=1e-5, atol=1e-6),
+    )
+
+
+def gathered(n: int, rng: np.random.Generator) -> Case:
+    count, known, width = 26, 1000, 32
+    tables, starts = rng.normal(size=(count * known, width)).astype(np.float32), np.arange(count + 1) * known
+    matrix = rng.integers(0, known, (n, count)).astype(np.float32)
+    out = np.empty((n, count, width), np.float32)
+
+    def run() -> Any:
+        gather.gather(matrix, 0, tables, starts, out)
+        return out
+
+    def naive(k: int) -> Any:
+        rows = np.empty((k, count, width), np.float32)
+        gather_naive.gather(matrix[:k], 0, tables, starts, rows)
+        return rows
+
+    return Case(
+        "gather",
+        "rows of 26 codes to embeddings of 32 floats",
+        n,
+        matrix.nbytes + 2 * out.nbytes,
+        run,
+        naive,
+        lambda found, expected: np.array_equal(found[: len(expected)], expected),
     )
 
 
@@ -386,6 +451,8 @@ CASES: tuple[tuple[Callable[[int, np.random.Generator], Case], int], ...] = (
     (keyed_hash, 20_000),
     (look_up, 100_000),
     (histograms, 400_000),
+    (assembled, 20_000),
+    (gathered, 20_000),
     (local_times, 100_000),
     (last, 100_000),
     (sliding, 50_000),

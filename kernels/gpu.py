@@ -57,6 +57,11 @@ def sized(where: str, **sizes: tuple[int, int]) -> None:
             raise ValueError(f"{where}: {name}: expected {expected}, got {got}")
 
 
+def address(array: Any) -> int:
+    """Where an array begins, on a device or on the host."""
+    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
+
+
 def blocks(n: int, block: int) -> int:
     """As many blocks as n threads take, MOST_BLOCKS at most: kernels go on in strides."""
     return max(1, min(MOST_BLOCKS, -(-n // block)))

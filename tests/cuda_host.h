@@ -2,6 +2,7 @@
 // __syncthreads is a barrier. Shared memory is full of nonsense when a block begins, as it may be on a device.
 #include <atomic>
 #include <barrier>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
 #include <memory>
@@ -10,6 +11,7 @@
 #include <vector>
 
 struct Index { unsigned x = 0, y = 0, z = 0; };
+struct alignas(16) float4 { float x, y, z, w; };
 static thread_local Index threadIdx, blockIdx;
 static Index blockDim, gridDim;
 static std::unique_ptr<std::barrier<>> everybody;

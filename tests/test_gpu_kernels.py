@@ -3,95 +3,24 @@
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from cuda_host import Host
 
-import kernels.hashing.naive as hashing_naive
-import kernels.histogram.naive as histogram_naive
-import kernels.table.naive as table_naive
+from bench.gpu_checks import CHECKS, SIZES, On, assemble_inputs, check_histogram, gather_inputs
 from kernels import gpu
+from kernels.assemble import gpu as assemble
+from kernels.gather import gpu as gather
 from kernels.hashing import gpu as hashing
 from kernels.histogram import gpu as histogram
-from kernels.table import cpu as table_cpu
 from kernels.table import gpu as table
 
 PACKAGES = sorted(path.parent.name for path in gpu.ROOM.glob("*/gpu.cu"))
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
-POISON = -(2**40)
-
-
-def check_histogram(host: Host, rows: int, features: int, inner: int) -> None:
-    random = np.random.default_rng(rows + inner)
-    edges = np.sort(random.integers(-4, 5, (features, inner)), axis=1).astype(np.float32)
-    edges[:, inner - inner // 3 :] = np.inf
-    matrix = random.integers(-6, 7, (rows, features)).astype(np.float32) + random.choice([0, 0.5], (rows, features))
-    odd = random.random((rows, features))
-    matrix = np.where(odd < 0.1, np.nan, np.where(odd < 0.15, np.inf, np.where(odd < 0.2, -np.inf, matrix))).astype(np.float32)
-    expected = np.zeros((features, inner + 2), np.int64)
-    histogram_naive.histogram(matrix, edges, expected)
-    counts = np.full_like(expected, POISON)
-    histogram.histogram(matrix, edges, counts, host)
-    np.testing.assert_array_equal(counts - POISON, expected)
-
-
-def check_strings(host: Host, n: int) -> None:
-    random = np.random.default_rng(n)
-    values = [random.integers(0, 256, random.integers(0, 40), np.uint8).tobytes() for _ in range(n)]
-    valid = random.random(n) < 0.8
-    column = pa.array(values, pa.binary())
-    offsets = np.frombuffer(column.buffers()[1], np.int32, n + 1) if n else np.zeros(1, np.int32)
-    data = np.frombuffer(b"".join(values) or b"\0", np.uint8)
-    for mask in (None, valid):
-        out = np.full(n, 7, np.uint64)
-        hashing.hash_strings(offsets, data, mask, out, host)
-        expected = [hashing_naive.hash_bytes(each if mask is None or mask[k] else None) for k, each in enumerate(values)]
-        assert out.tolist() == expected
-
-
-def check_integers(host: Host, n: int) -> None:
-    random = np.random.default_rng(n)
-    values, valid = random.integers(-(2**63), 2**63 - 1, n), random.random(n) < 0.8
-    for mask in (None, valid):
-        out = np.full(n, 7, np.uint64)
-        hashing.hash_integers(values, mask, out, host)
-        pairs = zip(values.tolist(), valid.tolist() if mask is not None else [True] * n, strict=True)
-        assert out.tolist() == [hashing_naive.hash_integer(value if there else None) for value, there in pairs]
-
-
-def check_combine(host: Host, n: int) -> None:
-    random = np.random.default_rng(n)
-    first, second = (np.where(random.random(n) < 0.2, 0, random.integers(1, 2**63, n)).astype(np.uint64) for _ in range(2))
-    out = np.full(n, 7, np.uint64)
-    hashing.combine(first, second, out, host)
-    assert out.tolist() == [hashing_naive.combine(pair) for pair in zip(first.tolist(), second.tolist(), strict=True)]
-
-
-def check_find(host: Host, n: int) -> None:
-    random = np.random.default_rng(n)
-    known = np.unique(random.integers(1, 2**63, n + 1).astype(np.uint64) << np.uint64(3))  # crowded: three bits are all alike
-    keys, slots = table_cpu.new_table(len(known))
-    table_cpu.insert(keys, slots, known, np.empty(len(known), np.int32), 0)
-    others = random.integers(0, 2**63, n).astype(np.uint64) << np.uint64(3)
-    hashes = np.where(random.random(n) < 0.5, others, random.choice(known, n))
-    out = np.full(n, 7, np.int32)
-    table.find(keys, slots, hashes, out, host)
-    as_dict = {h: slot for slot, h in enumerate(known.tolist())}
-    assert out.tolist() == table_naive.find(as_dict, hashes.tolist())
-
-
-SIZES = [0, 1, 7, 97, 1023]
-CHECKS: dict[str, Callable[[Host, int], None]] = {
-    "strings": check_strings,
-    "integers": check_integers,
-    "combine": check_combine,
-    "find": check_find,
-    "histogram": lambda host, n: check_histogram(host, n, 5, 9),
-}
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +31,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
 @pytest.mark.parametrize("name", CHECKS)
 @pytest.mark.parametrize("n", SIZES)
 def test_a_kernel_is_its_naive_twin(host: Host, name: str, n: int) -> None:
-    CHECKS[name](host, n)
+    CHECKS[name](On(host), n)
 
 
 @pytest.mark.parametrize(("features", "inner"), [(1, 1), (23, 6), (3, 19), (70, 150)])
 def test_histograms_of_other_shapes_and_of_more_features_than_fit_a_block(host: Host, features: int, inner: int) -> None:
-    check_histogram(host, 257, features, inner)
+    check_histogram(On(host), 257, features, inner)
 
 
 BROKEN = [
@@ -125,16 +54,35 @@ BROKEN = [
     ("find", "at = (at + 1) & mask", "at = (at + 2) & mask"),
     ("find", "if (keys[at] == h) {", "if (true) {"),
     ("find", "int found = -1;", "int found = 0;"),
+    ("assemble", "if (x != x) x = of[0];", ";"),
+    ("assemble", "fminf(fmaxf(x, of[1]), of[2])", "fmaxf(x, of[1])"),
+    ("assemble", "if (of[3] != 0) ", ""),
+    ("assemble", "copysignf(log1pf(fabsf(x)), x)", "log1pf(fabsf(x))"),
+    ("assemble", "values + column * 6", "values"),
+    ("assemble", "row * wide + source", "row * wide"),
+    ("assemble", "raw != raw ?", "false ?"),
+    ("assemble", "raw == (float)places[column]", "raw == 0"),
+    ("assemble", "hashes[source * n + row]", "hashes[row]"),
+    ("assemble", "out[i] = h ?", "out[i] = true ?"),
+    ("assemble", "places[column] - 1", "places[column]"),
+    ("gather", "starts[0] + (", "("),
+    ("gather", "code < (float)rows", "code <= (float)rows"),
+    ("gather", "row * wide + first + t", "row * wide + t"),
+    ("gather", "i += stride", "i += 2 * stride"),
+    ("gather4", "(int)(place % count)", "0"),
+    ("gather4", "+ i % width", ""),
 ]
 
 
 @pytest.mark.parametrize(("name", "line", "other"), BROKEN)
 def test_a_broken_line_is_found(tmp_path: Path, name: str, line: str, other: str) -> None:
     broken = Host(tmp_path, (line, other))
-    with pytest.raises(AssertionError):  # noqa: PT012 - which size finds it is no matter
+    with pytest.raises(AssertionError) as found:  # noqa: PT012 - which size finds it is no matter
         for n in SIZES:
-            CHECKS[name](broken, n)
-        check_histogram(broken, 257, 70, 150)
+            CHECKS[name](On(broken), n)
+        if name == "histogram":
+            check_histogram(On(broken), 257, 70, 150)
+    assert Path(found.traceback[-1].path).name != "cuda_host.py", "it is not there, or not even compiled"
 
 
 def test_without_the_first_barrier_counts_are_lost(tmp_path: Path) -> None:
@@ -143,7 +91,7 @@ def test_without_the_first_barrier_counts_are_lost(tmp_path: Path) -> None:
 
     def wrong() -> bool:
         try:
-            check_histogram(without, 400, 23, 60)
+            check_histogram(On(without), 400, 23, 60)
         except AssertionError:
             return True
         return False
@@ -190,10 +138,39 @@ def test_other_arrays_are_refused(host: Host) -> None:
         hashing.hash_integers(np.zeros(2, np.int64), None, np.zeros(3, np.uint64), host)
     with pytest.raises(ValueError, match="find: keys: expected a power of two of them, got 12"):
         table.find(np.zeros(12, np.uint64), np.zeros(12, np.int32), np.zeros(3, np.uint64), np.zeros(3, np.int32), host)
+    matrix, hashes, plan = assemble_inputs(4)
+    filled = np.zeros((4, len(plan.kinds)), np.float32)
+    with pytest.raises(TypeError, match="assemble: sources: expected int32 of 1 dimensions, contiguous, got int64 of 1"):
+        assemble.assemble(matrix, hashes, *plan._replace(sources=plan.sources.astype(np.int64)), filled, host)
+    with pytest.raises(ValueError, match="assemble: hashes: expected 4, got 3"):
+        assemble.assemble(matrix, np.ascontiguousarray(hashes[:, :3]), *plan, filled, host)
+    with pytest.raises(ValueError, match="assemble: places: expected 11, got 10"):
+        assemble.assemble(matrix, hashes, *plan._replace(places=plan.places[:10]), filled, host)
+    with pytest.raises(ValueError, match="assemble: width: expected 6, got 5"):
+        assemble.assemble(matrix, hashes, *plan._replace(values=plan.values[:, :5].copy()), filled, host)
+    matrix, tables, starts = gather_inputs(4, 8)
+    taken = np.zeros((4, 3, 8), np.float32)
+    with pytest.raises(TypeError, match="gather: starts: expected int64 of 1 dimensions, contiguous, got int32 of 1"):
+        gather.gather(matrix, 1, tables, starts.astype(np.int32), taken, host)
+    with pytest.raises(ValueError, match="gather: tables: expected 8, got 4"):
+        gather.gather(matrix, 1, tables[:, :4].copy(), starts, taken, host)
+    with pytest.raises(ValueError, match="gather: starts: expected 4, got 3"):
+        gather.gather(matrix, 1, tables, starts[:3], taken, host)
+    for first in (-1, 3):
+        with pytest.raises(ValueError, match=f"gather: first: expected 3 columns of 5 from it on, got {first}"):
+            gather.gather(matrix, first, tables, starts, taken, host)
 
 
-def test_every_source_has_a_check_and_every_kernel_is_launched() -> None:
-    assert PACKAGES == ["hashing", "histogram", "table"]
-    kernels = [name for package in PACKAGES for name in re.findall(r'"C" __global__ void (\w+)', gpu.source(package))]
-    assert sorted(kernels) == ["combine", "find", "hash_integers", "hash_strings", "histogram"]
-    assert len(kernels) == len(CHECKS)
+def test_every_source_has_a_check_and_every_kernel_is_launched(host: Host) -> None:
+    launched: set[tuple[str, str]] = set()
+
+    def noted(package: str, name: str, grid: tuple[int, ...], block: int, shared: int, args: Sequence[Any]) -> None:
+        launched.add((package, name))
+        host(package, name, grid, block, shared, args)
+
+    for check in CHECKS.values():
+        check(On(noted), 7)
+    assert PACKAGES == ["assemble", "gather", "hashing", "histogram", "table"]
+    kernels = {package: re.findall(r'"C" __global__ void (\w+)', gpu.source(package)) for package in PACKAGES}
+    assert launched == {(package, name) for package, names in kernels.items() for name in names}
+    assert {name for name, _, _ in BROKEN} == set(CHECKS)

@@ -1,0 +1,1 @@
+"""Rows of embedding tables by the codes of a matrix."""
