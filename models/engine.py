@@ -1,9 +1,11 @@
-"""Engines: what turns a matrix into scores. ONNX Runtime on a CPU is the default; others fit the same protocol."""
+"""Engines: what turns a matrix into scores. ONNX Runtime on a CPU is the default; others fit the same protocol: PyTorch
+(models/pytorch.py), TensorRT (models/tensorrt_engine.py)."""
 
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +24,7 @@ UNLOADABLE = (
     native.Fail, native.InvalidArgument, native.InvalidGraph, native.InvalidProtobuf, native.NoSuchFile, native.NotImplemented,
     native.RuntimeException,
 )  # fmt: skip
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 WARM_SIZES = (1, 7, 64, 1024)
 LEAST_LOOK_SECONDS = 0.005
 
@@ -45,8 +48,24 @@ class Engine(Protocol):
         """Called once after the last batch: gives back threads and memory."""
 
 
+class Load(Protocol):
+    """Makes the engine of a version's folder: an engine's class, or what calls one.
+
+    threads: of one call, where that is the engine's to choose. seconds: which a call may take (0: as long as it likes), else it
+    raises TimedOut. checked: the files are known to be good, and what may take seconds with a large model is left out. Raises
+    ModelRefused for a version that cannot be served.
+    """
+
+    def __call__(self, folder: Path, *, threads: int = 1, seconds: float = 0.0, checked: bool = False) -> Engine: ...
+
+
 class TimedOut(TimeoutError):  # noqa: N818
     """A call of a model took too long, and was ended."""
+
+
+def timed_out(spec: ModelSpec, rows: int, seconds: float) -> TimedOut:
+    """That a call of a model took longer than so many seconds."""
+    return TimedOut(f"model {spec.name}: expected scores of {rows} rows within {seconds:g} s, got none")
 
 
 class Limit:
@@ -90,15 +109,16 @@ class ModelRefused(ValueError):  # noqa: N818
 
 
 class OnnxEngine:
-    """model.onnx of a folder beside its model.json, in ONNX Runtime on the CPU.
+    """model.onnx of a folder beside its model.json, in ONNX Runtime.
 
-    threads: those of one call. seconds: which a call may take (0: as long as it likes), else it raises TimedOut. checked: the
-    files are known to be good, and what may take seconds with a large model is left out. The graph takes one float matrix
-    [n, K] with any n and gives one float [n] or [n, 1], or [n, k] for k outputs. Raises ModelRefused for another shape, weights
-    outside the file, or operators that are not ONNX's own.
+    threads, seconds, checked: see Load. device: "cpu", or "cuda" where ONNX Runtime is built for it. The graph takes one float
+    matrix [n, K] with any n and gives one float [n] or [n, 1], or [n, k] for k outputs. Raises ModelRefused for another shape,
+    weights outside the file, or operators that are not ONNX's own.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 1, seconds: float = 0.0, checked: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, threads: int = 1, seconds: float = 0.0, checked: bool = False, device: str = "cpu"
+    ) -> None:
         self.spec = ModelSpec.read(folder)
         path = folder / "model.onnx"
         content: bytes | str = str(path)  # read by the runtime, Python is not held meanwhile
@@ -109,7 +129,7 @@ class OnnxEngine:
             except (OSError, DecodeError) as error:
                 raise ModelRefused(f"{path}: cannot read the model: {error}") from None
         try:
-            self._session = session_of(content, threads)
+            self._session = session_of(content, threads, device)
         except UNLOADABLE as error:
             raise ModelRefused(f"{path}: ONNX Runtime cannot load it: {error}") from None
         self._input, self._output = _check_shape(self._session, self.spec, path)
@@ -125,10 +145,7 @@ class OnnxEngine:
         return {rows: profile_once(self, rows) for rows in sizes}
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
-        expected = self.spec.columns
-        if matrix.ndim != 2 or matrix.shape[1] != expected or matrix.dtype != np.float32:
-            found = f"{matrix.dtype} {list(matrix.shape)}"
-            raise ValueError(f"model {self.spec.name}: expected a matrix float32 [n, {expected}], got {found}")
+        check_matrix(matrix, self.spec)
         shape = self.spec.shape(len(matrix))
         scores = self._run(matrix).reshape(shape) if len(matrix) else np.empty(shape, np.float32)
         if out is None:
@@ -146,7 +163,7 @@ class OnnxEngine:
         except native.Fail:
             if not limit.passed:
                 raise
-        raise TimedOut(f"model {self.spec.name}: expected scores of {len(matrix)} rows within {limit.seconds:g} s, got none")
+        raise timed_out(self.spec, len(matrix), limit.seconds)
 
     def close(self) -> None:
         if self._limit:
@@ -154,24 +171,44 @@ class OnnxEngine:
         del self._session
 
 
-def session_of(content: bytes | str, threads: int = 1) -> ort.InferenceSession:
-    """An ONNX model, or the file of one, on the CPU. Raises what is in UNLOADABLE."""
+def check_matrix(matrix: Matrix, spec: ModelSpec) -> None:
+    """Raises ValueError for another matrix than a model takes."""
+    if matrix.ndim != 2 or matrix.shape[1] != spec.columns or matrix.dtype != np.float32:
+        found = f"{matrix.dtype} {list(matrix.shape)}"
+        raise ValueError(f"model {spec.name}: expected a matrix float32 [n, {spec.columns}], got {found}")
+
+
+def session_of(content: bytes | str, threads: int = 1, device: str = "cpu") -> ort.InferenceSession:
+    """An ONNX model, or the file of one, on the CPU or on "cuda", with full precision. Raises what is in UNLOADABLE, and
+    ModelRefused where ONNX Runtime is not built for the device."""
+    provider = PROVIDERS[device]
+    if provider not in ort.get_available_providers():
+        raise ModelRefused(f"expected an ONNX Runtime with {provider}, got one with {', '.join(ort.get_available_providers())}")
+    if device == "cuda":
+        ort.preload_dlls()  # CUDA's libraries may be those of PyTorch
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(content, options, providers=[(provider, {"use_tf32": "0"} if device == "cuda" else {})])
+    if provider not in session.get_providers():  # it says so in a log, and takes the CPU
+        raise ModelRefused(f"expected ONNX Runtime to use {provider}, got {', '.join(session.get_providers())}")
+    return session
 
 
-def profile_once(engine: Engine, rows: int, calls: int = 9) -> float:
-    """The median seconds of `calls` calls with `rows` rows."""
-    matrix = np.zeros((rows, engine.spec.columns), np.float32)
+def profile_once(engine: Engine, rows: int) -> float:
+    """The median seconds of a few calls with `rows` rows."""
+    return median_seconds(partial(engine.infer, np.zeros((rows, engine.spec.columns), np.float32)))
+
+
+def median_seconds(call: Callable[[], object], calls: int = 9) -> float:
+    """What a call takes, in the median."""
     taken = []
     for _ in range(calls):
         start = time.perf_counter()
-        engine.infer(matrix)
+        call()
         taken.append(time.perf_counter() - start)
     return float(np.median(taken))
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.engine import Matrix, ModelRefused, OnnxEngine
+from models.engine import Engine, Matrix, ModelRefused
+from models.files import write_whole
 from models.reference import SCORE, Reference
 from models.registry import Version, newest, resolve
 from models.spec import ModelSpec
@@ -55,9 +56,7 @@ class News:
     def write(self, file: Path) -> None:
         """Writes it, whole or not at all."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        part.rename(file)
+        write_whole(file, json.dumps(asdict(self)))
 
 
 def key(version: int, digest: str) -> str:
@@ -97,14 +96,19 @@ def reason_of(error: Exception) -> str:
 
 def sample(spec: ModelSpec, reference: Reference | None) -> Matrix:
     """Rows [64, K] such as the model was made from: numbers at the quantiles of its reference, or their medians, or
-    standard normal, each value of a category, and numbers from 0 to 1 in vectors. Nothing is missing."""
+    standard normal, each value of a category, buckets at random, and numbers from 0 to 1 in vectors. Nothing is missing."""
     rng = np.random.default_rng(0)
     columns = []
     for each in spec.inputs:
         if each.kind == "vector":
             columns.append(rng.random((SAMPLE_ROWS, each.width)))
             continue
-        values = np.arange(len(each.vocabulary) + 1.0) if each.kind == "category" else rng.normal(size=SAMPLE_ROWS)
+        if each.kind == "category":
+            values = np.arange(len(each.vocabulary) + 1.0)
+        elif each.kind == "hashed":
+            values = rng.integers(each.buckets, size=SAMPLE_ROWS).astype(np.float64)
+        else:
+            values = rng.normal(size=SAMPLE_ROWS)
         if each.name in spec.medians:
             values = np.array([spec.medians[each.name]])
         if each.kind == "number" and reference is not None and each.name in reference.names:
@@ -115,15 +119,15 @@ def sample(spec: ModelSpec, reference: Reference | None) -> Matrix:
 
 
 def loaded(
-    folder: Path, threads: int, limit: float, needs_reference: bool, checked: bool = False
-) -> tuple[OnnxEngine, Reference | None]:
-    """A version from its files: its engine, warm, and its reference, if it is needed. threads, limit (seconds), checked: see
-    OnnxEngine.
+    folder: Path, load: Callable[..., Engine], needs_reference: bool, checked: bool = False
+) -> tuple[Engine, Reference | None]:
+    """A version from its files: its engine, warm, and its reference, if it is needed. load: Model.load of a pipeline. checked:
+    see models.engine.Load.
 
     Raises ModelRefused, whatever it is that fails.
     """
     try:
-        engine = OnnxEngine(folder, threads=threads, seconds=limit, checked=checked)
+        engine = load(folder, checked=checked)
         reference = Reference.load(folder) if needs_reference else None
         if reference is not None and reference.names != (*engine.spec.names, SCORE):
             got = ", ".join(reference.names)
@@ -140,7 +144,7 @@ def loaded(
     return engine, reference
 
 
-def try_out(engine: OnnxEngine, reference: Reference | None) -> dict[int, float]:
+def try_out(engine: Engine, reference: Reference | None) -> dict[int, float]:
     """Has a model score its own sample; returns how long it takes (Engine.profile). Raises ModelRefused where it throws, or
     gives most of the rows no number."""
     name = engine.spec.name

@@ -152,9 +152,11 @@ def build_reference(
     """The reference of a model's inputs matrix f32 [n, F] and scores f32 [n] at times_us i64 [n] (microseconds UTC), any order.
 
     Numbers get edges from their quantiles, categories (codes: 0 unknown, then by falling frequency) one bin a code with
-    the tail in the last one. The first and the last day are left out if they have less than half the usual rows, as are days
-    of less than min_rows rows, and the days before every feature has been seen: a feature that began within the first half
-    of the days (a history that had yet to be made) is measured from the first whole day that has it.
+    the tail in the last one. Hashed inputs are cut as numbers are: the order of their codes means nothing, but a value that
+    becomes more or less frequent is seen, unless another one of its bin makes up for it. The first and the last day are left
+    out if they have less than half the usual rows, as are days of less than min_rows rows, and the days before every feature
+    has been seen: a feature that began within the first half of the days (a history that had yet to be made) is measured from
+    the first whole day that has it.
     Raises ReferenceTooShortError for fewer than 14 days after that, ValueError for shapes that do not fit.
     """
     if matrix.shape != (len(scores), len(names)) or len(times_us) != len(scores) or len(categorical) != len(names):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.files import write_whole
 from models.policy import Coded
 
 F32 = npt.NDArray[np.float32]
@@ -104,9 +105,7 @@ class Compared:
     def write(self, folder: Path) -> None:
         """Writes it, whole or not at all. Raises OSError."""
         self.looked_at = time.time()
-        part = folder / f"{COMPARED}.part"
-        part.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        part.rename(folder / COMPARED)
+        write_whole(folder / COMPARED, json.dumps(asdict(self)))
 
     @classmethod
     def read(cls, folder: Path) -> "Compared | None":

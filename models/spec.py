@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,20 @@ FORMAT = 1
 NOTHING: Mapping[str, Any] = {}
 FILE = "model.json"
 Lookup: TypeAlias = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]
+Code = TypeVar("Code", np.int32, np.float32)
 
 
 @dataclass(frozen=True)
 class Input:
     """One column of the model's matrix, or `width` of them for a vector. vocabulary: the known values of a category, the first
-    one coded 1."""
+    one coded 1. buckets: the codes of a hashed input, a category of text or integers without a vocabulary (Weinberger,
+    Dasgupta, Langford, Smola, Attenberg: Feature hashing for large scale multitask learning, 2009)."""
 
     name: str
-    kind: Literal["number", "category", "vector"]
+    kind: Literal["number", "category", "vector", "hashed"]
     vocabulary: tuple[str, ...] = ()
     width: int = 1
+    buckets: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ModelSpec:
 
     seed and metrics are those of the training that made it, medians those of its numbers in training. Raises ValueError
     for an input twice, a number with a vocabulary, a vocabulary that has a value twice or is too long for exact codes in
-    float32, and a width or a number of outputs that cannot be.
+    float32, and a width or a number of buckets or outputs that cannot be.
     """
 
     name: str
@@ -53,16 +56,7 @@ class ModelSpec:
         for each in self.inputs:
             if names.count(each.name) > 1:
                 raise ValueError(f"model {self.name}: input {each.name} is there {names.count(each.name)} times, expected once")
-            if each.kind not in ("number", "category", "vector"):
-                raise ValueError(
-                    f"model {self.name}: input {each.name}: expected number, category or vector, got {each.kind!r}"
-                )
-            if each.kind != "category" and each.vocabulary:
-                raise ValueError(f"model {self.name}: input {each.name}: a {each.kind} has no vocabulary")
-            if each.width < 1 or (each.kind != "vector" and each.width != 1):
-                raise ValueError(f"model {self.name}: input {each.name}: a {each.kind} has no width of {each.width}")
-            if len(set(each.vocabulary)) < len(each.vocabulary) or len(each.vocabulary) >= 2**24:
-                raise ValueError(f"model {self.name}: input {each.name}: expected fewer than 2^24 different values")
+            _check(each, f"model {self.name}: input {each.name}")
         if self.outputs < 1:
             raise ValueError(f"model {self.name}: expected at least one output, got {self.outputs}")
 
@@ -122,8 +116,29 @@ class ModelSpec:
             raise ValueError(f"{path}: {error}") from None
 
 
+def _check(each: Input, here: str) -> None:
+    """Raises ValueError, beginning with `here`, for an input that cannot be."""
+    if each.kind not in ("number", "category", "vector", "hashed"):
+        raise ValueError(f"{here}: expected number, category, vector or hashed, got {each.kind!r}")
+    what = "hashed category" if each.kind == "hashed" else each.kind
+    if each.kind != "category" and each.vocabulary:
+        raise ValueError(f"{here}: a {what} has no vocabulary")
+    if each.width < 1 or (each.kind != "vector" and each.width != 1):
+        raise ValueError(f"{here}: a {what} has no width of {each.width}")
+    if len(set(each.vocabulary)) < len(each.vocabulary) or len(each.vocabulary) >= 2**24:
+        raise ValueError(f"{here}: expected fewer than 2^24 different values")
+    if each.kind != "hashed" and each.buckets:
+        raise ValueError(f"{here}: a {what} has no buckets")
+    if each.kind == "hashed" and not 2 <= each.buckets <= 2**24:
+        raise ValueError(f"{here}: expected 2 to 2^24 buckets, got {each.buckets}")
+
+
 def _described(each: Input) -> dict[str, Any]:
-    more: dict[str, dict[str, Any]] = {"category": {"vocabulary": each.vocabulary}, "vector": {"width": each.width}}
+    more: dict[str, dict[str, Any]] = {
+        "category": {"vocabulary": each.vocabulary},
+        "vector": {"width": each.width},
+        "hashed": {"buckets": each.buckets},
+    }
     return {"name": each.name, "kind": each.kind, **more.get(each.kind, {})}
 
 
@@ -131,7 +146,7 @@ def _input(item: Any) -> Input:
     vocabulary = item.get("vocabulary", [])
     if not isinstance(vocabulary, list) or not all(isinstance(value, str) for value in vocabulary):
         raise ValueError(f"input {item['name']}: expected a vocabulary of strings, got {vocabulary!r:.80}")
-    return Input(str(item["name"]), item["kind"], tuple(vocabulary), int(item.get("width", 1)))
+    return Input(str(item["name"]), item["kind"], tuple(vocabulary), int(item.get("width", 1)), int(item.get("buckets", 0)))
 
 
 def assemble(
@@ -144,10 +159,11 @@ def assemble(
     """The model's matrix float32 [n, K] of a batch's n rows, and for each category a mask bool [n] of values it does not know.
 
     Numbers and vectors: NaN for null; the matrix of a single vector is the batch's own memory and cannot be written to.
-    Categories: the place in the vocabulary plus 1, and 0 for null and for unknown values; null is not in the mask. out: float32
-    [n, K] to write into, returned as the matrix. computed: numbers [n] by name, NaN for null, before the batch's columns.
-    hashes: of text columns by name, those that are known. Raises ValueError, naming the input, for a column that is not there
-    or of another kind.
+    Categories: the place in the vocabulary plus 1, and 0 for null and for unknown values; null is not in the mask. Hashed:
+    1 + hash % (buckets - 1) by kernels/hashing, and 0 for null; none is unknown, and there is no mask. out: float32 [n, K] to
+    write into, returned as the matrix. computed: numbers [n] by name, NaN for null, before the batch's columns. hashes: of
+    columns of text or integers by name, those that are known. Raises ValueError, naming the input, for a column that is not
+    there or of another kind.
     """
     n = batch.num_rows
     if out is not None and out.shape != (n, spec.columns):
@@ -171,6 +187,8 @@ def assemble(
                 codes = _codes(column, spec.lookups[each.name], hashes.get(each.name))
                 matrix[:, k] = codes
                 unknown[each.name] = _unknown(column, codes)
+            elif each.kind == "hashed":
+                matrix[:, k] = _hashed(column, each.buckets, hashes.get(each.name))
             elif alone:
                 matrix = _vectors(column, each.width)
             elif each.kind == "vector":
@@ -178,8 +196,9 @@ def assemble(
             else:
                 matrix[:, k] = _numbers(column)
         except (pa.ArrowException, TypeError):
-            what = f"vector of {each.width} numbers" if each.kind == "vector" else each.kind
-            raise ValueError(f"model {spec.name}: input {each.name}: expected a {what}, got {column.type}") from None
+            wanted = {"vector": f"a vector of {each.width} numbers", "hashed": "text or integers"}
+            what = wanted.get(each.kind, f"a {each.kind}")
+            raise ValueError(f"model {spec.name}: input {each.name}: expected {what}, got {column.type}") from None
     return matrix, unknown
 
 
@@ -212,8 +231,7 @@ def _vectors(column: pa.Array, width: int) -> npt.NDArray[np.float32]:
 def _codes(column: pa.Array, lookup: Lookup, hashed: npt.NDArray[np.uint64] | None = None) -> npt.NDArray[np.int32]:
     """Codes int32 [n], 0 for null and for what is not in the vocabulary."""
     if isinstance(column, pa.DictionaryArray):
-        by_code = np.append(_codes(column.dictionary, lookup), 0)
-        return by_code[column.indices.fill_null(len(by_code) - 1).to_numpy()]
+        return _by_code(column, _codes(column.dictionary, lookup))
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         raise TypeError
     if pa.types.is_large_string(column.type):
@@ -222,6 +240,24 @@ def _codes(column: pa.Array, lookup: Lookup, hashed: npt.NDArray[np.uint64] | No
     find(*lookup, hash_column(column) if hashed is None else hashed, codes)
     codes += 1
     return codes
+
+
+def _hashed(column: pa.Array, buckets: int, hashes: npt.NDArray[np.uint64] | None = None) -> npt.NDArray[np.float32]:
+    """Codes float32 [n], which holds them exactly: 1 + hash % (buckets - 1), 0 for null."""
+    if hashes is None:
+        if isinstance(column, pa.DictionaryArray):
+            return _by_code(column, _hashed(column.dictionary, buckets))
+        hashes = hash_column(column.cast(pa.string()) if pa.types.is_large_string(column.type) else column)
+    codes = (hashes % (buckets - 1)).astype(np.float32)
+    codes += 1
+    codes[hashes == 0] = 0
+    return codes
+
+
+def _by_code(column: pa.DictionaryArray, codes: npt.NDArray[Code]) -> npt.NDArray[Code]:
+    """The codes [n] of a dictionary column from those of its values, 0 for null."""
+    codes = np.append(codes, np.zeros(1, codes.dtype))
+    return codes[column.indices.fill_null(len(codes) - 1).to_numpy()]
 
 
 def _unknown(column: pa.Array, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 One optimisation profile for each bucket of rows that a batch is cut to. By `tensorrt` where that is installed, else by TensorRT
 for RTX, whose engines are made for compute capabilities and finish compiling on the device. Networks are strongly typed: an
-fp16 engine is of an fp16 graph, which is only taken where its scores are those of the fp32 graph, to a tolerance.
+fp16 or int8 engine is of such a graph, which is only taken where its scores are those of the fp32 graph (models/precision.py).
 """
 
 import hashlib
@@ -14,18 +14,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import onnx
 
-from models.engine import ModelRefused, session_of
+from models.engine import ModelRefused
+from models.files import write_whole
+from models.precision import halved, quantised
 from models.spec import ModelSpec
 
 BUCKETS = (1, 8, 64, 512, 4096)
 CAPABILITIES = ("SM80", "SM89", "SM120")
+CURRENT = "CURRENT"
+"""The compute capability of the device that is there, as TensorRT for RTX calls it."""
 MODULES = ("tensorrt", "tensorrt_rtx_bindings")
-TOLERANCE = 2e-3
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 class NoTensorRT(ImportError):  # noqa: N818
@@ -74,26 +76,29 @@ def build(
     precision: Precision = "fp32",
     buckets: Sequence[int] = BUCKETS,
     capabilities: Sequence[str] = CAPABILITIES,
+    timings: Path | None = None,
 ) -> tuple[bytes, Plan]:
     """The engine of an ONNX file with one input float [n, K], and its plan.
 
     capabilities: as TensorRT for RTX calls them, those it does not know are an error; `tensorrt` itself builds for the device
-    that is there. Raises ModelRefused, naming the layer and TensorRT's reason, for a model that does not convert, or whose
-    fp16 scores are others; and NoTensorRT.
+    that is there. timings: a file of how long layers took before, on the same device, which makes a build shorter; it is added
+    to. Raises ModelRefused, naming the layer and TensorRT's reason, for a model that does not convert, or whose scores are
+    others with fewer bits; and NoTensorRT.
     """
     (trt, name), began = library(), time.perf_counter()
-    if precision == "fp16":
-        content = halved(content, spec)
-    logger, told = _logger(trt)
-    builder = trt.Builder(logger)
+    if precision != "fp32":
+        content = (halved if precision == "fp16" else quantised)(content, spec)
+    kept, told = logger(trt)
+    builder = trt.Builder(kept)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, kept)
     if not parser.parse(content):
         raise ModelRefused(f"model {spec.name}: TensorRT cannot convert it: {'; '.join(_errors(parser)) or told[-1]}")
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is what it says
     if hasattr(config, "set_compute_capability"):
         known = [each for each in dir(trt.ComputeCapability) if each.startswith("SM")]
-        if unknown := [each for each in capabilities if each not in known]:
+        if unknown := [each for each in capabilities if each not in (*known, CURRENT)]:
             raise ValueError(f"expected compute capabilities among {', '.join(known)}, got {', '.join(unknown)}")
         config.num_compute_capabilities = len(capabilities)
         for number, each in enumerate(capabilities):
@@ -104,10 +109,16 @@ def build(
         profile.set_shape(place, shape, shape, shape)
         config.add_optimization_profile(profile)
     layers = tuple(_layer(network.get_layer(k)) for k in range(network.num_layers))
+    learns = timings and not hasattr(config, "set_compute_capability")  # TensorRT for RTX does not
+    if timings and learns:
+        before = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
+        config.set_timing_cache(before, False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ModelRefused(f"model {spec.name}: TensorRT cannot build it: {told[-1] if told else 'it does not say why'}")
     made, weights = bytes(engine), sum(_bytes(each) for each in onnx.load_from_string(content).graph.initializer)
+    if timings and learns:
+        write_whole(timings, bytes(config.get_timing_cache().serialize()))
     took = time.perf_counter() - began
     plan = Plan(spec.name, name, precision, tuple(buckets), tuple(capabilities), layers, len(made), weights, took)
     return made, plan
@@ -127,40 +138,15 @@ def cached(
         said["layers"] = tuple(Layer(**each) for each in said["layers"])
         said |= {name: tuple(said[name]) for name in ("buckets", "capabilities")}
         return file.read_bytes(), Plan(**said)
-    made, plan = build((folder / "model.onnx").read_bytes(), spec, precision=precision, **built)
     cache.mkdir(parents=True, exist_ok=True)
+    timings = cache / f"{hashlib.sha256(f'{name} {device}'.encode()).hexdigest()[:24]}.timings"
+    made, plan = build((folder / "model.onnx").read_bytes(), spec, precision=precision, timings=timings, **built)
     for path, content in ((file, made), (told, json.dumps(asdict(plan)).encode())):
-        part = path.with_suffix(f"{path.suffix}.part")
-        part.write_bytes(content)
-        part.rename(path)
+        write_whole(path, content)
     return made, plan
 
 
-def halved(content: bytes, spec: ModelSpec, tolerance: float = TOLERANCE) -> bytes:
-    """The graph in fp16, with inputs and outputs as they were. Raises ModelRefused where a score of 256 rows of the standard
-    normal distribution, some of them missing, differs by more than `tolerance`, or is no number where it was one."""
-    from onnx.reference import ReferenceEvaluator
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-    from onnxruntime.transformers.onnx_model import OnnxModel
-
-    graph = OnnxModel(convert_float_to_float16(onnx.load_from_string(content), keep_io_types=True))
-    graph.topological_sort()
-    made: bytes = graph.model.SerializeToString()
-    rng = np.random.default_rng(0)
-    matrix = rng.standard_normal((256, spec.columns)).astype(np.float32)
-    matrix[rng.random(matrix.shape) < 0.1] = np.nan
-    session, reference = session_of(content), ReferenceEvaluator(made)  # ONNX Runtime has no fp16 on a CPU: it would not round
-    full = session.run(None, {session.get_inputs()[0].name: matrix})[0]
-    with np.errstate(all="ignore"):
-        half = np.asarray(reference.run(None, {reference.input_names[0]: matrix})[0])
-    both = np.isfinite(full) & np.isfinite(half)
-    worst = float(np.abs(full - half)[both].max(initial=0.0))
-    if worst > tolerance or not np.array_equal(np.isfinite(full), np.isfinite(half)):
-        raise ModelRefused(f"model {spec.name}: in fp16 its scores differ by {worst:.2g}, expected {tolerance:.2g} at most")
-    return made
-
-
-def _logger(trt: Any) -> tuple[Any, list[str]]:
+def logger(trt: Any) -> tuple[Any, list[str]]:
     """A logger that keeps errors and says nothing."""
     told: list[str] = []
 

@@ -125,8 +125,8 @@ def apache(
         command += [part for user in users for part in ("--add-scram", user)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]
-            raise BrokerError(f"Apache Kafka cannot format {folder}: {said[-1]}")
+            said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("\t")]  # no stack
+            raise BrokerError(f"Apache Kafka cannot format {folder}: {said[-1] if said else 'it said nothing'}")
     command = [str(home / START), str(file)]
     with _running(command, address, 60, 20, dict(os.environ, LOG_DIR=str(folder / "logs")), log) as broker:
         yield broker

@@ -151,12 +151,12 @@ def diff(name: ModelName, home: Home = None, as_json: Json = False) -> None:
 @models.command()
 def tensorrt(
     name: ModelName,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 where its scores are the same to 0.002")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16, int8 where scores are the same to 0.002, 0.01")] = "fp32",
     capability: Annotated[list[str] | None, typer.Option(help="SM80, SM89, SM120, ...  [default: these]")] = None,
     home: Home = None,
     as_json: Json = False,
 ) -> None:
-    """Build a TensorRT engine of the champion, on any machine, into engines/ of the home; say its layers and sizes."""
+    """Build a TensorRT engine of the champion, on any machine, into models/engines of the home; say its layers and sizes."""
     from dataclasses import asdict
 
     from models.registry import resolve
@@ -167,7 +167,8 @@ def tensorrt(
     settings = _settings(home)
     version = resolve(settings.registry_uri, name, into=settings.home / "models")
     chosen = tuple(capability or CAPABILITIES)
-    _, plan = cached(version.folder, version.digest, settings.home / "engines", precision=precision, capabilities=chosen)
+    engines = version.folder.parent / "engines"
+    _, plan = cached(version.folder, version.digest, engines, precision=precision, capabilities=chosen)
     if as_json:
         print(json.dumps(asdict(plan) | {"version": version.version}))
         return

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from features.freshness import substitutes
 from features.views import View, open_store, views
-from models.engine import OnnxEngine
+from models.engine import Engine
 from models.news import News, loaded, look, news_file, try_out
 from models.registry import Version, without_login
 from models.spec import ModelSpec
@@ -20,19 +20,19 @@ def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], No
     return lambda version: load(version).close()
 
 
-def tried(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], OnnxEngine]:
+def tried(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], Engine]:
     """Loads a version and tries it; that raises ValueError, with the reason, where a pipeline cannot use it."""
     stored: tuple[View, ...] = ()
     if pipeline.stored is not None:
         repo = pipeline.repo(settings)
         stored = tuple(views(open_store(repo), repo, pipeline.stored.service))
 
-    def load(version: Version) -> OnnxEngine:
+    def load(version: Version) -> Engine:
         spec = ModelSpec.read(version.folder)
         fits(pipeline, spec, version.version, [name for view in stored for name in view.names])
         if pipeline.stored is not None:
             substitutes(pipeline.stored, stored, spec.medians)
-        engine, reference = loaded(version.folder, *pipeline.model.calls, pipeline.drift is not None)
+        engine, reference = loaded(version.folder, pipeline.model.load, pipeline.drift is not None)
         try_out(engine, reference)
         return engine
 

@@ -81,6 +81,9 @@ def skew(
     joined = recorded.select("_row", *by).join(first.select("_again", *by), on=by, how="inner").sort("_row")
     served, again = recorded[joined["_row"]], again[joined["_again"]]
     columns = {one.name: one.column for one in records.told.features if one.kind != "vector" and one.name in again.columns}
+    hashed = [one for one in records.told.features if one.kind == "hashed" and one.name in columns]  # no number is near another
+    served = served.with_columns(pl.col(one.column).cast(pl.String) for one in hashed)
+    again = again.with_columns(pl.col(one.name).cast(pl.String) for one in hashed)
     substituted, own_rows = dict[str, Bools](), dict[str, pl.Series]()
     if decided is not None:
         progress("looking stored rows up", 0.0)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.files import write_whole
 from streams.trail import Ranges
 
 PIECES = 16
@@ -86,6 +87,4 @@ class Kept:
     def save(self) -> None:
         """Writes it, whole or not at all."""
         aside = [[*place, seen] for place, seen in self.aside.items()]
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps({"search": asdict(self.search) if self.search else None, "aside": aside}))
-        part.rename(self.file)
+        write_whole(self.file, json.dumps({"search": asdict(self.search) if self.search else None, "aside": aside}))

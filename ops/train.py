@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from features.history import historical
 from features.training import training_frame
-from models.engine import OnnxEngine
+from models.engine import Load, OnnxEngine
 from models.reference import build_reference
 from models.registry import Version, record
 from models.spec import assemble
@@ -80,10 +80,11 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
             f"pipeline {pipeline.name}: no decided event{f' before {until:%Y-%m-%d}' if until else ''} to train on"
         )
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+        folder = Path(temporary) / "model"
+        folder.mkdir()
         metrics = pipeline.model.train(rows, folder, seed=seed, progress=progress)
         progress("profiling the reference", 0.0)
-        write_reference(rows, folder)
+        write_reference(rows, folder, pipeline.model.engine or OnnxEngine)
         params = {
             "pipeline": pipeline.name,
             "seed": seed,
@@ -95,12 +96,12 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
     return Trained(version, metrics)
 
 
-def write_reference(rows: pa.Table, folder: Path) -> npt.NDArray[np.float32]:
+def write_reference(rows: pa.Table, folder: Path, load: Load = OnnxEngine) -> npt.NDArray[np.float32]:
     """Scores the rows with the new model and writes beside it what they and their scores look like; the medians go with it.
 
-    Returns the scores [n].
+    load: the engine that serves it. Returns the scores [n].
     """
-    engine = OnnxEngine(folder, threads=2)
+    engine = load(folder, threads=2)
     matrix, _ = assemble(rows.combine_chunks().to_batches()[0], engine.spec)
     names = [each.name for each in engine.spec.inputs]
     categorical = [each.kind == "category" for each in engine.spec.inputs]

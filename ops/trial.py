@@ -28,7 +28,7 @@ from ops.topics import counts, create
 from ops.train import Progress, prepare_stored, train
 from ops.watch import Watcher
 from sinks.memory import MemorySink
-from streams.inputs import features_of, require
+from streams.inputs import features_of, needed, require
 from streams.pipeline import Pipeline
 from streams.run import run
 from streams.settings import JobSettings
@@ -121,7 +121,7 @@ def decide(
 
 def _unused(pipeline: Pipeline, settings: JobSettings, version: Version) -> tuple[str, ...]:
     """The features that the model does not take. Raises InputsDifferError where it does not fit, before anything is started."""
-    inputs = [(each.name, each.kind) for each in ModelSpec.read(version.folder).inputs]
+    inputs = needed(pipeline, ModelSpec.read(version.folder))
     features = features_of(pipeline, stored_names(pipeline, settings))
     return require(f"model {version.name} version {version.version}", inputs, f"pipeline {pipeline.name}", features)
 

@@ -31,9 +31,9 @@ FIRST = (
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature as it is recorded. column: of the file. kind: "number", "category" or "vector". source: "field" of the event,
-    "derived" from it, "stream" or "stored"; view: of a stored one, instead: what the pipeline gives where its row is stale or
-    unread: a number, "null", "median" or "refuse"."""
+    """A feature as it is recorded. column: of the file. kind: as of a model's inputs (models/spec.py). source: "field" of the
+    event, "derived" from it, "stream" or "stored"; view: of a stored one, instead: what the pipeline gives where its row is
+    stale or unread: a number, "null", "median" or "refuse"."""
 
     name: str
     column: str

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from features.derived import compile_derived
 from features.spec import Derived, Fields, Stored
-from models.spec import ModelSpec
+from models.spec import Input, ModelSpec
 from streams.pipeline import Pipeline
 
 Typed = tuple[str, str]
@@ -70,14 +70,20 @@ def require(model: str, inputs: Sequence[Typed], pipeline: str, features: Sequen
     raise _differ(said, model, pipeline, rows)
 
 
+def needed(pipeline: Pipeline, spec: ModelSpec) -> list[Typed]:
+    """The model's inputs, each with the kind of feature that it takes. A hashed one takes a field of text or integers; where
+    there is none it stays "hashed", which no feature is."""
+    fields = {name for feature in pipeline.features if isinstance(feature, Fields) for name in feature.names}
+    types = {name: pipeline.columns.field(name).type for name in fields}
+    return [(each.name, _taken(each, types.get(each.name))) for each in spec.inputs]
+
+
 def fits(pipeline: Pipeline, spec: ModelSpec, version: int, stored: Sequence[str]) -> None:
     """Raises ValueError for a version of the model that the pipeline cannot use. stored: the names of the stored features."""
     if spec.outputs != 1 and (pipeline.policy or pipeline.drift):
         raise ValueError(f"model {spec.name}: expected one output, as policies and drift need, got {spec.outputs}")
-    inputs = [(each.name, each.kind) for each in spec.inputs]
-    require(
-        f"model {pipeline.model.name} version {version}", inputs, f"pipeline {pipeline.name}", features_of(pipeline, stored)
-    )
+    called = f"model {pipeline.model.name} version {version}"
+    require(called, needed(pipeline, spec), f"pipeline {pipeline.name}", features_of(pipeline, stored))
     if pipeline.drift and any(each.kind == "vector" for each in spec.inputs):
         raise ValueError(f"model {spec.name}: expected numbers and categories, whose drift can be measured, got a vector")
 
@@ -93,6 +99,13 @@ def _differ(said: str, model: str, pipeline: str, rows: Sequence[tuple[str, str,
 
 def _moved(features: Iterable[str], inputs: Sequence[str]) -> bool:
     return any(each in inputs for each in features)
+
+
+def _taken(each: Input, field: pa.DataType | None) -> str:
+    if each.kind != "hashed" or field is None:
+        return each.kind
+    kind = _kind(field)
+    return kind if kind == "category" or pa.types.is_integer(field) else each.kind
 
 
 def _kind(column: pa.DataType) -> Literal["number", "category", "vector", "time"]:

@@ -321,7 +321,7 @@ class Job:
     def made(self, good: Good, checked: bool = False) -> tuple[Champion, Deciding]:
         """A version of the model, from its files, ready to decide. Raises ValueError for one that cannot."""
         folder = self.settings.home / "models" / good.folder
-        engine, reference = loaded(folder, *self.pipeline.model.calls, self.pipeline.drift is not None, checked)
+        engine, reference = loaded(folder, self.pipeline.model.load, self.pipeline.drift is not None, checked)
         champion = Champion(good.version, engine, reference, good.digest)
         return champion, self.decided_by(champion)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from bytewax.dataflow import Dataflow
     from prometheus_client import CollectorRegistry
 
+    from models.engine import Engine, Load
+
 
 DELIVERIES = ("at_least_once", "exactly_once")
 
@@ -43,7 +46,8 @@ class Model:
 
     until: an ISO time, UTC if it has no offset; what comes from then on is left out of training, and is what it is tried on.
     threads: of one call. limit: the seconds that a call may take (0: as long as it likes); it is ended then, and the policy's
-    fallback decides.
+    fallback decides. engine: what computes it: ONNX Runtime on the CPU, or a TensorRT or a Torch (models/tensorrt_engine.py,
+    models/pytorch.py), or another `models.engine.Load`.
     """
 
     name: str
@@ -52,11 +56,14 @@ class Model:
     until: str = ""
     threads: int = 1
     limit: float = 30.0
+    engine: "Load | None" = None
 
     @property
-    def calls(self) -> tuple[int, float]:
-        """How it is called: threads, limit."""
-        return self.threads, self.limit
+    def load(self) -> "Callable[..., Engine]":
+        """Makes the engine of a version's folder: see models.engine.Load, threads and seconds are given."""
+        from models.engine import OnnxEngine
+
+        return partial(self.engine or OnnxEngine, threads=self.threads, seconds=self.limit)
 
     @property
     def trained_until(self) -> datetime | None:

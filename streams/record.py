@@ -106,9 +106,9 @@ class LogRows:
         if feature.name not in self._places:
             return pa.array(np.concatenate([work.computed[feature.name] for work in works]).astype(np.float64, copy=False))
         each, place = self._places[feature.name]
-        if each.kind == "category":
-            texts = column(feature.name)
-            return texts.dictionary_decode() if pa.types.is_dictionary(texts.type) else texts
+        if each.kind in ("category", "hashed"):
+            values = column(feature.name)
+            return values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
         if each.kind == "vector":
             flat = np.ascontiguousarray(by_column[place : place + each.width].T).ravel()
             return pa.FixedSizeListArray.from_arrays(pa.array(flat), each.width)

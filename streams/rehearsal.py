@@ -79,7 +79,9 @@ def warm_before_fork(pipeline: Pipeline, settings: JobSettings) -> None:
     for shard in range(pipeline.shards):
         page_name(shard, 0)
     with suppress(Exception):
-        if pipeline.stored is None and not pipeline.push and pipeline.model.threads == 1:
+        model = pipeline.model
+        forks = model.threads == 1 and model.engine is None  # neither threads nor CUDA outlive a fork
+        if forks and pipeline.stored is None and not pipeline.push:
             rehearse(job)
         else:
             resolve(settings.registry_uri, pipeline.model.name, into=settings.home / "models")

@@ -16,6 +16,7 @@ from typing import Any
 from bytewax._bytewax import RecoveryConfig, cluster_main, init_db_dir, run_main
 from prometheus_client import CollectorRegistry
 
+from models.files import write_whole
 from streams.checkpointer import checkpointing
 from streams.flow import build
 from streams.job import Job
@@ -142,9 +143,7 @@ def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, 
         for file in making.iterdir():
             file.rename(folder / file.name)  # whole, whenever it is killed
         making.rmdir()
-        part = folder / f"{MADE}.part"
-        part.write_text(json.dumps(needs(pipeline, settings)))
-        part.rename(made)
+        write_whole(made, json.dumps(needs(pipeline, settings)))
     deadline = time.monotonic() + wait
     while not made.exists():
         if time.monotonic() > deadline:

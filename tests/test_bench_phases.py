@@ -1,5 +1,6 @@
 """Phases of one job are compared kind by kind, and the shadow that hangs does so when it is to."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,7 @@ def test_the_endless_model_stands_its_trial_and_hangs_in_the_stream(tmp_path: Pa
     model = helper.make_model(shadow.endless(), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, str(tmp_path / "model.onnx"))
     spec.write(tmp_path)
-    engine, _ = loaded(tmp_path, 1, 0.3, False)
+    engine, _ = loaded(tmp_path, partial(OnnxEngine, seconds=0.3), False)
     assert isinstance(engine, OnnxEngine)
     try_out(engine, None)
     rows = np.full((3, 4), shadow.HANGS_FROM - 1, np.float32)

@@ -1,6 +1,7 @@
 """The matrix is what the spec says, and ONNX Runtime serves just the models that match it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from kernels.hashing.naive import hash_bytes, hash_integer
 from models.engine import ModelRefused, OnnxEngine
 from models.spec import Input, ModelSpec, assemble
 
@@ -79,7 +81,7 @@ def test_a_spec_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ({"format": 2}, "model.json: expected format 1, got 2"),
         ({"inputs": [{"name": "x"}]}, "model.json: expected a field kind, got none"),
-        ({"inputs": [{"name": "x", "kind": "text"}]}, "input x: expected number, category or vector, got 'text'"),
+        ({"inputs": [{"name": "x", "kind": "text"}]}, "input x: expected number, category, vector or hashed, got 'text'"),
         ({"inputs": [{"name": "x", "kind": "number"}] * 2}, "input x is there 2 times"),
         (
             {"inputs": [{"name": "c", "kind": "category", "vocabulary": [1]}]},
@@ -263,3 +265,64 @@ def test_a_model_with_several_outputs_gives_a_row_of_scores(tmp_path: Path) -> N
         ModelSpec("many", inputs, outputs=outputs).write(tmp_path)
         with pytest.raises(ModelRefused, match=message):
             OnnxEngine(tmp_path)
+
+
+HASHED = ModelSpec(
+    "m",
+    (Input("word", "hashed", buckets=1000), Input("n", "hashed", buckets=2**24), Input("kind", "hashed", buckets=2)),
+)
+WORDS = pa.record_batch(
+    {
+        "word": pa.array(["68fd1e64", None, "", "größer"]),
+        "n": pa.array([7, -1, None, 2**40]),
+        "kind": KIND,
+    }
+)
+
+
+def bucket(hashed: int, buckets: int) -> int:
+    return 1 + hashed % (buckets - 1) if hashed else 0
+
+
+def test_hashed_inputs_are_the_buckets_of_text_dictionaries_and_integers() -> None:
+    words = [hash_bytes(None if word is None else word.encode()) for word in WORDS["word"].to_pylist()]
+    numbers = [hash_integer(number) for number in WORDS["n"].to_pylist()]
+    expected = [[bucket(word, 1000) for word in words], [bucket(number, 2**24) for number in numbers], [1, 1, 0, 1]]
+    matrix, unknown = assemble(WORDS, HASHED)
+    assert matrix.astype(np.int64).T.tolist() == expected
+    assert unknown == {}
+    for column in (WORDS["word"].dictionary_encode(), WORDS["word"].cast(pa.large_string())):
+        np.testing.assert_array_equal(assemble(WORDS.set_column(0, "word", column), HASHED)[0], matrix)
+    np.testing.assert_array_equal(assemble(WORDS.slice(1, 2), HASHED)[0], matrix[1:3])
+    assert assemble(WORDS.slice(4), HASHED)[0].shape == (0, 3)
+
+
+def test_known_hashes_are_not_made_again_and_the_last_bucket_is_exact() -> None:
+    hashes = {"word": np.array([5, 0, 1, 1000], np.uint64), "n": np.array([2**24 - 2, 2**24 - 1, 0, 2**64 - 1], np.uint64)}
+    matrix, _ = assemble(WORDS, HASHED, hashes=hashes)
+    assert matrix[:, 0].tolist() == [6, 0, 2, 2]
+    assert matrix[:, 1].tolist() == [2**24 - 1, 1, 0, 1 + (2**64 - 1) % (2**24 - 1)]
+
+
+@pytest.mark.parametrize(
+    "column", [pa.array([1.5]), pa.array([True]), pa.array([0], pa.timestamp("us")), pa.array([2**63], pa.uint64())]
+)
+def test_what_cannot_be_hashed_is_named(column: pa.Array) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"model m: input x: expected text or integers, got {column.type}")):
+        assemble(pa.record_batch({"x": column}), ModelSpec("m", (Input("x", "hashed", buckets=10),)))
+
+
+def test_a_spec_with_hashed_inputs_is_read_as_it_was_written(tmp_path: Path) -> None:
+    HASHED.write(tmp_path)
+    assert ModelSpec.read(tmp_path) == HASHED
+    assert json.loads((tmp_path / "model.json").read_text())["inputs"][0] == {"name": "word", "kind": "hashed", "buckets": 1000}
+    for each, message in [
+        (Input("x", "hashed"), r"input x: expected 2 to 2\^24 buckets, got 0"),
+        (Input("x", "hashed", buckets=1), "buckets, got 1"),
+        (Input("x", "hashed", buckets=2**24 + 1), "buckets, got 16777217"),
+        (Input("x", "hashed", ("a",), buckets=10), "input x: a hashed category has no vocabulary"),
+        (Input("x", "hashed", width=2, buckets=10), "input x: a hashed category has no width of 2"),
+        (Input("x", "number", buckets=10), "input x: a number has no buckets"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ModelSpec("m", (each,))

@@ -3,6 +3,7 @@
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_what_is_short_of_the_limit_is_never_ended(tmp_path: Path) -> None:
 
 def test_a_new_version_that_hangs_at_its_own_sample_is_refused(tmp_path: Path) -> None:
     write_hanging(tmp_path, replace(SPEC, medians={"rounds": FOREVER}))
-    engine, _ = loaded(tmp_path, 1, LIMIT, False)
+    engine, _ = loaded(tmp_path, partial(OnnxEngine, seconds=LIMIT), False)
     with pytest.raises(
         ValueError, match=r"throws at its own sample: TimedOut: model hanging: expected scores of 64 rows within"
     ):

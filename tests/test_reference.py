@@ -161,6 +161,18 @@ def test_a_feature_that_never_has_a_value_is_judged_by_its_missing_rate() -> Non
     assert ("history", "missing") in told_of
 
 
+def test_a_hashed_value_that_becomes_frequent_is_seen_by_its_bucket() -> None:
+    matrix, scores, times = stream(120)
+    matrix[:, 4] = 1 + np.random.default_rng(1).zipf(1.3, len(matrix)) * 2_654_435_761 % 999
+    reference = build_reference(NAMES, CATEGORICAL, matrix, scores, times)
+    usual, today = matrix[-300:], matrix[-300:].copy()
+    today[::2, 4] = 500
+    for rows, expected in ((usual, False), (today, True)):
+        told = judge(reference, reference.count(rows, scores[-300:]), reference.thresholds(0.02))
+        told_of = [(f, s) for f, s, alarmed in zip(told.feature, told.statistic, told.alarmed, strict=True) if alarmed]
+        assert (("history", "psi") in told_of) == expected
+
+
 def test_too_few_days_and_shapes_that_do_not_fit_are_told() -> None:
     matrix, scores, times = stream(13)
     with pytest.raises(ReferenceTooShortError, match="at least 14 whole days of training data, got 13"):

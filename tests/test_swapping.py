@@ -299,32 +299,32 @@ BAD: dict[Callable[[Path, Callable[[Path], None]], None], str] = {
 
 
 def test_a_sample_has_what_the_model_knows_and_nothing_missing(tmp_path: Path) -> None:
-    spec = ModelSpec(
-        "m", (Input("a", "number"), Input("c", "category", ("x", "y")), Input("v", "vector", width=3)), medians={"a": 7.5}
-    )
+    more = Input("v", "vector", width=3), Input("h", "hashed", buckets=5)
+    spec = ModelSpec("m", (Input("a", "number"), Input("c", "category", ("x", "y")), *more), medians={"a": 7.5})
     rows = sample(spec, None)
-    assert rows.shape == (64, 5)
+    assert rows.shape == (64, 6)
     assert rows.dtype == np.float32
     assert set(rows[:, 0]) == {7.5}
     assert set(rows[:, 1]) == {0, 1, 2}
+    assert set(rows[:, 5]) == {0, 1, 2, 3, 4}
     assert np.isfinite(rows).all()
 
 
 def test_a_version_that_is_tried_says_how_long_it_takes(tmp_path: Path) -> None:
     folder = version(tmp_path / "m", NAMES, 40)
-    engine, reference = loaded(folder, 1, 0.0, False)
+    engine, reference = loaded(folder, OnnxEngine, False)
     took = try_out(engine, reference)
     assert list(took) == [1, 64, 1024]
     assert all(seconds > 0 for seconds in took.values())
     with pytest.raises(ModelRefused, match=r"no reference profile to measure drift from \(reference.json\)"):
-        loaded(folder, 1, 0.0, True)
+        loaded(folder, OnnxEngine, True)
     rng, days = np.random.default_rng(0), np.repeat(np.arange(20) * 86_400_000_000, 100)
     matrix, scores = rng.random((2000, 2)).astype(np.float32), rng.random(2000).astype(np.float32)
     build_reference(("amount", "other"), (False, False), matrix, scores, days).save(folder)
     with pytest.raises(
         ModelRefused, match="reference profile is of other inputs than it has, and their score: amount, other, score"
     ):
-        loaded(folder, 1, 0.0, True)
+        loaded(folder, OnnxEngine, True)
 
 
 def test_a_job_says_once_that_nobody_looks(tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

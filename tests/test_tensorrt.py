@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from bench.dense import write_model
 from models import tensorrt
 from models.engine import ModelRefused
+from models.precision import halved, quantised
 from models.registry import record
 from models.spec import Input, ModelSpec, digest
-from models.tensorrt import BUCKETS, CAPABILITIES, Layer, build, cached, halved
+from models.tensorrt import BUCKETS, CAPABILITIES, Layer, build, cached
 from ops.cli import app
 from streams.settings import JobSettings
 
@@ -62,14 +63,16 @@ def test_an_engine_is_built_once_for_what_it_depends_on(folder: Path, tmp_path: 
     cached(folder, digest(folder), tmp_path, capabilities=("SM120",))
     assert len(built) == 6
     assert len(list(tmp_path.glob("*.engine"))) == 6
-    (tmp_path / "later").mkdir()
-    next(tmp_path.glob("*.json")).unlink()  # killed between the two files: it is built again
+    assert not list(tmp_path.glob("*.timings")), "there is no device to learn them on"
+    for told in tmp_path.glob("*.json"):
+        told.unlink()  # killed between the two files: it is built again
     cached(folder, digest(folder), tmp_path)
+    assert len(built) == 7
 
 
-def of_one_node(node: onnx.NodeProto, **numbers: np.ndarray) -> tuple[bytes, ModelSpec]:
+def of_nodes(*nodes: onnx.NodeProto, **numbers: np.ndarray) -> tuple[bytes, ModelSpec]:
     graph = helper.make_graph(
-        [node],
+        nodes,
         "one",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 1])],
@@ -89,14 +92,28 @@ def test_a_model_that_does_not_convert_is_refused_with_node_and_reason() -> None
     with pytest.raises(
         ModelRefused, match=r"model one: TensorRT cannot convert it: node the_trees \(TreeEnsembleRegressor\): .+"
     ):
-        build(*of_one_node(tree))
+        build(*of_nodes(tree))
 
 
 def test_fp16_is_taken_only_where_scores_stay_what_they_were() -> None:
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    halved(*of_one_node(node, w=np.full((3, 1), 0.1, np.float32)))
+    halved(*of_nodes(node, w=np.full((3, 1), 0.1, np.float32)))
     with pytest.raises(ModelRefused, match=r"model one: in fp16 its scores differ by .*, expected 0.002 at most"):
-        halved(*of_one_node(node, w=np.full((3, 1), 3000.0, np.float32)))
+        halved(*of_nodes(node, w=np.full((3, 1), 3000.0, np.float32)))
+
+
+def test_int8_is_taken_only_where_scores_stay_what_they_were(folder: Path) -> None:
+    known = helper.make_node("IsNaN", ["x"], ["none"]), helper.make_node("Where", ["none", "zero", "x"], ["full"])
+    nodes, zero = (*known, helper.make_node("MatMul", ["full", "w"], ["y"])), np.zeros(1, np.float32)
+    small = of_nodes(*nodes, zero=zero, w=np.full((3, 1), 0.1, np.float32))
+    made, plan = build(*small, precision="int8")
+    kinds = [layer.kind for layer in plan.layers]
+    assert (kinds.count("MATRIX_MULTIPLY"), kinds.count("DEQUANTIZE")) == (1, 2)
+    assert len(made) == plan.size
+    with pytest.raises(ModelRefused, match=r"model one: in int8 its scores differ by .*, expected 0.01 at most"):
+        quantised(*of_nodes(*nodes, zero=zero, w=np.array([[1], [-3], [5]], np.float32)))
+    with pytest.raises(ModelRefused, match=r"model dense: in int8 \d+ scores are numbers that were none"):
+        quantised(*content(folder))
 
 
 def test_a_capability_that_nobody_knows_is_named(folder: Path) -> None:
@@ -121,5 +138,5 @@ def test_the_command_builds_the_champion_and_tells(folder: Path, tmp_path: Path)
     told = CliRunner().invoke(app, ["models", "tensorrt", "dense", "--home", str(tmp_path), "--json", "--precision", "fp16"])
     plan = json.loads(told.output)
     assert (plan["precision"], plan["version"], plan["buckets"]) == ("fp16", 1, list(BUCKETS))
-    assert len(list((tmp_path / "engines").glob("*.engine"))) == 2
+    assert len(list((tmp_path / "models" / "engines").glob("*.engine"))) == 2
     assert CliRunner().invoke(app, ["models", "tensorrt", "dense", "--precision", "int4"]).exit_code == 2
