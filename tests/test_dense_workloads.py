@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from bench.dense import Dense
 from bench.load import Payloads
-from bench.workloads import crayfish, crayfish_short, load, vector
+from bench.workloads import crayfish, crayfish_short, dlrm, load, vector
 from features.schema import Vector
 from sinks.memory import MemorySink
 from streams.pipeline import Pipeline
@@ -28,16 +28,18 @@ def quiet(doing: str, share: float) -> None: ...
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.dense.POOLED", 16)
-    monkeypatch.setattr("bench.dense.STEP", 1_000)
+    monkeypatch.setattr("bench.pooled.POOLED", 16)
+    monkeypatch.setattr("bench.pooled.STEP", 1_000)
 
 
 def test_the_workloads_are_found_by_name() -> None:
     assert load("crayfish") is crayfish.workload
     assert load("crayfish_short") is crayfish_short.workload
     assert load("vector") is vector.workload
+    assert load("dlrm") is dlrm.workload
     assert isinstance(pipeline(f"{ROOT}/bench/workloads/crayfish.py:crayfish"), Pipeline)
     assert isinstance(pipeline(f"{ROOT}/bench/workloads/vector.py:vector"), Pipeline)
+    assert isinstance(pipeline(f"{ROOT}/bench/workloads/dlrm.py:dlrm"), Pipeline)
 
 
 @pytest.mark.parametrize(

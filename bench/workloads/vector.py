@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from bench.dense import F64, I64, Dense
+from bench.dense import Dense
+from bench.pooled import F64, I64
 from features.schema import Integer, Schema, Vector
 from features.spec import Fields
 from sinks.encoders import Scores
