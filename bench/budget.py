@@ -141,6 +141,7 @@ class Slow:
     """Scores in so many seconds, however many rows there are."""
 
     spec = ModelSpec(NAME, INPUTS)
+    kind = "asleep"
 
     def warm(self) -> None: ...
 

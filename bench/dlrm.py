@@ -1,6 +1,6 @@
 """A DLRM (Naumov et al., arXiv:1906.00091, 2019) in the sizes of MLPerf's, but for its tables, with seeded weights."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +22,7 @@ BOTTOM = (len(NUMBERS), 512, 256, WIDTH)
 TOP = (WIDTH + PAIRS, 1024, 1024, 512, 256, 1)
 FLOP = 2 * (sum(wide * narrow for sizes in (BOTTOM, TOP) for wide, narrow in pairwise(sizes)) + WIDTH * PAIRS)
 """Of a row: a multiplication and an addition for each weight and each term of a dot product."""
+Gather = Callable[[torch.Tensor, int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 WEIGHTS = "model.safetensors"
 SEEN = 512
 
@@ -76,6 +77,28 @@ class Dlrm(nn.Module):
         """The scores float32 [n] by PyTorch itself, on the CPU."""
         with torch.no_grad():
             return self(torch.from_numpy(matrix)).numpy()
+
+
+class Gathering(nn.Module):
+    """A DLRM whose embeddings are taken by a kernel.
+
+    gather: fills the embeddings from the matrix, of which the codes begin at a column, the tables and their first rows, as
+    kernels/gather does, on PyTorch tensors.
+    """
+
+    starts: torch.Tensor
+
+    def __init__(self, network: Dlrm, gather: Gather) -> None:
+        super().__init__()
+        self.network, self._gather = network, gather
+        starts = torch.arange(len(CATEGORIES) + 1) * network.buckets
+        self.register_buffer("starts", starts.to(network.embeddings.device), persistent=False)
+
+    def forward(self, matrix: torch.Tensor) -> torch.Tensor:
+        tables, shape = self.network.embeddings.detach(), (len(matrix), len(CATEGORIES), WIDTH)
+        embedded = torch.empty(shape, device=matrix.device)
+        self._gather(matrix, len(NUMBERS), tables, self.starts, embedded)
+        return self.network.scored(split(matrix)[0], embedded)
 
 
 def layers(sizes: Sequence[int]) -> list[nn.Module]:

@@ -29,6 +29,7 @@ from bench.figures import Figure, WrongError, figure, shown
 from bench.gpu_checks import CHECKS, SIZES, On
 from bench.gpu_stand import CASES
 from bench.show import made, number, say, write
+from kernels.gather import gpu as gather
 from kernels.gpu import launch
 from models.device import Cuda, NoDevice
 from models.engine import Engine, Matrix, ModelRefused, OnnxEngine
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(device.name)
     figures: list[Figure] = []
     wrong: list[str] = []
-    for one in chain(ceilings(), kernels(cupy, wrong), engines(device, options.seconds, wrong)):
+    for one in chain(ceilings(), kernels(cupy, wrong), engines(device, cupy, options.seconds, wrong)):
         print(shown(one), flush=True)
         figures.append(one)
     for words in wrong:
@@ -106,7 +107,7 @@ def kernels(cupy: Any, wrong: list[str]) -> Iterator[Figure]:
         yield figure(case.kernel, "of what the device copies", "%", [100 * each / most for each in moved])
 
 
-def engines(device: Cuda, seconds: float, wrong: list[str]) -> Iterator[Figure]:
+def engines(device: Cuda, cupy: Any, seconds: float, wrong: list[str]) -> Iterator[Figure]:
     """Engines of one model side by side, in turns for each number of rows."""
     with tempfile.TemporaryDirectory(prefix="headrace-gpu-") as scratch:
         folder = Path(scratch) / "dlrm"
@@ -115,7 +116,7 @@ def engines(device: Cuda, seconds: float, wrong: list[str]) -> Iterator[Figure]:
         spec, network = ModelSpec.read(folder), dlrm.network_of(folder).eval()
         reference = OnnxEngine(folder)
         found: dict[str, Engine] = {}
-        for name, load in _loads(folder, spec, network.to("cuda"), device).items():
+        for name, load in _loads(folder, spec, network.to("cuda"), device, cupy).items():
             say(f"engine {name}: made ready")
             try:
                 engine = load()
@@ -131,16 +132,27 @@ def engines(device: Cuda, seconds: float, wrong: list[str]) -> Iterator[Figure]:
             yield from _engines(found, rows, spec, seconds)
 
 
-def _loads(folder: Path, spec: ModelSpec, network: torch.nn.Module, device: Cuda) -> dict[str, Callable[[], Engine]]:
+def _loads(
+    folder: Path, spec: ModelSpec, network: dlrm.Dlrm, device: Cuda, cupy: Any
+) -> dict[str, Callable[[], Engine]]:
     compiled: Any = torch.compile(network, dynamic=True)
+    gathering = dlrm.Gathering(network, partial(_by_kernel, cupy))
     return {
         "PyTorch": lambda: TorchEngine(spec, network, "cuda"),
         "PyTorch, compiled": lambda: TorchEngine(spec, compiled, "cuda"),
         "PyTorch, CUDA graphs": lambda: graph_engine(spec, network, ROWS, device),
+        "our gather, CUDA graphs": lambda: graph_engine(spec, gathering, ROWS, device),
         "ONNX Runtime, CUDA": lambda: OnnxEngine(folder, device="cuda"),
         "TensorRT": lambda: TensorRT(buckets=ROWS)(folder),
         "TensorRT, fp16": lambda: TensorRT(precision="fp16", buckets=ROWS)(folder),
     }
+
+
+def _by_kernel(cupy: Any, matrix: torch.Tensor, first: int, *arrays: torch.Tensor) -> None:
+    """kernels/gather on PyTorch's tensors, where they are, and on its stream."""
+    tables, starts, out = map(cupy.from_dlpack, arrays)
+    with cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream):
+        gather.gather(cupy.from_dlpack(matrix), first, tables, starts, out)
 
 
 def _engines(found: dict[str, Engine], rows: int, spec: ModelSpec, seconds: float) -> Iterator[Figure]:
@@ -168,11 +180,11 @@ def agree(name: str, engine: Engine, reference: Engine, spec: ModelSpec) -> None
 
 
 def on_device(call: Callable[[], Any]) -> list[float]:
-    """The seconds of calls on the device, after a few that are not counted."""
+    """The seconds of calls on the device, after a few that are not counted; all are queued while it is kept busy."""
     for _ in range(3):
         call()
     events = [torch.cuda.Event(enable_timing=True) for _ in range(CALLS + 1)]  # type: ignore[no-untyped-call]
-    torch.cuda._sleep(BUSY_CYCLES)  # type: ignore[no-untyped-call]  # so that calls are queued by the time that the first one runs
+    torch.cuda._sleep(BUSY_CYCLES)  # type: ignore[no-untyped-call]
     events[0].record()
     for event in events[1:]:
         call()

@@ -67,6 +67,7 @@ class Nothing:
     """An engine that scores everything with 0."""
 
     spec = ModelSpec("snapshots", tuple(Input(name, "number", ()) for name in PIPELINE.feature_names(())))
+    kind = "nothing"
 
     def warm(self) -> None: ...
 

@@ -54,13 +54,19 @@ class BucketEngine:
     """An engine (models/engine.py) for any number of rows, of a model that is computed for a few numbers of them."""
 
     def __init__(
-        self, spec: ModelSpec, buckets: Sequence[int], device: Device, ready: Callable[[Place], Work], seconds: float = 0.0
+        self,
+        spec: ModelSpec,
+        kind: str,
+        buckets: Sequence[int],
+        device: Device,
+        ready: Callable[[Place], Work],
+        seconds: float = 0.0,
     ) -> None:
         """ready: makes ready what has the place's stream compute its scores of its matrix; called once for each slot and
         bucket, and what it returns is called once before it is captured. seconds: which a bucket may take (0: as long as it
         likes), else `infer` raises TimedOut; the device goes on with it, and the next call waits as long for that. Raises
         ModelRefused where the device cannot run it."""
-        self.spec = spec
+        self.spec, self.kind = spec, kind
         self._buckets, self._device, self._seconds = tuple(sorted(buckets)), device, seconds
         try:
             self._slots = [self._slot(ready) for _ in range(SLOTS)]

@@ -30,9 +30,10 @@ LEAST_LOOK_SECONDS = 0.005
 
 
 class Engine(Protocol):
-    """A loaded model. One thread uses it at a time."""
+    """A loaded model. One thread uses it at a time. kind: what computes it, for people: a few words that hold no version."""
 
     spec: ModelSpec
+    kind: str
 
     def warm(self) -> None:
         """Called once before the first batch: makes later calls as fast as they will be."""
@@ -119,7 +120,7 @@ class OnnxEngine:
     def __init__(
         self, folder: Path, *, threads: int = 1, seconds: float = 0.0, checked: bool = False, device: str = "cpu"
     ) -> None:
-        self.spec = ModelSpec.read(folder)
+        self.spec, self.kind = ModelSpec.read(folder), f"ONNX Runtime, {device}"
         path = folder / "model.onnx"
         content: bytes | str = str(path)  # read by the runtime, Python is not held meanwhile
         if not checked:

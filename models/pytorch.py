@@ -28,7 +28,8 @@ class TorchEngine:
 
     def __init__(self, spec: ModelSpec, network: nn.Module, device: str = "cpu") -> None:
         """network: from float32 [n, K] to [n], [n, 1] or [n, k], as it is or compiled."""
-        self.spec, self._network, self._device = spec, network, device
+        self.spec, self.kind = spec, f"PyTorch, {device}"
+        self._network, self._device = network, device
 
     def warm(self) -> None:
         for rows in WARM_SIZES:
@@ -64,7 +65,7 @@ def graph_engine(
 
         return lambda: device.do(computed, place.stream)
 
-    return BucketEngine(spec, buckets, device, ready, seconds)
+    return BucketEngine(spec, "PyTorch, CUDA graphs", buckets, device, ready, seconds)
 
 
 @dataclass(frozen=True)

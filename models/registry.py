@@ -98,7 +98,7 @@ def resolve(uri: str, name: str, alias: str = "champion", *, into: Path) -> Vers
             f"model {name} version {found.version}: expected the tag {DIGEST}, got none: not recorded by headrace"
         )
     folder = into / f"{name}-{found.version}-{expected[:12]}"
-    if not folder.is_dir() or digest(folder) != expected:
+    if not _holds(folder, expected):
         into.mkdir(parents=True, exist_ok=True)
         _download(uri, found.source, folder, f"model {name} version {found.version}", expected)
     return Version(name, int(found.version), expected, folder)
@@ -216,13 +216,21 @@ def _download(uri: str, source: str, folder: Path, what: str, expected: str) -> 
         got = digest(files)
         if got != expected:
             raise DigestMismatch(f"{what}: files at {source}: expected digest {expected}, got {got}")
-        if folder.exists() and digest(folder) != expected:
+        if folder.exists() and not _holds(folder, expected):
             shutil.rmtree(folder)
         try:
             files.rename(folder)
         except OSError:
-            if not folder.is_dir() or digest(folder) != expected:
+            if not _holds(folder, expected):
                 raise
+
+
+def _holds(folder: Path, expected: str) -> bool:
+    """Whether a folder is there and has the files of a digest, as they are."""
+    try:
+        return folder.is_dir() and digest(folder) == expected
+    except ValueError:
+        return False
 
 
 def _database(uri: str) -> Path | None:

@@ -266,9 +266,12 @@ def _unknown(column: pa.Array, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.b
 
 
 def digest(folder: Path) -> str:
-    """The SHA-256, in hex, of the names (relative to the folder, in order) and bytes of all files of a folder."""
+    """The SHA-256, in hex, of the names (relative to the folder, in order) and bytes of all files of a folder. Raises
+    ValueError for a symbolic link: what it leads to may be another's, and change."""
     total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            raise ValueError(f"{path}: expected a file or a folder, got a symbolic link")
         if path.is_file():
             name, content = path.relative_to(folder).as_posix().encode(), path.read_bytes()
             total.update(b"%d %d\n" % (len(name), len(content)) + name)

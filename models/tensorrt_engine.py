@@ -20,10 +20,18 @@ log = logging.getLogger(__name__)
 
 
 def tensorrt_engine(
-    spec: ModelSpec, content: bytes, buckets: Sequence[int], device: Device, trt: Any, *, seconds: float = 0.0
+    spec: ModelSpec,
+    content: bytes,
+    buckets: Sequence[int],
+    device: Device,
+    trt: Any,
+    *,
+    precision: str = "fp32",
+    seconds: float = 0.0,
 ) -> BucketEngine:
-    """A built engine on a device. content, buckets: as `models.tensorrt.build` made it. trt: TensorRT's module. seconds: which
-    a bucket may take (0: as long as it likes). Raises ModelRefused where TensorRT cannot load it there, and says why."""
+    """A built engine on a device. content, buckets, precision: as `models.tensorrt.build` made it. trt: TensorRT's module.
+    seconds: which a bucket may take (0: as long as it likes). Raises ModelRefused where TensorRT cannot load it there, and says
+    why."""
     kept, told = logger(trt)
 
     def refused(what: str) -> ModelRefused:
@@ -62,7 +70,7 @@ def tensorrt_engine(
 
         return work
 
-    return BucketEngine(spec, buckets, device, ready, seconds)
+    return BucketEngine(spec, f"TensorRT, {precision}", buckets, device, ready, seconds)
 
 
 def _context(trt: Any, engine: Any) -> Any:
@@ -113,4 +121,5 @@ class TensorRT:
             buckets=self.buckets,
             capabilities=(CURRENT,),
         )
-        return tensorrt_engine(ModelSpec.read(folder), content, plan.buckets, device, trt, seconds=seconds)
+        spec = ModelSpec.read(folder)
+        return tensorrt_engine(spec, content, plan.buckets, device, trt, precision=self.precision, seconds=seconds)

@@ -213,7 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("version", type=int)
     parser.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
-    os.nice(19)  # those that decide go first, and it is the first to go
+    os.nice(19)
+    with suppress(OSError, AttributeError):  # Linux: it has what nobody else wants, and is the first to go
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)

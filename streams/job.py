@@ -293,7 +293,9 @@ class Job:
         """The first version of the model takes its place."""
         self._adopt(*self._to_begin_with())
         self.meters.model(
-            lambda: self.deciding.names.model_version, lambda: self.deciding.guard is not None and self.deciding.guard.resting
+            lambda: self.deciding.names.model_version,
+            lambda: self.deciding.engine.kind,
+            lambda: self.deciding.guard is not None and self.deciding.guard.resting,
         )
 
     def _to_begin_with(self) -> tuple[Champion, Deciding]:

@@ -155,15 +155,19 @@ class ShadowCollector:
 class ModelCollector:
     """How the model does, looked up when somebody asks for the metrics."""
 
-    def __init__(self, pipeline: str, version: Callable[[], int], resting: Callable[[], bool]) -> None:
-        self._pipeline, self._version, self._resting = pipeline, version, resting
+    def __init__(
+        self, pipeline: str, version: Callable[[], int], engine: Callable[[], str], resting: Callable[[], bool]
+    ) -> None:
+        self._pipeline, self._version, self._engine, self._resting = pipeline, version, engine, resting
 
     def collect(self) -> Iterable[Metric]:
         version = GaugeMetricFamily("headrace_model_version", "Version of the model that decides", labels=["pipeline"])
         version.add_metric([self._pipeline], self._version())
         resting = GaugeMetricFamily("headrace_model_resting", "1 while a model that throws is let be", labels=["pipeline"])
         resting.add_metric([self._pipeline], int(self._resting()))
-        return [version, resting]
+        engine = GaugeMetricFamily("headrace_model_engine", "1 for what computes the model", labels=["pipeline", "engine"])
+        engine.add_metric([self._pipeline, self._engine()], 1)
+        return [version, engine, resting]
 
 
 class Meters:
@@ -226,9 +230,9 @@ class Meters:
         """Shows the bytes of the streaming features' state by entity."""
         self._registry.register(StateCollector(self._pipeline, sizes))
 
-    def model(self, version: Callable[[], int], resting: Callable[[], bool]) -> None:
-        """Shows which version of the model decides, and whether it is let be."""
-        self._registry.register(ModelCollector(self._pipeline, version, resting))
+    def model(self, version: Callable[[], int], engine: Callable[[], str], resting: Callable[[], bool]) -> None:
+        """Shows which version of the model decides, what computes it, and whether it is let be."""
+        self._registry.register(ModelCollector(self._pipeline, version, engine, resting))
 
     def shadow(self, compared: Callable[[], Compared | None]) -> None:
         """Shows how a shadow compares."""

@@ -56,6 +56,7 @@ class Arithmetic:
     """An engine that needs no file: a logistic score of the plain sum of what is not missing."""
 
     spec = ModelSpec("payments", tuple(Input(name, "number", ()) for name in NAMES))
+    kind = "arithmetic"
 
     def warm(self) -> None: ...
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 from safetensors.numpy import load_file
 
-from bench.dlrm import FLOP, WEIGHTS, matrix, network_of, write_model
+from bench.dlrm import FLOP, WEIGHTS, Gathering, matrix, network_of, write_model
 from bench.load import Payloads
 from bench.workloads import dlrm
 from bench.workloads.dlrm import CATEGORIES, NUMBERS
 from features.schema import Integer, Kind, Number, Schema, Text
 from features.spec import Fields
+from kernels.gather.cpu import gather
 from models.engine import OnnxEngine
 from models.spec import Input, ModelSpec
 from sinks.encoders import Scores
@@ -106,6 +108,16 @@ def test_codes_beyond_the_tables_are_those_at_their_ends(folder: Path, engine: O
     np.testing.assert_array_equal(engine.infer(beyond), engine.infer(inside))
     network = network_of(folder)
     np.testing.assert_array_equal(network.scores(beyond), network.scores(inside))
+
+
+def test_with_embeddings_that_a_kernel_takes_the_scores_are_the_same(folder: Path, engine: OnnxEngine) -> None:
+    def by_kernel(matrix: torch.Tensor, first: int, *arrays: torch.Tensor) -> None:
+        gather(matrix.numpy(), first, *(each.numpy() for each in arrays))
+
+    clicks, network = rows(97, engine), network_of(folder)
+    with torch.no_grad():
+        found = Gathering(network, by_kernel)(torch.from_numpy(clicks)).numpy()
+    np.testing.assert_allclose(found, network.scores(clicks), rtol=0, atol=1e-6)
 
 
 def test_the_files_say_what_they_are(folder: Path, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ class Nothing:
     """An engine that scores everything with 0."""
 
     spec = ModelSpec("faults", tuple(Input(name, "number", ()) for name in ("n", COUNT, SUM, SHARED)))
+    kind = "nothing"
 
     def warm(self) -> None: ...
 

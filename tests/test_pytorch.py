@@ -131,7 +131,9 @@ def test_a_pipeline_decides_by_the_engine_that_it_names(folder: Path, tmp_path: 
     record(of.registry_uri, "deep", folder, params={}, metrics={})
     pipeline = replace(payments(), model=Model("deep", engine=Torch(network_of)))
     sink, messages = MemorySink(), stream(40)
-    run(pipeline, of, registry=CollectorRegistry(), source=MemorySource([messages]), sink=sink)
+    registry = CollectorRegistry()
+    run(pipeline, of, registry=registry, source=MemorySource([messages]), sink=sink)
+    assert registry.get_sample_value("headrace_model_engine", {"pipeline": "payments", "engine": "PyTorch, cpu"}) == 1
     found = list(decisions(sink).values())
     assert len(found) == sum(b'"paid"' in value for _, value in messages)
     matrix = np.array([[each["features"][name] for name in NAMES] for each in found], np.float64).astype(np.float32)

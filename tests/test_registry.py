@@ -60,6 +60,21 @@ def test_files_that_were_changed_are_refused_with_expected_and_got(tmp_path: Pat
     assert (resolve(uri(tmp_path), "m", into=tmp_path / "models").folder / "model.onnx").read_bytes() == b"one"
 
 
+def test_symbolic_links_are_no_files_of_a_model(tmp_path: Path) -> None:
+    """Neither recorded nor, put in the place of what was fetched, taken for it: that is fetched again."""
+    record(uri(tmp_path), "m", trained(tmp_path / "a", b"one"), params={}, metrics={})
+    found = resolve(uri(tmp_path), "m", into=tmp_path / "models").folder
+    (tmp_path / "other").write_bytes(b"one")
+    for folder in (tmp_path / "a", found):
+        (folder / "model.onnx").unlink()
+        (folder / "model.onnx").symlink_to(tmp_path / "other")
+    with pytest.raises(ValueError, match="model.onnx: expected a file or a folder, got a symbolic link"):
+        record(uri(tmp_path), "m", tmp_path / "a", params={}, metrics={})
+    assert resolve(uri(tmp_path), "m", into=tmp_path / "models").folder == found
+    assert not (found / "model.onnx").is_symlink()
+    assert (found / "model.onnx").read_bytes() == b"one"
+
+
 def test_a_missing_registry_model_or_alias_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound, match=r"no model flights with alias champion in .*: make one \(headrace train"):
         resolve(uri(tmp_path), "flights", into=tmp_path / "models")

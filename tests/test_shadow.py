@@ -184,6 +184,8 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     keeper.look()
     until(lambda: (folder / READY).exists())
     first = process()
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(first.pid) == os.SCHED_IDLE
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
     keeper.look()

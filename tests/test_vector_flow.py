@@ -37,6 +37,7 @@ class Sums:
 
     def __init__(self, name: str, width: int, outputs: int = 1) -> None:
         self.spec = ModelSpec("sums", (Input(name, "vector", width=width),), outputs=outputs)
+        self.kind = "arithmetic"
         self.weights = np.arange(1, width * outputs + 1, dtype=np.float32).reshape(width, outputs)
 
     def warm(self) -> None: ...
