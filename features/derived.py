@@ -76,7 +76,7 @@ def evaluate(
 
 
 def numbers_of(column: pa.Array) -> npt.NDArray[Any]:
-    """A derived column as numbers: with NaN for null, if there are any."""
-    if column.null_count and column.type == BOOL:
+    """A derived column as numbers, a condition as 0 and 1: with NaN for null, if there are any."""
+    if column.type == BOOL:
         column = column.cast(pa.int8())
     return np.asarray(column.to_numpy(zero_copy_only=False))

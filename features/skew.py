@@ -58,6 +58,7 @@ def compare(
     stored row that was held has. Raises ValueError for a feature that is a number on one side and a text on the other.
     """
     n = len(served)
+    served, again = (each.cast(pl.Float32) if each.dtype == pl.Boolean else each for each in (served, again))
     if served.dtype.is_numeric() != again.dtype.is_numeric():
         raise ValueError(f"feature {name}: served as {served.dtype}, computed again as {again.dtype}")
     compared = np.ones(n, np.bool_) if substituted is None else ~substituted

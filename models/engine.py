@@ -19,6 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 from models.spec import ModelSpec
 
 Matrix = npt.NDArray[np.float32]
+FLOAT32 = np.dtype(np.float32)
 PLAIN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 UNLOADABLE = (
     native.Fail, native.InvalidArgument, native.InvalidGraph, native.InvalidProtobuf, native.NoSuchFile, native.NotImplemented,
@@ -82,7 +83,8 @@ class Limit:
 
     def __enter__(self) -> None:
         with self._lock:
-            self.options.terminate = self.passed = False
+            if self.passed:
+                self.options.terminate = self.passed = False
             self._began = time.monotonic()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
@@ -133,7 +135,9 @@ class OnnxEngine:
             self._session = session_of(content, threads, device)
         except UNLOADABLE as error:
             raise ModelRefused(f"{path}: ONNX Runtime cannot load it: {error}") from None
-        self._input, self._output = _check_shape(self._session, self.spec, path)
+        name, output = _check_shape(self._session, self.spec, path)
+        self._input, self._outputs, self._single = name, [output], self.spec.outputs == 1
+        self._call = self._session._sess.run  # what InferenceSession.run looks for first, in a microsecond, is known here
         self._limit = Limit(seconds) if seconds else None
         if self._limit:
             weakref.finalize(self, self._limit.end)  # who forgets to close an engine leaves no thread behind
@@ -147,20 +151,23 @@ class OnnxEngine:
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
         check_matrix(matrix, self.spec)
-        shape = self.spec.shape(len(matrix))
-        scores = self._run(matrix).reshape(shape) if len(matrix) else np.empty(shape, np.float32)
+        scores = self._run(matrix) if len(matrix) else np.empty(self.spec.shape(0), np.float32)
+        if len(scores) != len(matrix):
+            raise ValueError(f"model {self.spec.name}: expected scores of {len(matrix)} rows, got {list(scores.shape)}")
+        if self._single:
+            scores = scores.reshape(-1)
         if out is None:
             return scores
         out[:] = scores
         return out
 
     def _run(self, matrix: Matrix) -> Matrix:
-        limit, given = self._limit, ([self._output], {self._input: matrix})
+        limit = self._limit
         if limit is None:
-            return self._session.run(*given)[0]
+            return self._call(self._outputs, {self._input: matrix}, None)[0]
         try:
             with limit:
-                return self._session.run(*given, limit.options)[0]
+                return self._call(self._outputs, {self._input: matrix}, limit.options)[0]
         except native.Fail:
             if not limit.passed:
                 raise
@@ -169,12 +176,12 @@ class OnnxEngine:
     def close(self) -> None:
         if self._limit:
             self._limit.close()
-        del self._session
+        del self._call, self._session
 
 
 def check_matrix(matrix: Matrix, spec: ModelSpec) -> None:
     """Raises ValueError for another matrix than a model takes."""
-    if matrix.ndim != 2 or matrix.shape[1] != spec.columns or matrix.dtype != np.float32:
+    if matrix.ndim != 2 or matrix.shape[1] != spec.columns or matrix.dtype != FLOAT32:
         found = f"{matrix.dtype} {list(matrix.shape)}"
         raise ValueError(f"model {spec.name}: expected a matrix float32 [n, {spec.columns}], got {found}")
 

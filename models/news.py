@@ -53,6 +53,10 @@ class News:
             log.warning("model: %s is not what a look has written, and counts as none: %s", file, error)
             return cls()
 
+    def of(self, model: str) -> "News":
+        """The news, if they are of that model; else none: the pipeline had another one before."""
+        return self if self.model == model else News(model)
+
     def write(self, file: Path) -> None:
         """Writes it, whole or not at all."""
         file.parent.mkdir(parents=True, exist_ok=True)

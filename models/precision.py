@@ -82,8 +82,11 @@ def quantised(content: bytes, spec: ModelSpec, tolerance: float = INT8_TOLERANCE
 def _check(content: bytes, scores: Callable[[Matrix], Any], spec: ModelSpec, precision: str, tolerance: float) -> None:
     session, matrix = session_of(content), _rows(spec, MISSING)
     full = session.run(None, {session.get_inputs()[0].name: matrix})[0]
-    with np.errstate(all="ignore"):
-        other = np.asarray(scores(matrix))
+    try:
+        with np.errstate(all="ignore"):
+            other = np.asarray(scores(matrix))
+    except Exception as error:
+        raise ModelRefused(f"model {spec.name}: in {precision} it throws: {type(error).__name__}: {error}") from error
     both = np.isfinite(full) & np.isfinite(other)
     worst = float(np.abs(full - other)[both].max(initial=0.0))
     if worst > tolerance:
@@ -94,8 +97,10 @@ def _check(content: bytes, scores: Callable[[Matrix], Any], spec: ModelSpec, pre
 
 
 def _rows(spec: ModelSpec, missing: float) -> Matrix:
-    """The model's sample, and rows of the standard normal distribution of which a share is missing."""
-    rng = np.random.default_rng(0)
+    """The model's sample, and rows of the standard normal distribution of which a share is missing, with the sample's codes."""
+    rng, known = np.random.default_rng(0), sample(spec, None)
     normal = rng.standard_normal((ROWS, spec.columns)).astype(np.float32)
     normal[rng.random(normal.shape) < missing] = np.nan
-    return np.concatenate([normal, sample(spec, None)])
+    codes = np.repeat([each.kind in ("category", "hashed") for each in spec.inputs], [each.width for each in spec.inputs])
+    normal[:, codes] = known[rng.integers(len(known), size=ROWS)][:, codes]
+    return np.concatenate([normal, known])

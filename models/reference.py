@@ -159,7 +159,8 @@ def build_reference(
     the first whole day that has it.
     Raises ReferenceTooShortError for fewer than 14 days after that, ValueError for shapes that do not fit.
     """
-    if matrix.shape != (len(scores), len(names)) or len(times_us) != len(scores) or len(categorical) != len(names):
+    fit = scores.ndim == 1 and matrix.shape == (len(scores), len(names)) and len(times_us) == len(scores)
+    if not fit or len(categorical) != len(names):
         raise ValueError(
             f"reference: expected a matrix of {len(scores)} rows (scores) and {len(names)} columns (names), as many times and "
             f"flags; got {matrix.shape}, {len(times_us)} times, {len(categorical)} flags"

@@ -122,7 +122,7 @@ def _expect_there(pipeline: Pipeline, settings: JobSettings, asked: Sequence[Aga
 def parsed(file: Path, topic: str) -> list[Again]:
     """The lines of a file. Raises DeadLetterError for what is no letter about a message of the topic, or has not its value."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # a text may hold what else ends a line elsewhere
     except (OSError, UnicodeDecodeError) as error:
         raise DeadLetterError(f"{file}: expected a file of JSON lines, got {error}") from None
     made: dict[Place, Again] = {}
@@ -213,13 +213,18 @@ def send(pipeline: Pipeline, settings: JobSettings, messages: Sequence[Again]) -
     try:
         for each in sorted(messages, key=lambda each: each.place):
             partition, offset = each.place
-            producer.produce(
-                topic, each.value, each.key, partition, confirmed,
-                timestamp=marked(time.time_ns() // 1_000_000), headers=[header_of(topic, partition, offset)],
-            )  # fmt: skip
+            while True:
+                try:
+                    producer.produce(
+                        topic, each.value, each.key, partition, confirmed,
+                        timestamp=marked(time.time_ns() // 1_000_000), headers=[header_of(topic, partition, offset)],
+                    )  # fmt: skip
+                    break
+                except BufferError:  # its queue is full: what is in it has its own time-out
+                    producer.poll(0.1)
             producer.poll(0)
         left = producer.flush(FLUSH_SECONDS)
-    except (KafkaException, BufferError) as error:
+    except KafkaException as error:
         raise DeadLetterError(f"{topic}: {error}") from None
     if failed or left:
         why = failed[0] if failed else f"not confirmed within {FLUSH_SECONDS:g} s"

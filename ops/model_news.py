@@ -51,7 +51,7 @@ def watch(
     """
     name, models = pipeline.model.name, settings.home / "models"
     check, failing, file = None, "", news_file(models, pipeline.name)
-    known = News(name, News.read(file).good)  # what was refused before may be good now
+    known = News(name, News.read(file).of(name).good)  # what was refused before may be good now
     while True:
         try:
             check = check or checker(pipeline, settings)

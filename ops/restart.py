@@ -23,7 +23,7 @@ from ops.broker import free_port
 from ops.errors import FAILED, PREFIX, report
 from ops.suspects import Found, Kept, after
 from ops.worker import leave_with_parent, work
-from ops.workers import GRACE_SECONDS, WorkerDiedError, on_signals
+from ops.workers import GRACE_SECONDS, OF_ANOTHER, WORDS_SECONDS, WorkerDiedError, grace, on_signals
 from sinks.messages import DeliveryError
 from sinks.staged import FencedError, StaleSnapshotError
 from streams.pipeline import Pipeline
@@ -74,6 +74,11 @@ class Worker:
             if pid:
                 self.code = os.waitstatus_to_exitcode(status)
         return self.code is not None
+
+    @property
+    def lost_another(self) -> bool:
+        """Whether it has died of another worker's end, as it says itself."""
+        return (self.code or 0) > 0 and any(told in line for told in OF_ANOTHER for line in self.words)
 
     def last_words(self, workers: int) -> str:
         """What it died of."""
@@ -225,7 +230,7 @@ def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, aske
             os.set_blocking(reads, False)
             workers.append(Worker(number, pid, reads))
             selector.register(reads, selectors.EVENT_READ, workers[-1])
-        return wait(workers, selector, asked)
+        return wait(workers, selector, asked, grace(settings))
     finally:
         for worker in workers:
             if not worker.ended():
@@ -238,9 +243,12 @@ def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, aske
         os.close(alive)
 
 
-def wait(workers: Sequence[Worker], selector: selectors.BaseSelector, asked: threading.Event) -> Death:
-    """Waits until one dies, or all have left."""
-    told, deadline = False, 0.0
+def wait(
+    workers: Sequence[Worker], selector: selectors.BaseSelector, asked: threading.Event, seconds: float = GRACE_SECONDS
+) -> Death:
+    """Waits until one dies, or all have left, for which they have so many seconds once asked. Of one that has only lost another
+    it is not known yet why: who fails has more to do before it is gone than who has lost it, so that is waited for a little."""
+    told, deadline, until = False, 0.0, 0.0
     while True:
         for key, _ in selector.select(LOOK_SECONDS):
             if not key.data.read():
@@ -248,19 +256,23 @@ def wait(workers: Sequence[Worker], selector: selectors.BaseSelector, asked: thr
         left = [worker for worker in workers if not worker.ended()]
         died = [worker for worker in workers if worker.code and not (told and worker.code == -signal.SIGTERM)]
         if died:
-            first = min(died, key=lambda worker: (worker.code or 0) > 0)  # a peer's panic follows on a death by a signal
-            while first.read():
+            for worker in died:
+                while worker.read():
+                    continue
+            first = min(died, key=lambda worker: (worker.lost_another, (worker.code or 0) > 0))
+            until = until or time.monotonic() + WORDS_SECONDS
+            if first.lost_another and left and time.monotonic() < until:
                 continue
             return Death(first.code or FAILED, first.last_words(len(workers)))
         if not left:
             return Death(0)
         if asked.is_set() and not told:
-            told, deadline = True, time.monotonic() + GRACE_SECONDS
+            told, deadline = True, time.monotonic() + seconds
             for worker in left:
                 os.kill(worker.pid, signal.SIGTERM)
         if told and time.monotonic() > deadline:
             slow = ", ".join(str(worker.number) for worker in left)
-            raise WorkerDiedError(f"worker {slow} did not leave within {GRACE_SECONDS:.0f} s and was killed")
+            raise WorkerDiedError(f"worker {slow} did not leave within {seconds:.0f} s and was killed")
 
 
 def be_worker(

@@ -97,19 +97,22 @@ def train(pipeline: Pipeline, settings: JobSettings, *, seed: int, until: dateti
 
 
 def write_reference(rows: pa.Table, folder: Path, load: Load = OnnxEngine) -> npt.NDArray[np.float32]:
-    """Scores the rows with the new model and writes beside it what they and their scores look like; the medians go with it.
+    """Scores the rows with the new model and writes beside it what they and their scores look like; the medians go with it. Of
+    one with a vector, or several scores, only the medians: its drift cannot be measured.
 
-    load: the engine that serves it. Returns the scores [n].
+    load: the engine that serves it. Returns the scores [n], or [n, k].
     """
     engine = load(folder, threads=2)
     matrix, _ = assemble(rows.combine_chunks().to_batches()[0], engine.spec)
-    names = [each.name for each in engine.spec.inputs]
-    categorical = [each.kind == "category" for each in engine.spec.inputs]
+    inputs = engine.spec.inputs
+    at = np.cumsum([0, *(each.width for each in inputs)])
     times = rows["event_time"].combine_chunks().cast(pa.int64()).to_numpy()
     scores = np.concatenate([engine.infer(matrix[k : k + SCORED]) for k in range(0, len(matrix), SCORED)])
     engine.close()
-    numbers = [each.kind == "number" and not np.isnan(matrix[:, k]).all() for k, each in enumerate(engine.spec.inputs)]
-    medians = {name: float(np.nanmedian(matrix[:, k])) for k, name in enumerate(names) if numbers[k]}
+    numbers = {each.name: matrix[:, k] for k, each in zip(at, inputs, strict=False) if each.kind == "number"}
+    medians = {name: float(np.nanmedian(values)) for name, values in numbers.items() if not np.isnan(values).all()}
     replace(engine.spec, medians=medians).write(folder)
-    build_reference(names, categorical, matrix, scores, times).save(folder)
+    if engine.spec.outputs == 1 and len(inputs) == engine.spec.columns:
+        categorical = [each.kind == "category" for each in inputs]
+        build_reference(engine.spec.names, categorical, matrix, scores, times).save(folder)
     return scores

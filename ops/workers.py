@@ -60,17 +60,22 @@ def run_cluster(pipeline: str, settings: JobSettings) -> None:
                     raise WorkerDiedError(last_words(members, said))
                 if asked.is_set() and not told:
                     told = True
-                    deadline = time.monotonic() + GRACE_SECONDS
+                    deadline = time.monotonic() + grace(settings)
                     for member in members:
                         member.process.terminate()
                 if told and time.monotonic() > deadline:
                     slow = ", ".join(str(member.number) for member in members if member.process.poll() is None)
-                    raise WorkerDiedError(f"worker {slow} did not leave within {GRACE_SECONDS:.0f} s and was killed")
+                    raise WorkerDiedError(f"worker {slow} did not leave within {grace(settings):.0f} s and was killed")
                 time.sleep(LOOK_SECONDS)
             if any(member.process.returncode for member in members):
                 raise WorkerDiedError(last_words(members, said))
         finally:
             end([member.process for member in members], 0)
+
+
+def grace(settings: JobSettings) -> float:
+    """The seconds that workers have to leave: the epoch has to end, and what is on its way to be delivered."""
+    return GRACE_SECONDS + settings.epoch_seconds
 
 
 def start(command: Sequence[str], environment: dict[str, str], number: int, said: Said) -> Member:

@@ -93,11 +93,14 @@ class Pace:
         """What is known is of another model. Any thread may say so."""
         self._forgotten = True
 
-    def rows(self) -> int:
-        """How many rows a round of polls may take."""
+    def _look(self) -> None:
         if self._forgotten:
             self._forgotten = False
             self._begin()
+
+    def rows(self) -> int:
+        """How many rows a round of polls may take."""
+        self._look()
         return MOST_ROWS if self._clock() < self._hopeless_until else int(self._rows)
 
     def late(self, step: str, polled_at: I64, now: int) -> npt.NDArray[np.bool_]:
@@ -105,6 +108,7 @@ class Pace:
 
         polled_at, now: ns. Where all would be shed that come to be scored, they are scored now and then, to see.
         """
+        self._look()
         left = self._seconds - self._from[step].of(len(polled_at))
         late = np.asarray(now - polled_at > 1e9 * left)
         if step == "score" and late.all() and self._clock() - self._probed >= PROBE_SECONDS:

@@ -158,7 +158,10 @@ class Deciding:
         if self.stored is not None and self.stored.refuses:
             refused = (flags >> self.flags.index(REFUSED) & 1).astype(np.bool_)
             scores = np.where(refused if scores.ndim == 1 else refused[:, None], np.float32(np.nan), scores)
-        missing = np.isnan(scores) if scores.ndim == 1 else np.isnan(scores).any(axis=1)
+        known = np.isfinite(scores)
+        missing = ~known if scores.ndim == 1 else ~known.all(axis=1)
+        if missing.any():
+            scores = np.where(known, scores, np.float32(np.nan))  # infinity is no score either
         for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, missing)):
             if mask.any():
                 flags = self._flagged(flags, name, np.asarray(mask))
@@ -194,7 +197,7 @@ class Deciding:
             "reasons": decided.reasons,
             "model": self.names.model,
             "model_version": self.names.model_version,
-            "flags": self._flag_lists(work.flags),
+            "flags": self.flag_lists(work.flags),
             "event_time": batch.column(self.names.time),
             "decided_at": np.full(n, self.clock_ns() // 1000, "datetime64[us]"),
             "schema_version": self.names.schema_version,
@@ -214,8 +217,10 @@ class Deciding:
         return f"{self.names.pipeline}/{self.names.topic}/"
 
     @cached_property
-    def _flag_lists(self) -> Combinations:
-        return Combinations(lambda bits: [name for k, name in enumerate(self.flags) if bits >> k & 1], 1)
+    def flag_lists(self) -> Combinations:
+        """From the flags of rows to their names, coded."""
+        flags = self.flags
+        return Combinations(lambda bits: [name for k, name in enumerate(flags) if bits >> k & 1], 1)
 
 
 def answers(work: Work, sinks: Sequence[Decisions], encoder: Encoder) -> tuple[dict[str, Column], list[Messages]]:

@@ -21,9 +21,9 @@ from features.spec import Fields, seconds
 from features.state import spans
 from features.stored import StoredFeatures
 from features.streaming import Cutter
-from models.engine import Engine, ModelRefused
+from models.engine import Engine
 from models.guard import Guard
-from models.news import Good, News, key, loaded, news_file, reason_of
+from models.news import Good, News, key, loaded, news_file, reason_of, try_out
 from models.policy import SCORE
 from models.reference import Reference
 from models.registry import resolve
@@ -299,25 +299,29 @@ class Job:
         )
 
     def _to_begin_with(self) -> tuple[Champion, Deciding]:
-        """The registry's champion, or, where that cannot be used or is refused, the last one that was checked."""
+        """The registry's champion, or, where that cannot be used, the last one that was checked and can. One that was refused is
+        tried again: the pipeline, or what failed, may be another."""
         if self.champion is not None:
             return self.champion, self.decided_by(self.champion)
         name, models = self.pipeline.model.name, self.settings.home / "models"
         file = news_file(models, self.pipeline.name)
         with suppress(FileNotFoundError):
             self.news_read = file.stat().st_mtime_ns
-        news, asked = News.read(file), Good(0, "", "")
+        news, asked = News.read(file).of(name), Good(0, "", "")
         try:
             version = resolve(self.settings.registry_uri, name, into=models)
             asked = Good(version.version, version.digest, version.folder.name)
-            if reason := news.refused.get(key(version.version, version.digest)):
-                raise ModelRefused(f"model {name}: version {version.version} is refused: {reason}")
-            return self.made(asked)
+            made = self.made(asked)
+            if key(version.version, version.digest) in news.refused:
+                try_out(made[0].engine, made[0].reference)
+            return made
         except ValueError as error:
             for good in news.good:
-                if good != asked and digest_of(models / good.folder) == good.digest:
-                    self.say(f"model {name}: version {good.version} decides: the champion cannot be used: {reason_of(error)}")
-                    return self.made(good)
+                with suppress(OSError, ValueError):  # it may not fit either: then the champion's error is to be seen
+                    if good != asked and digest_of(models / good.folder) == good.digest:
+                        found = self.made(good)
+                        self.say(f"model {name}: version {good.version} decides: the champion cannot be used: {reason_of(error)}")
+                        return found
             raise
 
     def made(self, good: Good, checked: bool = False) -> tuple[Champion, Deciding]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from models.engine import Engine, Load
 
 
+DAY_SECONDS = 86_400
 DELIVERIES = ("at_least_once", "exactly_once")
 
 
@@ -78,12 +79,19 @@ class Model:
 class Drift:
     """Watches the model's inputs and scores per window of event time, and reports to a topic.
 
-    rate: the share of windows in which a false alarm is accepted, whatever the number of features.
+    window: a day of UTC. rate: the share of windows in which a false alarm is accepted, whatever the number of features.
+    Raises ValueError for another window, or a rate that cannot be.
     """
 
     topic: str
     window: str = "1d"
     rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        if seconds(self.window) != DAY_SECONDS:
+            raise ValueError(f"drift: expected a window of a day (1d), got {self.window}")
+        if not 0 < self.rate < 1:
+            raise ValueError(f"drift: expected a rate above 0 and below 1, got {self.rate:g}")
 
 
 @dataclass(frozen=True)

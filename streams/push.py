@@ -20,6 +20,7 @@ def taker(push: Push, group: Group, deciding: Deciding, pushing: Pushing) -> Cal
         for each in group.features
         if set(each.names) & set(push.features)
     }
+    at = deciding.names.time
     warming = np.int64(sum(1 << k for k, name in enumerate(deciding.flags) if name in spans))
 
     def take(work: Work) -> None:
@@ -27,7 +28,7 @@ def taker(push: Push, group: Group, deciding: Deciding, pushing: Pushing) -> Cal
         if pa.types.is_dictionary(entity.type):
             entity = entity.dictionary_decode()
         values = np.array([work.computed[name] for name in push.features])
-        found = Values(entity, values, microseconds(work.batch.column(deciding.names.time)))
+        found = Values(entity, values, microseconds(work.batch.column(at)))
         left_out = (work.flags & warming) != 0
         if entity.null_count or left_out.any():
             rows = np.flatnonzero(entity.is_valid().to_numpy(zero_copy_only=False) & ~left_out)

@@ -14,8 +14,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from streams.door import Trouble
 
 ANSWER_SECONDS, REFUSED_SECONDS = 5.0, 30.0
-LOOK_SECONDS, COUNT_SECONDS, LOOK_TIMEOUT = 5.0, 30.0, 1.0
-AHEAD = 16
+LOOK_SECONDS, COUNT_SECONDS, LOOK_TIMEOUT, FIRST_SECONDS = 5.0, 30.0, 1.0, 30.0
+AHEAD, MOST = 16, 1_000_000
+"""MOST: more is an error to the client."""
 
 
 class SourceError(RuntimeError):
@@ -56,6 +57,16 @@ class Reader:
         self._assigned = False
         if self._consumer is None:
             self._consumer = Consumer(self._config)
+
+    def first(self, partition: int) -> int:
+        """The first offset that a partition has, or will have. Raises SourceError."""
+        if self._consumer is None:
+            self._consumer = Consumer(self._config)
+        try:
+            low, _ = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=FIRST_SECONDS)
+        except KafkaException as error:
+            raise SourceError(f"{self._topic}/{partition}: expected its first offset, got {error.args[0].str()}") from None
+        return int(low)
 
     def take(self, partition: int, most: int, wait: float = 0.0) -> list[Message]:
         """A partition's next messages, `most` at most; the last may be the event that its log ends there. wait: the seconds
@@ -122,6 +133,7 @@ class Reader:
 
     def _come(self, most: int, seconds: float) -> list[Message]:
         """What has come; the first is waited for: by `poll`, which returns with it, where `consume` waits for `most`."""
+        most = min(most, MOST)
         if not seconds:
             return self._open.consume(most, 0)
         began = time.perf_counter()

@@ -76,6 +76,7 @@ def run(
                 around.enter_context(checkpointing(folder))
             if settings.model_look_seconds:
                 around.enter_context(closing(Swapping(job, rehearsed)))
+            del rehearsed  # a version that goes is to be freed
             around.enter_context(native_errors_to(settings.home / f"native-{worker}.log"))
             if len(addresses) > 1:
                 await_peers(addresses[:worker], PEERS_SECONDS)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from bytewax.inputs import FixedPartitionedSource
-from confluent_kafka import OFFSET_BEGINNING, KafkaError, Message
+from confluent_kafka import KafkaError, Message
 from confluent_kafka.admin import AdminClient
 
 from streams.decode import PROVENANCE
@@ -46,14 +46,16 @@ class _KafkaPartition(Partition):
     ) -> None:
         if resume is None:
             resume = beginning.read.get(shard_number(name))
-        super().__init__(name, 0 if resume is None else resume, stop, until_end, gate, beginning)
+        if resume is None:  # a partition may be empty and begin at 500: with 0 for its position nobody could go on
+            resume = reader.first(shard_number(name))
+        super().__init__(name, resume, stop, until_end, gate, beginning)
         self._spent = spent
         self._topic = topic
         self._partition = self._number
         self._rows = self._next_rows = rows
         self._clock_ns = clock_ns
         self._reader = reader
-        reader.add(self._partition, OFFSET_BEGINNING if resume is None else resume)
+        reader.add(self._partition, resume)
 
     def poll(self, wait: float = 0.0) -> Polled | None:
         started = time.perf_counter()

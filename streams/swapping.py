@@ -31,7 +31,8 @@ class Swapping:
         self._file = news_file(job.settings.home / "models", job.pipeline.name)
         self._patience = max(PATIENCE_SECONDS, 5 * job.settings.model_look_seconds)
         self._ready = [(job.champion_in_use, job.deciding)]
-        self._refused = set(News.read(self._file).refused)
+        self._said = set(News.read(self._file).refused)
+        self._failed = set[str]()  # here: what the look refused, a later one may find good
         self._read, self._looked, self._alone = job.news_read, time.time(), False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -64,18 +65,20 @@ class Swapping:
             self._say(f"nobody has looked for another version for {self._patience:.0f} s: start the job again")
 
     def _take(self, news: News) -> None:
-        for called in news.refused.keys() - self._refused:
-            self._refuse(called, news.refused[called])
         job = self._job
+        news = news.of(job.pipeline.model.name)
+        for called in news.refused.keys() - self._said:
+            self._refuse(called, news.refused[called])
         if not news.good or (good := news.good[0])[:2] == (job.deciding.names.model_version, job.deciding.digest):
             return
-        if key(good.version, good.digest) in self._refused:
+        if (called := key(good.version, good.digest)) in self._failed or called in news.refused:
             return
         kept = [each for each in self._ready if (each[0].version, each[0].digest) == good[:2]]
         try:
             found = kept[0] if kept else self._made(good)
         except Exception as error:  # noqa: BLE001 - whatever a version raises, the one in use goes on
-            self._refuse(key(good.version, good.digest), reason_of(error))
+            self._failed.add(called)
+            self._refuse(called, reason_of(error))
             return
         before = job.deciding.names.model_version
         job.swap(*found)
@@ -96,7 +99,7 @@ class Swapping:
         return champion, deciding
 
     def _refuse(self, called: str, reason: str) -> None:
-        self._refused.add(called)
+        self._said.add(called)
         self._job.meters.model_refused.inc()
         self._say(f"version {called.partition('-')[0]} is refused: {reason}")
 

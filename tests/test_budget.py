@@ -49,6 +49,20 @@ class Worker:
             self.rounds.append((self.clock.now, rows, took))
 
 
+def test_a_new_model_is_measured_anew_also_where_nobody_asks_for_rounds() -> None:
+    """As in event order: what the model before took makes no row late."""
+    clock = Clock()
+    pace = Pace(Budget(BUDGET_MS, "shed"), clock)
+    now = round(clock.now * 1e9)
+    for _ in range(2 * ENOUGH):
+        pace.took(64, 64, now - 10**9, now - 10**9, now, now)
+    polled = np.full(64, now)
+    assert not pace.late("score", polled, now).any(), "scored now and then, to see"
+    assert pace.late("score", polled, now).all()
+    pace.forget()
+    assert not pace.late("score", polled, now).any()
+
+
 @pytest.mark.parametrize("fixed_ms", [0.1, 2.0, 4.0, 5.0, 6.0])
 def test_a_backlog_is_worked_off_in_time_whatever_a_batch_costs_by_itself(fixed_ms: float) -> None:
     worker = Worker(1e9, lambda rows: fixed_ms / 1e3 + rows * 10e-6)

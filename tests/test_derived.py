@@ -107,6 +107,7 @@ def test_a_derived_one_cannot_read_one_that_comes_after_it() -> None:
 
 def test_conditions_become_numbers() -> None:
     assert np.array_equal(numbers_of(pa.array([True, None, False])), [1, np.nan, 0], equal_nan=True)
+    assert numbers_of(pa.array([True, False])).dtype == np.int8, "also where none is null"
 
 
 degrees = st.floats(-90, 90), st.floats(-400, 400)

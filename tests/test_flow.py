@@ -11,6 +11,8 @@ import pytest
 from payments import CHAMPION, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
+from features.spec import Derived
+from models.policy import Bands, Rule
 from sinks.memory import MemorySink
 from streams import flow, rounds
 from streams.run import run
@@ -131,6 +133,22 @@ def test_killed_and_resumed_decides_everything_as_if_nothing_happened(tmp_path: 
     for one in (*whole.values(), *again.values()):
         del one["decided_at"]
     assert again == whole
+
+
+def test_a_rule_reads_a_condition_that_is_a_feature(tmp_path: Path) -> None:
+    """In batches with and without a card that is missing, where it is null."""
+    whole, log, sink = payments(), stream(400), MemorySink()
+    seen = Rule("seen", when="again == 1 and shop == 'shop-1'", decide="block")
+    features = [*whole.features, Derived("again", "amount_count_1h_by_card > 0")]
+    pipeline = replace(whole, features=features, policy=Bands(block=0.7, otherwise="allow", rules=[seen]))
+    source = MemorySource([log], rows=5)
+    run(pipeline, settings(tmp_path), registry=CollectorRegistry(), source=source, sink=sink, champion=CHAMPION)
+    found = decisions(sink).values()
+    assert {one["features"]["again"] for one in found} == {None, 0, 1}
+    for one in found:
+        shop = json.loads(log[one["event_id"]][1])["shop"]
+        assert ("seen" in one["reasons"]) == (one["features"]["again"] == 1 and shop == "shop-1")
+    assert any("seen" in one["reasons"] for one in found)
 
 
 def test_stopped_it_drains_and_goes_on(tmp_path: Path) -> None:

@@ -161,6 +161,27 @@ def test_where_one_call_in_three_fails_every_event_is_decided_and_flagged_where_
         assert 0.3 < len(flagged) / len(found) < 0.35 if rows == 1 else not flagged, "halves of a batch are tried again"
 
 
+class Divides(Arithmetic):
+    """Gives infinity at amounts of 390 and more, and minus infinity below 10."""
+
+    def infer(self, matrix: npt.NDArray[np.float32], out: Any = None) -> npt.NDArray[np.float32]:
+        scores = super().infer(matrix)
+        return np.where(matrix[:, 0] >= 390, np.float32(np.inf), np.where(matrix[:, 0] < 10, np.float32(-np.inf), scores))
+
+
+def test_infinity_is_no_score(tmp_path: Path) -> None:
+    found, _ = decided_by(Divides(), tmp_path / "divides")
+    expected, _ = decided_by(Arithmetic(), tmp_path / "well")
+    assert found.keys() == expected.keys()
+    for key, one in found.items():
+        if 10 <= one["features"]["amount"] < 390:
+            assert (one["score"], one["decision"]) == (expected[key]["score"], expected[key]["decision"])
+        else:
+            assert (one["score"], one["decision"], one["reasons"]) == (None, "allow", ["no_score"])
+            assert "fallback" in one["flags"]
+    assert 0 < sum(one["score"] is None for one in found.values()) < 0.2 * len(found)
+
+
 def decided_by(engine: Arithmetic, home: Path, rows: int = 64) -> tuple[dict[str, dict[str, Any]], CollectorRegistry]:
     registry, sink = CollectorRegistry(), MemorySink()
     source = MemorySource([stream(2000)], rows=rows)

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from payments import Arithmetic, payments, settings, stream
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from payments import CHAMPION, Arithmetic, payments, settings, stream
 from prometheus_client import CollectorRegistry
 from test_rebuild import spread
 from test_rebuild_kafka import fill, written
@@ -91,3 +93,24 @@ def test_kafkas_own_tool_shows_the_lag_falling_to_0(
     assert looks[-1] == 0
     assert looks == sorted(looks, reverse=True)
     assert len(set(looks)) > LOOKS // 2, "it was drained before it could be watched"
+
+
+@pytest.mark.slow
+def test_a_partition_whose_messages_are_gone_is_gone_on_with(
+    apache_kafka: Broker, tmp_path: Path, name: Callable[[str], str]
+) -> None:
+    """It begins at 20 and is empty when the job starts first, and when it starts again."""
+    topic, logs = name("gone"), spread(stream(60), 2)
+    fill(apache_kafka.address, topic, logs)
+    admin = AdminClient({"bootstrap.servers": apache_kafka.address})
+    (deleted,) = admin.delete_records([TopicPartition(topic, 1, len(logs[1]))]).values()
+    assert deleted.result(30).low_watermark == len(logs[1])
+    pipeline: Pipeline = replace(payments(), name=name("payments"), decide_on="True", sinks=[Decisions(f"{topic}-out")])
+    pipeline = replace(pipeline, events=replace(pipeline.events, topic=topic))
+    job = pipeline, settings(tmp_path, brokers=apache_kafka.address, recovery=True, epoch_seconds=0.25)
+    for _ in range(2):
+        run(*job, registry=CollectorRegistry(), champion=CHAMPION, until_end=True)
+    assert len(written(apache_kafka.address, f"{topic}-out")) == len(logs[0])
+    fill(apache_kafka.address, topic, [[], logs[1][:3]])
+    run(*job, registry=CollectorRegistry(), champion=CHAMPION, until_end=True)
+    assert len(written(apache_kafka.address, f"{topic}-out")) == len(logs[0]) + 3

@@ -97,6 +97,16 @@ def test_partitions_that_were_added_are_told_of_once(
     assert caplog.messages == ["source: t has 5 partitions, this run reads 3: stop it and start it again, and it reads all"]
 
 
+def test_no_more_is_asked_for_than_the_client_gives(fake: FakeConsumer, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, asked = Reader("t", {}), list[int]()
+    for partition in range(300):
+        one.add(partition, 0)
+    monkeypatch.setattr(fake, "consume", lambda most, seconds: asked.append(most) or [])
+    assert one.take(0, 4096) == one.take(0, 4096, wait=0.1) == []
+    assert asked[0] == 1_000_000
+    assert max(asked) == 1_000_000
+
+
 def test_each_partition_gets_its_own_in_order(fake: FakeConsumer) -> None:
     one = Reader("t", {})
     one.add(0, 5)

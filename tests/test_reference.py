@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from bench.dense import write_model
 from models.reference import (
     DAY_US,
     STATISTICS,
@@ -15,6 +17,8 @@ from models.reference import (
     judge,
     statistics,
 )
+from models.spec import ModelSpec
+from ops.train import write_reference
 
 NAMES = ("carrier", "distance", "delay", "temp", "history")
 CATEGORICAL = (True, False, False, False, False)
@@ -194,3 +198,20 @@ def test_saved_and_loaded_it_is_the_same(year: Reference, tmp_path: Path) -> Non
     words.write_text(words.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="expected version"):
         Reference.load(tmp_path)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_vector_or_several_scores_have_no_reference(tmp_path: Path, outputs: int) -> None:
+    write_model(tmp_path, "dense", "x", (3, 4, outputs))
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(300, dtype=np.float32)), 3)
+    rows = pa.table({"x": vectors, "event_time": pa.array(np.arange(100) * DAY_US, pa.timestamp("us", "UTC"))})
+    scores = write_reference(rows, tmp_path)
+    assert scores.shape == ((100,) if outputs == 1 else (100, 2))
+    assert not list(tmp_path.glob("reference*"))
+    assert ModelSpec.read(tmp_path).medians == {}
+
+
+def test_several_scores_a_row_are_refused() -> None:
+    matrix, scores, times = stream(20)
+    with pytest.raises(ValueError, match=r"reference: expected a matrix of 6000 rows"):
+        build_reference(NAMES, CATEGORICAL, matrix, np.stack([scores, scores], 1), times)

@@ -1,9 +1,11 @@
 """`headrace run --restart`: real processes on a real broker, one of which dies, and what the topics hold afterwards."""
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 
 from bench.proving.job import COUNT, event, make_model
 from ops.broker import Broker
+from ops.errors import FAILED
+from ops.restart import FINAL, Death, Worker, wait
 from ops.topics import create
 from ops.workers import as_environment, end
 from streams.settings import JobSettings
@@ -193,3 +197,36 @@ def test_a_job_that_is_refused_at_the_door_is_not_started_again(embedded_broker:
         assert process.wait(60) == 1
     assert "no model faults" in log.read_text()
     assert "started again" not in log.read_text()
+
+
+class Dying(Worker):
+    """A worker that ends after a while, with a code and words."""
+
+    def __init__(self, number: int, after: float, code: int, words: str = "") -> None:
+        super().__init__(number, 0, -1)
+        self._at, self._end = time.monotonic() + after, (code, [words] if words else [])
+
+    def read(self) -> bool:
+        return False
+
+    def ended(self, wait: bool = False) -> bool:
+        if time.monotonic() >= self._at:
+            self.code, self.words = self._end
+        return self.code is not None
+
+
+@pytest.mark.parametrize(
+    ("workers", "death"),
+    [
+        ([Dying(0, 0.3, FINAL, "fenced"), Dying(1, 0, FAILED, "Send thread panic: Any")], Death(FINAL, "worker 0 of 2: fenced")),
+        ([Dying(0, 9, 0), Dying(1, 0, FAILED, "no bread")], Death(FAILED, "worker 1 of 2: no bread")),
+        ([Dying(0, 0, FAILED, "MergeQueue poisoned"), Dying(1, 0, -9)], Death(-9, "worker 1 of 2 was killed by SIGKILL")),
+        (
+            [Dying(0, 0, FAILED, "Send thread panic"), Dying(1, 0.1, FAILED, "MergeQueue poisoned")],
+            Death(FAILED, "worker 0 of 2: Send thread panic"),
+        ),
+    ],
+)
+def test_who_fails_is_what_a_job_died_of_and_not_who_has_lost_it(workers: list[Dying], death: Death) -> None:
+    with selectors.DefaultSelector() as selector:
+        assert wait(workers, selector, threading.Event()) == death

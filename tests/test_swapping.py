@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from small_models import logistic
 
 from models.engine import ModelRefused, OnnxEngine
-from models.news import Good, News, loaded, look, news_file, sample, try_out
+from models.news import Good, News, key, loaded, look, news_file, sample, try_out
 from models.reference import build_reference
 from models.registry import record
 from models.spec import Input, ModelSpec, digest
@@ -189,16 +189,53 @@ def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_
     publish(values.registry_uri, better := version(tmp_path / "better", NAMES, 20))
     begin()
     assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {2}, "old news are none"
-    News("payments", (Good(7, digest(good), "good"),), {f"2-{digest(better)[:12]}": "it is bad"}).write(file)
+    News("payments", (Good(7, digest(good), "good"),), {f"2-{digest(better)[:12]}": "it was bad"}).write(file)
     begin()
-    assert "version 2 is refused: it is bad" in said[-1]
+    assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {2}, "it may be good by now"
+    publish(values.registry_uri, nan := version(tmp_path / "nan", NAMES, 0))
+    News("payments", (Good(7, digest(good), "good"),), {f"3-{digest(nan)[:12]}": "it is bad"}).write(file)
+    begin()
+    assert "version 7 decides: the champion cannot be used: model payments: expected scores, got none" in said[-1]
     assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {7}
+    other = version(home / "models" / "other", ("what_nobody_computes",), 3)
+    for news in (
+        News("another", (Good(7, digest(good), "good"),), {f"3-{digest(nan)[:12]}": "it is bad"}),
+        News("payments", (Good(8, digest(other), "other"),)),
+    ):
+        news.write(file)
+        begin()
+        assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {3}, "not by a look's news"
     (good / "model.onnx").write_bytes(b"other")
-    with pytest.raises(ValueError, match="it is bad"):
+    News("payments", (Good(7, digest(good), "good"),), {f"3-{digest(nan)[:12]}": "it is bad"}).write(file)
+    with pytest.raises(ValueError, match="expected scores, got none"):
         begin()
     file.write_text("{")
     begin()
-    assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {2}
+    assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {3}
+
+
+def test_a_version_that_was_refused_and_is_found_good_is_taken(tmp_path: Path, versions: list[Path]) -> None:
+    """As where a pipeline learned of a feature that it needs, and the news from before are still there; those of a model that
+    the pipeline had before are none."""
+    file, sink = news_file(tmp_path / "home" / "models", "payments"), MemorySink()
+    good = [Good(number, digest(folder), folder.name) for number, folder in enumerate(versions, 1)]
+    News("payments", (good[0],), {key(*good[1][:2]): "it has inputs that are not features"}).write(file)
+    turns = iter([(200, News("another", (good[2],))), (600, News("payments", (good[1], good[0])))])
+    due: Any = next(turns)
+
+    def on_write(messages: Messages) -> None:
+        nonlocal due
+        if due and len(sink.values("verdicts")) >= due[0]:
+            due[1].write(file)
+            time.sleep(0.5)
+            due = next(turns, None)
+
+    sink.on_write = on_write
+    parts = {"source": MemorySource([stream(4000)], rows=50), "sink": sink, "champion": champion(1, versions[0])}
+    run(payments(), settings(tmp_path / "home"), registry=CollectorRegistry(), **parts)
+    found = [one["model_version"] for one in decisions(sink).values()]
+    assert [number for number, _ in groupby(found)] == [1, 2]
+    assert found.index(2) >= 600
 
 
 def publish(uri: str, folder: Path) -> None:

@@ -102,6 +102,24 @@ def test_fp16_is_taken_only_where_scores_stay_what_they_were() -> None:
         halved(*of_nodes(node, w=np.full((3, 1), 3000.0, np.float32)))
 
 
+def of_codes(buckets: int) -> tuple[bytes, ModelSpec]:
+    """Rows of a table by the codes of a hashed input."""
+    column = helper.make_node("Gather", ["x", "first"], ["code"], axis=1)
+    cast = helper.make_node("Cast", ["code"], ["place"], to=TensorProto.INT64)
+    row = helper.make_node("Gather", ["table", "place"], ["y"])
+    table = (np.arange(buckets) % 2).astype(np.float32)
+    model, _ = of_nodes(column, cast, row, first=np.array([0]), table=table)
+    return model, ModelSpec("codes", (Input("h", "hashed", buckets=buckets), Input("a", "number"), Input("b", "number")))
+
+
+def test_codes_that_fp16_cannot_hold_are_refused_and_those_that_it_can_are_not() -> None:
+    halved(*of_codes(1000))
+    with pytest.raises(ModelRefused, match=r"model codes: in fp16 its scores differ by 1, "):
+        halved(*of_codes(5000))
+    with pytest.raises(ModelRefused, match="model codes: in fp16 it throws: "):
+        halved(*of_codes(500_000))
+
+
 def test_int8_is_taken_only_where_scores_stay_what_they_were(folder: Path) -> None:
     known = helper.make_node("IsNaN", ["x"], ["none"]), helper.make_node("Where", ["none", "zero", "x"], ["full"])
     nodes, zero = (*known, helper.make_node("MatMul", ["full", "w"], ["y"])), np.zeros(1, np.float32)

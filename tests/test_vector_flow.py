@@ -20,6 +20,7 @@ from models.spec import Input, ModelSpec
 from sinks.encoders import Echo, Scores
 from sinks.memory import MemorySink
 from sinks.messages import Messages
+from streams.budget import Budget
 from streams.decode import Decoded
 from streams.job import Champion
 from streams.pipeline import Decisions, Drift, Model, Pipeline
@@ -121,6 +122,13 @@ def test_decisions_are_made_of_vectors_too_and_beside_other_messages(tmp_path: P
         assert decision["decision"] == ("high" if want[decision["event_id"]] >= 0 else "low")
         event = json.loads(log[decision["event_id"]][1])
         assert np.array(decision["features"]["x"], np.float32).tolist() == np.array(event["x"], np.float32).tolist()
+
+
+def test_what_is_late_is_counted_where_no_decision_says_so(tmp_path: Path) -> None:
+    job, registry = pipeline(Point, "id", "x", [Decisions("scores", encode=Scores())], budget=Budget(0.001)), CollectorRegistry()
+    parts = {"source": MemorySource([points(100)], rows=7), "sink": MemorySink(), "champion": Champion(1, Sums("x", 3), None)}
+    run(job, settings(tmp_path), registry=registry, **parts)
+    assert registry.get_sample_value("headrace_flags_total", {"pipeline": "points", "flag": "late"}) == 100
 
 
 def test_windows_over_the_time_of_arrival(tmp_path: Path) -> None:
