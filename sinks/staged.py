@@ -206,7 +206,14 @@ class Stage:
                 f"sink: lane {lane.name}, {stream}: expected a snapshot with what was committed, up to number {done}, got one "
                 f"up to {self._sequence}: the recovery store is older than the output; --rebuild begins another one"
             )
-        for epoch in [] if state is None else unpacked(stream, state):
+        pending = [] if state is None else unpacked(stream, state)
+        known = min((epoch.sequence for epoch in pending), default=self._sequence + 1) - 1
+        if done < known:
+            raise StaleSnapshotError(
+                f"sink: lane {lane.name}, {stream}: expected a record of what was committed, up to number {known}, got one up to "
+                f"{done}: the progress topic is gone, or is another cluster's; --rebuild begins another one"
+            )
+        for epoch in pending:
             if epoch.sequence > done:
                 lane.hold(epoch, due=True)
 

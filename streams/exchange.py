@@ -28,8 +28,10 @@ from features.memo import Memo
 from features.streaming import Cut, Cutter, Group
 from streams.meters import Meters
 from streams.ordering import NEVER, Held
+from streams.replays import ORIGINAL
 from streams.routing import page_name, shard_name, shard_number
 from streams.shards import VERSION, Shards, checked
+from streams.store import RecoveryError
 from streams.wire import arrays_from_ipc, arrays_to_ipc, from_ipc, to_ipc
 
 Hashes: TypeAlias = dict[str, npt.NDArray[np.uint64]]
@@ -265,10 +267,17 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
     epochs.
 
     Where an entity of a row is null its features stay null. undecided: where a snapshot writes what the partition's first
-    waiting batch is, if one waits.
+    waiting batch is, if one waits. kept: the columns that are needed of an event; RecoveryError is raised where rows that wait
+    in a snapshot lack one.
     """
 
-    def __init__(self, groups: Sequence[Group], resume: dict[str, Any] | None, undecided: dict[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        resume: dict[str, Any] | None,
+        undecided: dict[int, int] | None = None,
+        kept: Sequence[str] = (),
+    ) -> None:
         edges = np.cumsum([0, *(len(group.names) for group in groups)]).tolist()
         self._features = edges[-1]
         self._of_group = [slice(a, b) for a, b in pairwise(edges)]
@@ -277,8 +286,8 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
         self._undecided = {} if undecided is None else undecided
         self._partition = -1
         if resume:
-            for sequence, batch, missing, begins, values in checked(resume)["waiting"]:
-                waiting = _Waiting(from_ipc(batch), missing, self._features, {})
+            for sequence, packed, missing, begins, values in checked(resume)["waiting"]:
+                waiting = _Waiting(_with(from_ipc(packed), kept), missing, self._features, {})
                 waiting.begins = begins
                 waiting.values[:] = np.frombuffer(values).reshape(waiting.values.shape)
                 self._waiting[sequence] = waiting
@@ -324,6 +333,17 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
             self._undecided[self._partition] = sequence
         else:
             self._undecided.pop(self._partition, None)
+
+
+def _with(batch: pa.RecordBatch, kept: Sequence[str]) -> pa.RecordBatch:
+    """Rows that wait, with the columns that are needed now."""
+    if lacking := [name for name in kept if name not in batch.schema.names]:
+        raise RecoveryError(
+            f"recovery store: rows that wait for other partitions: expected columns {', '.join(lacking)}, got none: let the "
+            "pipeline run as it was until no row waits, or --rebuild"
+        )
+    names = [*kept, *(name for name in (ORIGINAL,) if name in batch.schema.names)]
+    return batch.select(names) if kept else batch
 
 
 def _cut(packed: Cut | bytes) -> Cut:

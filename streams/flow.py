@@ -161,6 +161,9 @@ def build(job: Job) -> Dataflow:
                 take(work)
         return []
 
+    def gather(resume: dict[str, Any] | None) -> Gather:
+        return Gather(pipeline.groups, resume, job.beginning.undecided, job.kept)
+
     def begin_flush() -> None:
         if pipeline.record:
             job.journal.begin_flush()
@@ -175,7 +178,7 @@ def build(job: Job) -> Dataflow:
     fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
     parts = op.stateful_batch("features", fanned.trues, shard)
     home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
-    gathered = op.stateful_batch("gather", home, lambda resume: Gather(pipeline.groups, resume, job.beginning.undecided))
+    gathered = op.stateful_batch("gather", home, gather)
     scored = op.map("model", op.flat_map_batch("batch", gathered, batch), score)
     decisions = op.flat_map("decision", scored, decide)
     if pipeline.record:

@@ -299,8 +299,8 @@ class Job:
         )
 
     def _to_begin_with(self) -> tuple[Champion, Deciding]:
-        """The registry's champion, or, where that cannot be used, the last one that was checked and can. One that was refused is
-        tried again: the pipeline, or what failed, may be another."""
+        """The registry's champion, or, where that cannot be used, the last one that was checked and can. One that was refused
+        is tried again: the pipeline, or what failed, may be another."""
         if self.champion is not None:
             return self.champion, self.decided_by(self.champion)
         name, models = self.pipeline.model.name, self.settings.home / "models"
@@ -319,8 +319,8 @@ class Job:
             for good in news.good:
                 with suppress(OSError, ValueError):  # it may not fit either: then the champion's error is to be seen
                     if good != asked and digest_of(models / good.folder) == good.digest:
-                        found = self.made(good)
-                        self.say(f"model {name}: version {good.version} decides: the champion cannot be used: {reason_of(error)}")
+                        found, why = self.made(good), reason_of(error)
+                        self.say(f"model {name}: version {good.version} decides: the champion cannot be used: {why}")
                         return found
             raise
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from payments import payments
@@ -9,6 +10,8 @@ from payments import payments
 from features.streaming import Cut
 from streams.exchange import Base, Gather
 from streams.ordering import Held
+from streams.store import RecoveryError
+from streams.wire import from_ipc
 
 POLLS = st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5)), max_size=40)
 
@@ -73,3 +76,14 @@ def test_what_waits_is_known_at_once_when_a_job_starts_again() -> None:
     again: dict[int, int] = {}
     Gather(payments().groups, snapshot, again)
     assert again == {2: 40}
+
+
+def test_rows_that_wait_have_the_columns_that_are_needed_now_or_it_is_said() -> None:
+    batch = pa.record_batch({"_partition": pa.array([2], pa.int32()), "amount": [1.5], "shop": ["a"]})
+    gather = Gather(payments().groups, None)
+    gather.on_batch([Base(40, batch, 1, {})])
+    snapshot = gather.snapshot()
+    fewer = Gather(payments().groups, snapshot, {}, ["shop", "_partition"]).snapshot()
+    assert from_ipc(fewer["waiting"][0][1]).schema.names == ["shop", "_partition"]
+    with pytest.raises(RecoveryError, match=r"rows that wait for other partitions: expected columns one, more, got none: let"):
+        Gather(payments().groups, snapshot, {}, ["amount", "one", "_partition", "more"])

@@ -218,7 +218,7 @@ class Dying(Worker):
 @pytest.mark.parametrize(
     ("workers", "death"),
     [
-        ([Dying(0, 0.3, FINAL, "fenced"), Dying(1, 0, FAILED, "Send thread panic: Any")], Death(FINAL, "worker 0 of 2: fenced")),
+        ([Dying(0, 0.3, FINAL, "fenced"), Dying(1, 0, FAILED, "Send thread panic")], Death(FINAL, "worker 0 of 2: fenced")),
         ([Dying(0, 9, 0), Dying(1, 0, FAILED, "no bread")], Death(FAILED, "worker 1 of 2: no bread")),
         ([Dying(0, 0, FAILED, "MergeQueue poisoned"), Dying(1, 0, -9)], Death(-9, "worker 1 of 2 was killed by SIGKILL")),
         (

@@ -231,6 +231,25 @@ def test_a_store_older_than_the_output_is_refused() -> None:
         outbox.close()
 
 
+def test_a_store_whose_records_of_what_was_committed_are_gone_is_refused() -> None:
+    """Else what it has pending, which was committed, would be a second time."""
+    outbox = Outbox(lambda shard: MemoryLane(MemoryLog(), str(shard)), [0])
+    stage, states = outbox.stage("sink", 0, None), []
+    for value in (b"1", b"2"):
+        stage.write(Messages("a", [None], [value]))
+        states.append(stage.snapshot())
+        outbox.durable()
+        outbox.committed(wait=True)
+    states.append(stage.snapshot())
+    outbox.close()
+    assert [len(state["pending"]) for state in states] == [1, 1, 0]
+    for state, known in zip(states[1:], (1, 2), strict=True):
+        elsewhere = Outbox(lambda shard: MemoryLane(MemoryLog(), str(shard)), [0])
+        with pytest.raises(StaleSnapshotError, match=f"up to number {known}, got one up to 0: the progress topic is gone"):
+            elsewhere.stage("sink", 0, state)
+        elsewhere.close()
+
+
 def test_nothing_is_visible_before_its_epoch_is_durable_and_streams_share_a_transaction() -> None:
     log = MemoryLog()
     outbox = Outbox(lambda shard: MemoryLane(log, str(shard)), [0])

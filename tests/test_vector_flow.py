@@ -125,7 +125,8 @@ def test_decisions_are_made_of_vectors_too_and_beside_other_messages(tmp_path: P
 
 
 def test_what_is_late_is_counted_where_no_decision_says_so(tmp_path: Path) -> None:
-    job, registry = pipeline(Point, "id", "x", [Decisions("scores", encode=Scores())], budget=Budget(0.001)), CollectorRegistry()
+    job = pipeline(Point, "id", "x", [Decisions("scores", encode=Scores())], budget=Budget(0.001))
+    registry = CollectorRegistry()
     parts = {"source": MemorySource([points(100)], rows=7), "sink": MemorySink(), "champion": Champion(1, Sums("x", 3), None)}
     run(job, settings(tmp_path), registry=registry, **parts)
     assert registry.get_sample_value("headrace_flags_total", {"pipeline": "points", "flag": "late"}) == 100
