@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from features.schema import Schema
 from kernels.avro.columns import Reader
 from kernels.avro.naive import Find
-from streams.decode import Decoder, decoder_of, kernel_fields
+from streams.decode import Ahead, Decoder, decoder_of, kernel_fields
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,14 @@ class Avro:
 
 
 def avro_decoder(
-    schema: Schema, find: Find, *, max_bytes: int = 1_000_000, step: str = "decode", topic: str = "", whole: bool = False
+    schema: Schema,
+    find: Find,
+    *,
+    max_bytes: int = 1_000_000,
+    step: str = "decode",
+    topic: str = "",
+    whole: bool = False,
+    ahead: Ahead | None = None,
 ) -> Decoder:
     """A decoder of Avro messages. It raises for no bytes whatever, only what `find` raises; a bad message costs only itself.
 
@@ -26,4 +33,4 @@ def avro_decoder(
     that a field asks for), not_object (no record), and of the fields those of JSON. docs/formats.md says what goes with what.
     """
     reader = Reader(kernel_fields(schema), max_bytes, find)
-    return decoder_of(reader, schema, step=step, topic=topic, whole=whole)
+    return decoder_of(reader, schema, step=step, topic=topic, whole=whole, ahead=ahead)

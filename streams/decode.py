@@ -3,15 +3,16 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from features.schema import Field as SchemaField
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from kernels.flat_json import Field
 from kernels.flat_json.columns import Columns, Reader
-from kernels.flat_json.naive import Fault
+from kernels.flat_json.naive import Fault, iso
 
 PROVENANCE = pa.schema(
     [
@@ -34,6 +35,8 @@ DEAD = pa.schema(
     ]
 )
 KEPT_BYTES = 64 * 1024
+SENSIBLE_US = 946_684_800_000_000
+"""The year 2000."""
 APPENDED = "_time"
 BROKEN = {
     "not_avro": "Avro as the writer's schema says",
@@ -55,23 +58,38 @@ class Decoded:
     dead: pa.RecordBatch
 
 
+class Ahead(NamedTuple):
+    """The field with an event's time, and how far (µs) it may be ahead of our clock when it is polled. A clock that is before
+    SENSIBLE_US is none."""
+
+    name: str
+    most: int
+
+
 Decoder = Callable[[pa.RecordBatch], Decoded]
 """Takes a raw batch: `_key`, `_value` (binary, nullable), `_partition`, `_offset`, `_appended_at` (ms), `_polled_at` (ns)."""
 
 
 def json_decoder(
-    schema: Schema, *, max_bytes: int = 1_000_000, step: str = "decode", topic: str = "", whole: bool = False
+    schema: Schema,
+    *,
+    max_bytes: int = 1_000_000,
+    step: str = "decode",
+    topic: str = "",
+    whole: bool = False,
+    ahead: Ahead | None = None,
 ) -> Decoder:
     """A decoder of JSON objects. It raises for no bytes whatever; a bad message costs only itself.
 
-    whole: the rows keep the messages themselves, as `_value`. step and topic are named in reasons:
+    whole: the rows keep the messages themselves, as `_value`. ahead: an event whose time is further ahead of the clock is
+    refused: it would move what goes by the stream's time. step and topic are named in reasons:
     `flights/decode: expected float, got "n/a" at $.dep_delay (flight-events/3@1742)`. Those of a schema with secrets do not say
     what was found: `got what is not shown`. The secrets themselves are hashed by streams/secret.py.
     Codes: too_large (more than max_bytes, looked at first), not_json (also NaN, Infinity, no value), bad_utf8, not_object,
     unknown_kind, missing_field, null_value, wrong_type (also text that is no time), out_of_range (also a text too long),
     time_out_of_range. Fields unknown or not of the row's kind are ignored; of equal names the last one counts.
     """
-    return decoder_of(Reader(kernel_fields(schema), max_bytes), schema, step=step, topic=topic, whole=whole)
+    return decoder_of(Reader(kernel_fields(schema), max_bytes), schema, step=step, topic=topic, whole=whole, ahead=ahead)
 
 
 class Reads(Protocol):
@@ -81,8 +99,11 @@ class Reads(Protocol):
         """messages: binary [n], nulls and slices allowed."""
 
 
-def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: bool) -> Decoder:
+def decoder_of(
+    reader: Reads, schema: Schema, *, step: str, topic: str, whole: bool, ahead: Ahead | None = None
+) -> Decoder:
     """The decoder of a reader's format; the reader gives the schema's columns."""
+    time = None if ahead is None else list(schema.fields).index(ahead.name)
     kept = [*PROVENANCE, pa.field("_value", pa.binary())] if whole else [*PROVENANCE]
     read_as = [(name, pa.int64() if isinstance(field, Integer) else field.arrow) for name, field in schema.fields.items()]
     columns = pa.schema([*read_as, *kept])
@@ -91,12 +112,31 @@ def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: b
     def decode(batch: pa.RecordBatch) -> Decoded:
         read = reader.read(batch.column("_value"))
         rows = pa.RecordBatch.from_arrays([*read.values, *(batch.column(field.name) for field in kept)], schema=columns)
-        if not read.faults:
+        faults = read.faults
+        if ahead is not None and time is not None and (far := _far_ahead(read.values[time], batch, ahead, schema)):
+            faults = dict(sorted((far | faults).items()))
+        if not faults:
             return Decoded(rows, none_dead)
-        good = pa.array([i not in read.faults for i in range(batch.num_rows)], pa.bool_())
-        return Decoded(rows.filter(good), _dead(batch, read.faults, step, topic, quotes=not schema.secrets))
+        good = pa.array([i not in faults for i in range(batch.num_rows)], pa.bool_())
+        return Decoded(rows.filter(good), _dead(batch, faults, step, topic, quotes=not schema.secrets))
 
     return decode
+
+
+def _far_ahead(values: pa.Array, batch: pa.RecordBatch, ahead: Ahead, schema: Schema) -> dict[int, Fault]:
+    """The messages whose time is further ahead than it may be, by their place."""
+    if not len(values):
+        return {}
+    whole = values.view(pa.int64())
+    times = (whole.fill_null(0) if whole.null_count else whole).to_numpy()
+    latest = batch.column("_polled_at").to_numpy() // 1000 + ahead.most
+    if times.max() <= latest[0]:  # the first was polled first
+        return {}
+    field, far = schema.fields[ahead.name], (times > latest) & (latest >= SENSIBLE_US)
+    return {
+        i: Fault("time_out_of_range", f"time up to {iso(latest[i])}", iso(times[i]), f"$.{field.path or ahead.name}")
+        for i in np.flatnonzero(far).tolist()
+    }
 
 
 def with_append_time(decoder: Decoder) -> Decoder:

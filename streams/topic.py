@@ -1,13 +1,14 @@
 """A topic of events, as a pipeline describes it."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from features.schema import Integer, Kind, Schema, Text, Time
+from features.spec import seconds
 from streams.avro import Avro, avro_decoder
-from streams.decode import APPENDED, Decoder, json_decoder, with_append_time
+from streams.decode import APPENDED, Ahead, Decoder, json_decoder, with_append_time
 from streams.poison import Aside, letters_of, setting_aside
 from streams.replays import naming_originals
 from streams.schema_registry import SchemaRegistry
@@ -26,8 +27,9 @@ class Topic:
     null, the first of these that is not). id: the field with the event's own id. order:
     "arrival" (each shard sees each partition in its own order) or "event" (a shard sees rows by time, then by `ties`,
     as soon as every partition with a backlog has passed that time; at most `held_rows` of a group wait in a shard).
-    max_bytes: the largest message that is decoded. format: Avro(...), or JSON if not given. decoder: from raw batches to rows
-    and dead letters, for a format of one's own.
+    max_bytes: the largest message that is decoded. ahead: how far an event's time may be ahead of our clock when it is polled;
+    what is further is a dead letter, as it would end windows and drift's days for all others. format: Avro(...), or JSON if not
+    given. decoder: from raw batches to rows and dead letters, for a format of one's own.
 
     Raises ValueError for fields that the schema does not have.
     """
@@ -42,10 +44,12 @@ class Topic:
     order: Order = "arrival"
     held_rows: int = 1_000_000
     max_bytes: int = 1_000_000
+    ahead: str = "1d"
     format: Avro | None = None
     decoder: Decoder | None = None
 
     def __post_init__(self) -> None:
+        seconds(self.ahead)
         times = [self.time] if self.time != APPENDED else []
         roles = {"time": times, "key": self.keys, "id": [self.id], "ties": self.ties}
         for role, names in roles.items():
@@ -104,7 +108,7 @@ class Topic:
 
     def _by_format(self, step: str, settings: JobSettings, whole: bool) -> Decoder:
         if self.format is None:
-            return json_decoder(self.schema, max_bytes=self.max_bytes, step=step, topic=self.topic, whole=whole)
+            return json_decoder(self.schema, **self._told(step, whole))
         address = self.format.registry or settings.schema_registry.get_secret_value()
         if not address:
             raise ValueError(
@@ -112,4 +116,9 @@ class Topic:
                 "set HEADRACE_SCHEMA_REGISTRY"
             )
         find = SchemaRegistry(address, settings.schema_registry_login.get_secret_value()).find
-        return avro_decoder(self.schema, find, max_bytes=self.max_bytes, step=step, topic=self.topic, whole=whole)
+        return avro_decoder(self.schema, find, **self._told(step, whole))
+
+    def _told(self, step: str, whole: bool) -> dict[str, Any]:
+        """What a decoder is told, whatever the format."""
+        ahead = None if self.time == APPENDED else Ahead(self.time, seconds(self.ahead) * 1_000_000)
+        return {"max_bytes": self.max_bytes, "step": step, "topic": self.topic, "whole": whole, "ahead": ahead}

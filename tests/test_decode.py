@@ -20,7 +20,7 @@ from features.schema import Integer, Kind, Number, Schema, Text, Time
 from kernels.flat_json.columns import Reader
 from kernels.flat_json.cpu import MOST_DIGITS, nearest
 from kernels.flat_json.naive import Fault, parse
-from streams.decode import PROVENANCE, Decoded, json_decoder, kernel_fields
+from streams.decode import PROVENANCE, Ahead, Decoded, json_decoder, kernel_fields
 
 Flight = Schema(
     "Flight",
@@ -55,6 +55,25 @@ def raw(values: Sequence[bytes | None], first: int = 1742) -> pa.RecordBatch:
             "_polled_at": pa.array(range(n), pa.int64()),
         }
     )
+
+
+def test_a_time_far_ahead_of_the_clock_is_refused_and_a_clock_of_long_ago_is_none() -> None:
+    event = Schema("Event", version=1, fields={"id": Integer(), "at": Time(path="when.at")})
+    polled = int(np.datetime64("2026-03-01T12:00:00", "ns").astype(np.int64))
+    times = ["2026-02-01T00:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T12:00:00.000001Z", "nonsense", "2199-01-01T00:00:00Z"]
+    batch = raw([json.dumps({"id": k, "when": {"at": at}}).encode() for k, at in enumerate(times)])
+    of_now = batch.set_column(5, "_polled_at", pa.array([polled] * 5))
+    told = {"step": "decode", "topic": "t", "ahead": Ahead("at", 86_400_000_000)}
+    for reading in (of_now, batch):
+        found = json_decoder(event, **told)(reading)
+        assert found.rows.column("id").to_pylist() == ([0, 1] if reading is of_now else [0, 1, 2, 4])
+        assert found.rows.num_rows + found.dead.num_rows == 5
+    dead = json_decoder(event, **told)(of_now).dead
+    assert dead.column("code").to_pylist() == ["time_out_of_range", "wrong_type", "time_out_of_range"]
+    assert dead.column("reason")[2].as_py() == (
+        "decode: expected time up to 2026-03-02T12:00:00Z, got 2199-01-01T00:00:00Z at $.when.at (t/3@1746)"
+    )
+    assert json_decoder(event, **told)(raw([])).rows.num_rows == 0
 
 
 def with_(**fields: Any) -> bytes:

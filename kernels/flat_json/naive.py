@@ -187,11 +187,12 @@ def _time(value: str, field: Field) -> int:
 def within(micros: int, field: Field, got: str) -> int:
     """The time, which is shown as `got`. Raises RefusedError if it is not in the field's bounds."""
     if not field.low <= micros < field.high:
-        raise RefusedError("time_out_of_range", f"time in [{_iso(field.low)}, {_iso(field.high)})", got)
+        raise RefusedError("time_out_of_range", f"time in [{iso(field.low)}, {iso(field.high)})", got)
     return micros
 
 
-def _iso(micros: float) -> str:
+def iso(micros: float) -> str:
+    """A time in microseconds, UTC, as text."""
     return (EPOCH + timedelta(microseconds=int(micros))).isoformat().replace("+00:00", "Z")
 
 
