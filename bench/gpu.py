@@ -132,9 +132,7 @@ def engines(device: Cuda, cupy: Any, seconds: float, wrong: list[str]) -> Iterat
             yield from _engines(found, rows, spec, seconds)
 
 
-def _loads(
-    folder: Path, spec: ModelSpec, network: dlrm.Dlrm, device: Cuda, cupy: Any
-) -> dict[str, Callable[[], Engine]]:
+def _loads(folder: Path, spec: ModelSpec, network: dlrm.Dlrm, device: Cuda, cupy: Any) -> dict[str, Callable[[], Engine]]:
     compiled: Any = torch.compile(network, dynamic=True)
     gathering = dlrm.Gathering(network, partial(_by_kernel, cupy))
     return {

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
@@ -186,11 +187,11 @@ def failing(pipeline: Pipeline, settings: JobSettings, messages: Sequence[Again]
         pa.array([each.place[0] for each in messages], pa.int32()),
         pa.array([each.place[1] for each in messages], pa.int64()),
         pa.array([now // 1_000_000] * n, pa.int64()),
-        pa.array(range(n), pa.int64()),
+        pa.array(now + np.arange(n), pa.int64()),
     ]
     dead = pipeline.events.decode(f"{pipeline.name}/replay", settings)(pa.RecordBatch.from_arrays(columns, schema=RAW)).dead
     found = zip(dead["_polled_at"].to_pylist(), dead["code"].to_pylist(), dead["reason"].to_pylist(), strict=True)
-    return {index: (code, reason) for index, code, reason in found}
+    return {polled_at - now: (code, reason) for polled_at, code, reason in found}
 
 
 def send(pipeline: Pipeline, settings: JobSettings, messages: Sequence[Again]) -> None:

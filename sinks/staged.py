@@ -210,8 +210,8 @@ class Stage:
         known = min((epoch.sequence for epoch in pending), default=self._sequence + 1) - 1
         if done < known:
             raise StaleSnapshotError(
-                f"sink: lane {lane.name}, {stream}: expected a record of what was committed, up to number {known}, got one up to "
-                f"{done}: the progress topic is gone, or is another cluster's; --rebuild begins another one"
+                f"sink: lane {lane.name}, {stream}: expected a record of what was committed, up to number {known}, got one "
+                f"up to {done}: the progress topic is gone, or is another cluster's; --rebuild begins another one"
             )
         for epoch in pending:
             if epoch.sequence > done:

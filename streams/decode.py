@@ -99,9 +99,7 @@ class Reads(Protocol):
         """messages: binary [n], nulls and slices allowed."""
 
 
-def decoder_of(
-    reader: Reads, schema: Schema, *, step: str, topic: str, whole: bool, ahead: Ahead | None = None
-) -> Decoder:
+def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: bool, ahead: Ahead | None = None) -> Decoder:
     """The decoder of a reader's format; the reader gives the schema's columns."""
     time = None if ahead is None else list(schema.fields).index(ahead.name)
     kept = [*PROVENANCE, pa.field("_value", pa.binary())] if whole else [*PROVENANCE]

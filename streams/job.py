@@ -313,7 +313,11 @@ class Job:
             asked = Good(version.version, version.digest, version.folder.name)
             made = self.made(asked)
             if key(version.version, version.digest) in news.refused:
-                try_out(made[0].engine, made[0].reference)
+                try:
+                    try_out(made[0].engine, made[0].reference)
+                except ValueError:
+                    made[0].engine.close()
+                    raise
             return made
         except ValueError as error:
             for good in news.good:

@@ -76,7 +76,7 @@ class KafkaLog:
         for one in messages:
             if (error := one.error()) is not None and error.code() != KafkaError._PARTITION_EOF:
                 raise SourceError(f"{self._topic}/{partition} at {offset}: {error.str()}")
-        return raw_batch([([one for one in messages if one.error() is None], partition, 0)])
+        return raw_batch([([one for one in messages if one.error() is None], partition, time.time_ns())])
 
     def since(self, partition: int, time_ms: int) -> int:
         """See Log."""

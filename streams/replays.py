@@ -92,14 +92,14 @@ def naming_originals(decoder: Decoder) -> Decoder:
         if not has_replays(batch):
             return decoder(batch)
         place, polled = batch.schema.get_field_index("_offset"), batch.schema.get_field_index("_polled_at")
-        original = batch.column(ORIGINAL)
+        original, first = batch.column(ORIGINAL), int(batch.column("_polled_at")[0].as_py())
         named = batch.drop_columns([ORIGINAL]).set_column(place, "_offset", original)
-        numbered = named.set_column(polled, "_polled_at", pa.array(np.arange(batch.num_rows)))
+        numbered = named.set_column(polled, "_polled_at", pa.array(first + np.arange(batch.num_rows)))
         decoded = decoder(numbered)
-        return Decoded(_placed(decoded.rows, batch), _placed(decoded.dead, batch))
+        return Decoded(_placed(decoded.rows, batch, first), _placed(decoded.dead, batch, first))
 
-    def _placed(rows: pa.RecordBatch, batch: pa.RecordBatch) -> pa.RecordBatch:
-        numbers = rows.column("_polled_at")
+    def _placed(rows: pa.RecordBatch, batch: pa.RecordBatch, first: int) -> pa.RecordBatch:
+        numbers = pa.array(rows.column("_polled_at").to_numpy() - first)
         for name in ("_offset", "_polled_at"):
             rows = rows.set_column(rows.schema.get_field_index(name), name, batch.column(name).take(numbers))
         return rows.append_column(ORIGINAL, batch.column(ORIGINAL).take(numbers))

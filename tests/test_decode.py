@@ -21,6 +21,7 @@ from kernels.flat_json.columns import Reader
 from kernels.flat_json.cpu import MOST_DIGITS, nearest
 from kernels.flat_json.naive import Fault, parse
 from streams.decode import PROVENANCE, Ahead, Decoded, json_decoder, kernel_fields
+from streams.replays import ORIGINAL, naming_originals
 
 Flight = Schema(
     "Flight",
@@ -74,6 +75,10 @@ def test_a_time_far_ahead_of_the_clock_is_refused_and_a_clock_of_long_ago_is_non
         "decode: expected time up to 2026-03-02T12:00:00Z, got 2199-01-01T00:00:00Z at $.when.at (t/3@1746)"
     )
     assert json_decoder(event, **told)(raw([])).rows.num_rows == 0
+    replays = of_now.append_column(ORIGINAL, pa.array([7, 1743, 1744, 1745, 1746]))
+    found = naming_originals(json_decoder(event, **told))(replays)
+    assert found.rows.column("id").to_pylist() == [0, 1]
+    assert set(found.rows.column("_polled_at").to_pylist() + found.dead.column("_polled_at").to_pylist()) == {polled}
 
 
 def with_(**fields: Any) -> bytes:

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from payments import CHAMPION, decisions, payments, settings, stream
+from payments import CHAMPION, Arithmetic, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
 from features.spec import Derived
 from models.policy import Bands, Rule
+from models.spec import Input, ModelSpec
 from sinks.memory import MemorySink
 from streams import flow, rounds
+from streams.job import Champion
 from streams.run import run
 from streams.source import MemorySource
 
@@ -141,8 +143,10 @@ def test_a_rule_reads_a_condition_that_is_a_feature(tmp_path: Path) -> None:
     seen = Rule("seen", when="again == 1 and shop == 'shop-1'", decide="block")
     features = [*whole.features, Derived("again", "amount_count_1h_by_card > 0")]
     pipeline = replace(whole, features=features, policy=Bands(block=0.7, otherwise="allow", rules=[seen]))
-    source = MemorySource([log], rows=5)
-    run(pipeline, settings(tmp_path), registry=CollectorRegistry(), source=source, sink=sink, champion=CHAMPION)
+    source, engine = MemorySource([log], rows=5), Arithmetic()
+    engine.spec = ModelSpec("payments", tuple(Input(name, "number") for name in pipeline.feature_names(())))
+    parts = {"source": source, "sink": sink, "champion": Champion(1, engine, None)}
+    run(pipeline, settings(tmp_path), registry=CollectorRegistry(), **parts)
     found = decisions(sink).values()
     assert {one["features"]["again"] for one in found} == {None, 0, 1}
     for one in found:

@@ -68,7 +68,7 @@ def test_symbolic_links_are_no_files_of_a_model(tmp_path: Path) -> None:
     for folder in (tmp_path / "a", found):
         (folder / "model.onnx").unlink()
         (folder / "model.onnx").symlink_to(tmp_path / "other")
-    with pytest.raises(ValueError, match="model.onnx: expected a file or a folder, got a symbolic link"):
+    with pytest.raises(ValueError, match=r"model\.onnx: expected a file or a folder, got a symbolic link"):
         record(uri(tmp_path), "m", tmp_path / "a", params={}, metrics={})
     assert resolve(uri(tmp_path), "m", into=tmp_path / "models").folder == found
     assert not (found / "model.onnx").is_symlink()

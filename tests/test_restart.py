@@ -204,12 +204,13 @@ class Dying(Worker):
 
     def __init__(self, number: int, after: float, code: int, words: str = "") -> None:
         super().__init__(number, 0, -1)
-        self._at, self._end = time.monotonic() + after, (code, [words] if words else [])
+        self._after, self._at, self._end = after, 0.0, (code, [words] if words else [])
 
     def read(self) -> bool:
         return False
 
     def ended(self, wait: bool = False) -> bool:
+        self._at = self._at or time.monotonic() + self._after  # from when somebody looks first
         if time.monotonic() >= self._at:
             self.code, self.words = self._end
         return self.code is not None

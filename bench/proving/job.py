@@ -103,7 +103,7 @@ def commit_in_snapshot() -> None:
         state = right(stage)
         stage._lane.durable()
         stage._lane.commit()
-        return state | {"pending": []}
+        return state | {"sequence": 0, "pending": []}
 
     setattr(Stage, "snapshot", snapshot)  # noqa: B010
     setattr(Lane, "committed", lambda lane, stream: 0)  # noqa: B010
