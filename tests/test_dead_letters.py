@@ -78,8 +78,9 @@ def test_a_letter_is_corrected_sent_again_and_decided_once_under_its_old_id(
 ) -> None:
     log, other, topic = stream(200), stream(60, seed=1), name("pay")
     bad = paid(log, 100)
-    wrong = json.loads(log[bad][1]) | {"amount": "a lot\u2028of it"}  # which ends a line, to some
-    logs = [[*log[:bad], (log[bad][0], json.dumps(wrong).encode()), *log[bad + 1 :]], broken(other, 3)]
+    wrong = json.loads(log[bad][1]) | {"amount": "a lot"}
+    key = "a\u2028key".encode()  # to some that ends a line
+    logs = [[*log[:bad], (key, json.dumps(wrong).encode()), *log[bad + 1 :]], broken(other, 3)]
     fill(broker.address, topic, logs)
     desk = Desk(tmp_path, broker, topic, capsys)
     first = desk.run()
