@@ -4,11 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bench.pooled import SEED, Content, Pooled
 from models.spec import Input, ModelSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,16 @@ class Dense(Pooled):
         return {"sizes": self.sizes}
 
 
+def layers(sizes: Sequence[int]) -> "list[nn.Module]":
+    """Linear layers of these sizes with ReLUs between them."""
+    from torch import nn
+
+    made: list[nn.Module] = []
+    for wide, narrow in pairwise(sizes):
+        made += [nn.Linear(wide, narrow), nn.ReLU()]
+    return made[:-1]
+
+
 def write_model(folder: Path, name: str, input: str, sizes: Sequence[int]) -> None:
     """A dense network with ReLUs between its layers and PyTorch's own seeded weights, as model.onnx and model.json."""
     import torch
@@ -55,9 +69,6 @@ def write_model(folder: Path, name: str, input: str, sizes: Sequence[int]) -> No
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        layers: list[nn.Module] = []
-        for wide, narrow in pairwise(sizes):
-            layers += [nn.Linear(wide, narrow), nn.ReLU()]
-    network = nn.Sequential(*layers[:-1]).eval()
+        network = nn.Sequential(*layers(sizes)).eval()
     export(network, folder / "model.onnx", sizes[0])
     ModelSpec(name, (Input(input, "vector", width=sizes[0]),), SEED, outputs=sizes[-1]).write(folder)

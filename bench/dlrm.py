@@ -1,6 +1,6 @@
 """A DLRM (Naumov et al., arXiv:1906.00091, 2019) in the sizes of MLPerf's, but for its tables, with seeded weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from bench.dense import layers
 from bench.pooled import F32, SEED
 from bench.workloads.dlrm import BUCKETS as BUCKETS
 from bench.workloads.dlrm import CATEGORIES, NUMBERS, lines, matrix_of
@@ -99,14 +100,6 @@ class Gathering(nn.Module):
         embedded = torch.empty(shape, device=matrix.device)
         self._gather(matrix, len(NUMBERS), tables, self.starts, embedded)
         return self.network.scored(split(matrix)[0], embedded)
-
-
-def layers(sizes: Sequence[int]) -> list[nn.Module]:
-    """Linear layers of these sizes with ReLUs between them."""
-    made: list[nn.Module] = []
-    for wide, narrow in pairwise(sizes):
-        made += [nn.Linear(wide, narrow), nn.ReLU()]
-    return made[:-1]
 
 
 def split(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,14 +8,14 @@ graphs, so that one copies while the other computes; the host waits when it need
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from models.device import Device
-from models.engine import Matrix, ModelRefused, check_matrix, median_seconds, profile_once, timed_out
+from models.engine import Matrix, ModelRefused, check_matrix, profiled, timed_out
 from models.spec import ModelSpec
 
 SLOTS = 2
@@ -77,14 +77,10 @@ class BucketEngine:
 
     def warm(self) -> None:
         """Measures what each bucket takes, by which batches are cut from now on."""
-        costs = {}
-        for size in self._buckets:
-            rows = np.zeros((size, self.spec.columns), np.float32)
-            costs[size] = median_seconds(partial(self.infer, rows))
-        self._cut = cutter(costs)
+        self._cut = cutter(self.profile(self._buckets))
 
     def profile(self, sizes: Sequence[int]) -> dict[int, float]:
-        return {rows: profile_once(self, rows) for rows in sizes}
+        return profiled(self, sizes)
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
         check_matrix(matrix, self.spec)

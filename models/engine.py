@@ -143,11 +143,10 @@ class OnnxEngine:
             weakref.finalize(self, self._limit.end)  # who forgets to close an engine leaves no thread behind
 
     def warm(self) -> None:
-        for rows in WARM_SIZES:
-            self.infer(np.zeros((rows, self.spec.columns), np.float32))
+        warm_up(self)
 
     def profile(self, sizes: Sequence[int]) -> dict[int, float]:
-        return {rows: profile_once(self, rows) for rows in sizes}
+        return profiled(self, sizes)
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
         check_matrix(matrix, self.spec)
@@ -186,9 +185,9 @@ def check_matrix(matrix: Matrix, spec: ModelSpec) -> None:
         raise ValueError(f"model {spec.name}: expected a matrix float32 [n, {spec.columns}], got {found}")
 
 
-def session_of(content: bytes | str, threads: int = 1, device: str = "cpu") -> ort.InferenceSession:
-    """An ONNX model, or the file of one, on the CPU or on "cuda", with full precision. Raises what is in UNLOADABLE, and
-    ModelRefused where ONNX Runtime is not built for the device."""
+def session_of(content: bytes | str, threads: int = 1, device: str = "cpu", *, optimised: bool = True) -> ort.InferenceSession:
+    """An ONNX model, or the file of one, on the CPU or on "cuda", with full precision. optimised: else its nodes are computed
+    as they stand. Raises what is in UNLOADABLE, and ModelRefused where ONNX Runtime is not built for the device."""
     provider = PROVIDERS[device]
     if provider not in ort.get_available_providers():
         raise ModelRefused(f"expected an ONNX Runtime with {provider}, got one with {', '.join(ort.get_available_providers())}")
@@ -197,7 +196,8 @@ def session_of(content: bytes | str, threads: int = 1, device: str = "cpu") -> o
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     session = ort.InferenceSession(content, options, providers=[(provider, {"use_tf32": "0"} if device == "cuda" else {})])
@@ -206,9 +206,19 @@ def session_of(content: bytes | str, threads: int = 1, device: str = "cpu") -> o
     return session
 
 
-def profile_once(engine: Engine, rows: int) -> float:
-    """The median seconds of a few calls with `rows` rows."""
-    return median_seconds(partial(engine.infer, np.zeros((rows, engine.spec.columns), np.float32)))
+def warm_up(engine: Engine) -> None:
+    """A call of each of a few sizes."""
+    for rows in WARM_SIZES:
+        engine.infer(_zeros(engine, rows))
+
+
+def profiled(engine: Engine, sizes: Sequence[int]) -> dict[int, float]:
+    """The median seconds of a few calls, for each number of rows."""
+    return {rows: median_seconds(partial(engine.infer, _zeros(engine, rows))) for rows in sizes}
+
+
+def _zeros(engine: Engine, rows: int) -> Matrix:
+    return np.zeros((rows, engine.spec.columns), np.float32)
 
 
 def median_seconds(call: Callable[[], object], calls: int = 9) -> float:

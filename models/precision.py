@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from models.engine import Matrix, ModelRefused, session_of
 from models.news import sample
@@ -72,9 +71,7 @@ def quantised(content: bytes, spec: ModelSpec, tolerance: float = INT8_TOLERANCE
             extra_options=SYMMETRIC,
         )
         made = taken.read_bytes()
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+    session = session_of(made, optimised=False)
     _check(content, lambda matrix: session.run(None, {name: matrix})[0], spec, "int8", tolerance)
     return made
 

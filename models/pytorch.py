@@ -16,7 +16,7 @@ from torch import nn
 
 from models.buckets import BucketEngine, Place, Work
 from models.device import Cuda, Device
-from models.engine import WARM_SIZES, Engine, Matrix, ModelRefused, check_matrix, profile_once
+from models.engine import Engine, Matrix, ModelRefused, check_matrix, profiled, warm_up
 from models.spec import ModelSpec
 from models.tensorrt import BUCKETS
 
@@ -32,11 +32,10 @@ class TorchEngine:
         self._network, self._device = network, device
 
     def warm(self) -> None:
-        for rows in WARM_SIZES:
-            self.infer(np.zeros((rows, self.spec.columns), np.float32))
+        warm_up(self)
 
     def profile(self, sizes: Sequence[int]) -> dict[int, float]:
-        return {rows: profile_once(self, rows) for rows in sizes}
+        return profiled(self, sizes)
 
     def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
         check_matrix(matrix, self.spec)

@@ -97,6 +97,7 @@ def build(
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # fp32 is what it says
     if hasattr(config, "set_compute_capability"):
+        timings = None  # TensorRT for RTX learns none
         known = [each for each in dir(trt.ComputeCapability) if each.startswith("SM")]
         if unknown := [each for each in capabilities if each not in (*known, CURRENT)]:
             raise ValueError(f"expected compute capabilities among {', '.join(known)}, got {', '.join(unknown)}")
@@ -109,15 +110,14 @@ def build(
         profile.set_shape(place, shape, shape, shape)
         config.add_optimization_profile(profile)
     layers = tuple(_layer(network.get_layer(k)) for k in range(network.num_layers))
-    learns = timings and not hasattr(config, "set_compute_capability")  # TensorRT for RTX does not
-    if timings and learns:
+    if timings:
         before = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
         config.set_timing_cache(before, False)
     engine = builder.build_serialized_network(network, config)
     if engine is None:
         raise ModelRefused(f"model {spec.name}: TensorRT cannot build it: {told[-1] if told else 'it does not say why'}")
     made, weights = bytes(engine), sum(_bytes(each) for each in onnx.load_from_string(content).graph.initializer)
-    if timings and learns:
+    if timings:
         write_whole(timings, bytes(config.get_timing_cache().serialize()))
     took = time.perf_counter() - began
     plan = Plan(spec.name, name, precision, tuple(buckets), tuple(capabilities), layers, len(made), weights, took)

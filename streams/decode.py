@@ -101,7 +101,7 @@ class Reads(Protocol):
 
 def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: bool, ahead: Ahead | None = None) -> Decoder:
     """The decoder of a reader's format; the reader gives the schema's columns."""
-    time = None if ahead is None else list(schema.fields).index(ahead.name)
+    time = list(schema.fields).index(ahead.name) if ahead else 0
     kept = [*PROVENANCE, pa.field("_value", pa.binary())] if whole else [*PROVENANCE]
     read_as = [(name, pa.int64() if isinstance(field, Integer) else field.arrow) for name, field in schema.fields.items()]
     columns = pa.schema([*read_as, *kept])
@@ -111,7 +111,7 @@ def decoder_of(reader: Reads, schema: Schema, *, step: str, topic: str, whole: b
         read = reader.read(batch.column("_value"))
         rows = pa.RecordBatch.from_arrays([*read.values, *(batch.column(field.name) for field in kept)], schema=columns)
         faults = read.faults
-        if ahead is not None and time is not None and (far := _far_ahead(read.values[time], batch, ahead, schema)):
+        if ahead and (far := _far_ahead(read.values[time], batch, ahead, schema)):
             faults = dict(sorted((far | faults).items()))
         if not faults:
             return Decoded(rows, none_dead)

@@ -110,7 +110,7 @@ def build(job: Job) -> Dataflow:
         on_their_way.append((work, decided_from))
         if decisions:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
-        else:
+        elif work.flags.any():
             meters.decided((), work.deciding.flag_lists(work.flags).counts())
         return made
 

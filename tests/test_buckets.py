@@ -195,7 +195,7 @@ def test_what_a_device_cannot_capture_is_refused() -> None:
 def test_batches_are_cut_by_what_buckets_were_measured_to_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, device, _ = fake()
     costs = iter([1.0, 1.1, 1000.0])
-    monkeypatch.setattr(buckets, "median_seconds", lambda call: next(costs))
+    monkeypatch.setattr("models.engine.median_seconds", lambda call: next(costs))
     engine.warm()
     device.log.clear()
     matrix = matrix_of(63)

@@ -3,12 +3,11 @@
 import math
 import struct
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from typing import Any, NamedTuple
 
 from kernels.avro.writer import Type
 from kernels.flat_json import Field
-from kernels.flat_json.naive import EPOCH, Fault, RefusedError, Value, row_of, show, value_of, within
+from kernels.flat_json.naive import Fault, RefusedError, Value, iso, row_of, show, value_of, within
 
 Find = Callable[[int], Type | Fault]
 """The schema with an id, or why there is none."""
@@ -233,6 +232,6 @@ def _text(value: bytes, at: int) -> str:
 
 def _iso(when: Instant) -> str:
     try:
-        return (EPOCH + timedelta(microseconds=when.micros)).isoformat().replace("+00:00", "Z")
+        return iso(when.micros)
     except OverflowError:
         return str(when.raw)
