@@ -2,14 +2,18 @@
 
     python -m bench.soak --minutes 60 --json soak.json --png docs/soak.png
 
-The load is 70% of the highest rate, which is measured first (--rate sets another): what is decided of a load that is sent as
-fast as it can be, and counted, on the same cores. The job is killed once and stopped once and
-started again, in the first third; after that the broker stands still for five seconds and is stopped and started, in turns,
-again and again (--every). Each decision is counted as it comes, with read_committed. Memory, file handles, threads and the
-recovery store of the job's last life and p99 are judged by their slope (the median of the slopes between any two samples): what
-they grow by over that life, against what is allowed. Left out is what a fault shows in: half a minute of the p99, and of the
-others a minute and a half, by which the memory that a backlog needed has been given back. Of the store what is in use counts:
-its files keep the size of the largest backlog. Below half an hour growth is told and no fault.
+The load is 70% of the highest rate, which is measured first (--rate sets another): what is decided of a load that is sent
+as fast as it can be, and counted, on the same cores, once the state is as large as it gets. The job is killed once and stopped
+once and started again, in the first third; after that the broker stands still for five seconds and is stopped and started, in
+turns, again and again (--every). After every second of these, and at the end, the load rests for 0.3 of that time. Each
+decision is counted as it comes, with read_committed.
+
+Judged is the job's last life, by slopes (the median of those between any two samples): what is grown by over that life,
+against what is allowed. Of memory and the recovery store it is what is kept in the rests, in their last quarter: under load
+both hold what an epoch takes in, and an epoch is longer where the machine has less time for it. What they are under load is
+told beside it. File handles, threads and p99 are judged under load. Left out there is what a fault or a rest shows in: half a
+minute of the p99, and of the others a minute and a half, by which the memory that a backlog needed has been given back. Of the
+store what is in use counts: its files keep the size of the largest backlog. Below half an hour growth is told and no fault.
 """
 
 import argparse
@@ -32,12 +36,13 @@ from bench.proving.chart import drawn
 from bench.proving.lives import Life, Stand, StuckError, living, settle
 from bench.proving.load import PARTITIONS
 from bench.proving.scenes import Own, own, up
-from bench.proving.stream import SECONDS_A_BIN, Counted, Stream, counted, streaming
+from bench.proving.stream import SECONDS_A_BIN, STEP_US, WINDOW_US, Counted, Stream, counted, streaming
 from bench.proving.vitals import Trend, Vitals, trend, watched
 from bench.show import say
 
 STILL_SECONDS, AFTER_SECONDS, GIVEN_BACK_SECONDS, SETTLE_SHARE = 5.0, 30.0, 90.0, 0.15
-ANY_RATE, WARM_SECONDS, TOP_SECONDS = 1e6, 3.0, 15.0
+ANY_RATE, FULL, TOP_SECONDS = 1e6, PARTITIONS * WINDOW_US // STEP_US, 20.0
+REST, REST_SHARE, KEPT_SHARE = "rest", 0.3, 0.25
 JUDGED_MINUTES = 30.0
 KILLED_AT, STOPPED_AT, BROKER_FROM = 0.1, 0.2, 0.35
 ALLOWED = {
@@ -47,6 +52,7 @@ ALLOWED = {
     "store MB": (0.1, 5.0),
     "p99 ms": (0.25, 5.0),
 }
+AT_REST = ("memory MB", "store MB")
 SEGMENTS = {"segment.bytes": str(64 * 1024 * 1024), "retention.ms": "900000"}
 
 
@@ -86,17 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def top(stand: Stand, workers: int) -> float:
-    """The highest rate: decisions counted a second while messages are sent as fast as they can be."""
+    """The highest rate: decisions counted a second while messages are sent as fast as they can be, once the state is full."""
     topics(stand.served, stand)
     full, address = Stream(stand.load.name, ANY_RATE), stand.served.address
     with living(stand, workers, "top") as life:
         up(life)
         with counted(address, full) as found, streaming(address, full):
-            while not found.decisions:
+            while found.decisions < FULL:
                 if life.process.poll() is not None:
                     raise StuckError(f"it died: {life.said()}")
                 time.sleep(0.01)
-            time.sleep(WARM_SECONDS)
             some, began = found.decisions, time.monotonic()
             time.sleep(TOP_SECONDS)
             rate = (found.decisions - some) / (time.monotonic() - began)
@@ -114,10 +119,10 @@ def run(stand: Stand, broker: Own, rate: float, options: argparse.Namespace) -> 
     """The long run itself, with its faults, and all that was seen."""
     served, seconds = stand.served, 60 * options.minutes
     topics(served, stand)
-    stream = Stream(stand.load.name, rate)
+    plan, rests = faults(seconds, options.every)
+    stream = Stream(stand.load.name, rate, rests=rests)
     store = stand.base.home / "recovery" / stand.load.name
-    plan = faults(seconds, options.every)
-    happened: list[dict[str, Any]] = []
+    happened: list[dict[str, Any]] = [{"what": REST, "from_s": start, "to_s": start + length} for start, length in rests]
     lives: list[Life] = []
     with ExitStack() as stack:
         found = stack.enter_context(counted(served.address, stream))
@@ -145,18 +150,22 @@ def run(stand: Stand, broker: Own, rate: float, options: argparse.Namespace) -> 
         if died := lives[-1].leave():
             raise StuckError(f"SIGTERM: {died}")
         time.sleep(2)
+    happened.sort(key=lambda each: float(each["from_s"]))
     return told(stream, found, vitals, happened, len(lives), seconds)
 
 
-def faults(seconds: float, every: float) -> list[tuple[float, str]]:
-    """(seconds from the start, what): the job's in the first third, then the broker's."""
+def faults(seconds: float, every: float) -> tuple[list[tuple[float, str]], list[tuple[float, float]]]:
+    """The faults, (seconds from the start, what): the job's in the first third, then the broker's. And the rests of the load:
+    (from when on, for how long)."""
     plan = [(KILLED_AT * seconds, "SIGKILL of the job"), (STOPPED_AT * seconds, "SIGTERM of the job")]
-    kinds = ("broker SIGSTOP", "broker stopped and started")
+    kinds, rests, rest = ("broker SIGSTOP", "broker stopped and started"), list[tuple[float, float]](), REST_SHARE * every
     at, number = BROKER_FROM * seconds, 0
-    while at < seconds - 2 * AFTER_SECONDS:
+    while at < seconds - rest - 2 * AFTER_SECONDS:
         plan.append((at, kinds[number % 2]))
+        if number % 2 == 0 and at + every < seconds - rest:
+            rests.append((at + every / 2, rest))
         at, number = at + every, number + 1
-    return plan
+    return plan, [*rests, (seconds - rest, rest)]
 
 
 def acting(broker: Own, lives: Sequence[Life], live: Callable[[], None]) -> dict[str, Callable[[], None]]:
@@ -209,15 +218,23 @@ def told(
     vitals.seen = [each for each in vitals.seen if each[0] <= stream.began + seconds]
     last = [each for each in vitals.seen if each[1] == lives]
     start = last[0][0] + SETTLE_SHARE * (last[-1][0] - last[0][0])
+    kept = [(begin + (1 - KEPT_SHARE) * length, begin + length) for begin, length in stream.rests]
+
+    def within(series: Sequence[tuple[float, float]], spans: Sequence[tuple[float, float]]) -> list[bool]:
+        return [any(a <= at - stream.began <= b for a, b in spans) for at, _ in series]
 
     def calm(series: Sequence[tuple[float, float]], after: float) -> list[tuple[float, float]]:
-        windows = [(each["from_s"] - SECONDS_A_BIN, each["to_s"] + after) for each in happened]
-        return [(at, value) for at, value in series if at >= start and not any(a <= at - stream.began <= b for a, b in windows)]
+        near = within(series, [(each["from_s"] - SECONDS_A_BIN, each["to_s"] + after) for each in happened])
+        return [each for each, out in zip(series, near, strict=True) if each[0] >= start and not out]
+
+    def rested(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [each for each, now in zip(series, within(series, kept), strict=True) if now]
 
     p99 = [(at + stream.began, value) for at, value in found.p99()]
     lasting = {name: vitals.of_life(lives, 2 + k, start) for k, name in enumerate(list(ALLOWED)[:4])}
     series = {name: calm(each, GIVEN_BACK_SECONDS) for name, each in lasting.items()} | {"p99 ms": calm(p99, AFTER_SECONDS)}
-    trends = [trend(name, each, *ALLOWED[name]) for name, each in series.items()]
+    trends = [trend(name, rested(lasting[name]) if name in AT_REST else each, *ALLOWED[name]) for name, each in series.items()]
+    loaded = [trend(f"{name} under load", series[name], *ALLOWED[name]) for name in AT_REST]
     over_time = {
         name: [[round(each[0] - stream.began, 1), round(float(each[2 + k]), 2)] for each in vitals.seen]
         for k, name in enumerate(list(ALLOWED)[:4])
@@ -227,11 +244,25 @@ def told(
     counts = {"messages": stream.sent, "decided": decided, "lost": stream.sent - decided, "repeats": found.repeats}
     said = [
         f"{stream.sent:,} messages, {counts['lost']:,} lost, {found.repeats:,} repeats, {found.wrong:,} out of their "
-        f"key's order or with another count of it; {lives} lives, {len(happened)} faults",
+        f"key's order or with another count of it; {lives} lives, {len(happened) - len(stream.rests)} faults",
         *map(str, trends),
+        "not judged:",
+        *map(str, loaded),
     ]
-    shown = [asdict(each) | {"grown": each.grown} for each in trends if math.isfinite(each.median)]
-    return {**counts, "state_wrong": found.wrong, "faults": happened, "trends": shown, "over_time": over_time, "said": said}
+    return {
+        **counts,
+        "state_wrong": found.wrong,
+        "faults": happened,
+        "trends": written(trends),
+        "under_load": written(loaded),
+        "over_time": over_time,
+        "said": said,
+    }
+
+
+def written(trends: Sequence[Trend]) -> list[dict[str, Any]]:
+    """Trends as they are kept; not those of too short a run."""
+    return [asdict(each) | {"grown": each.grown} for each in trends if math.isfinite(each.median)]
 
 
 def wrong(seen: dict[str, Any], mode: str, judged: bool = True) -> list[str]:

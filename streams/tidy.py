@@ -3,6 +3,7 @@
 import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,28 +13,35 @@ from sinks.journal import step_back
 EVERY_SECONDS, MOST_LOOKS, LEAST, SHARE = 30.0, 20, 16e6, 0.03
 """Giving back holds who asks for memory meanwhile, for a millisecond, or for tens of them after a backlog: so it is done only
 while so many more bytes, and such a share more, are used than there were at the best; and where it has brought less than that,
-more and more seldom, until as much is used again."""
+more and more seldom, until as much is used again, or the process has less than half of the work."""
 
 
 class Tidy:
     """Looks at the memory of a process, every EVERY_SECONDS. used: its resident bytes; give_back: returns what is free to the
-    system."""
+    system; worked: the seconds of a core that it has had."""
 
-    def __init__(self, used: Callable[[], int], give_back: Callable[[], object]) -> None:
-        self._used, self._give_back = used, give_back
+    def __init__(
+        self, used: Callable[[], int], give_back: Callable[[], object], worked: Callable[[], float] = time.process_time
+    ) -> None:
+        self._used, self._give_back, self._worked = used, give_back, worked
         self._best = self._left = used()
         self._pause = self._rest = 1
+        self._since, self._busiest = worked(), 0.0
 
     def look(self) -> bool:
         """Gives back if there may be much to give; whether it did."""
-        before = self._used()
+        before, worked = self._used(), self._worked()
+        busy, self._since = worked - self._since, worked
+        calm = busy < self._busiest / 2
+        self._busiest = max(self._busiest, busy)
         self._best, self._left = min(self._best, before), min(self._left, before)
         least = max(LEAST, SHARE * self._best)
         grown = before >= self._left + least
         self._rest -= 1
-        if before < self._best + least or (self._rest > 0 and not grown):
+        if before < self._best + least or (self._rest > 0 and not grown and not calm):
             return False
         self._give_back()
+        self._busiest = busy
         self._left = self._used()
         self._best = min(self._best, self._left)
         worth = grown or before - self._left >= least

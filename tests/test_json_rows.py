@@ -2,7 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kernels.json_rows import naive
@@ -51,6 +51,7 @@ def test_rows_are_exact(data: st.DataObject, kinds: list[str], n: int) -> None:
     assert writer.texts(given_columns, n).to_pylist() == [row.decode() for row in expected]
 
 
+@example([52213752.0, 30000001024.0, 2.0**24 + 2, 8.5899346e9])
 @given(st.lists(st.floats(width=32) | st.floats(0, 1, width=32) | st.integers(-99999, 99999).map(float), max_size=20))
 def test_floats_are_the_shortest_that_read_back_the_same(values: list[float]) -> None:
     column = np.array(values, np.float32)

@@ -11,8 +11,8 @@ import pytest
 from bench.proving.chart import drawn
 from bench.proving.job import COUNT
 from bench.proving.stream import KEYS, STEP_US, TILE_US, WINDOW_US, Counted, Stream, before
-from bench.proving.vitals import slope, trend, used_mb
-from bench.soak import faults, main, wrong
+from bench.proving.vitals import Vitals, slope, trend, used_mb
+from bench.soak import REST, faults, main, told, wrong
 from kernels.windows import naive
 from ops.broker import Broker
 
@@ -86,12 +86,51 @@ def test_of_a_store_counts_what_is_in_use(tmp_path: Path) -> None:
 
 
 def test_faults_are_sprinkled_over_the_run() -> None:
-    plan = faults(3600, 300)
+    plan, rests = faults(3600, 300)
     assert [what for _, what in plan[:4]] == [
         "SIGKILL of the job", "SIGTERM of the job", "broker SIGSTOP", "broker stopped and started",
     ]  # fmt: skip
     assert [at for at, _ in plan] == sorted(at for at, _ in plan)
     assert plan[-1][0] < 3600 - 30
+    assert [start / 60 for start, _ in rests] == [23.5, 33.5, 43.5, 53.5, 58.5]
+    assert all(length == 90 and not any(start - 30 <= at <= start + length for at, _ in plan) for start, length in rests)
+
+
+def test_what_is_kept_is_judged_in_rests_and_what_is_held_under_load_is_told() -> None:
+    """An hour at 30 messages a second; what is held under load grows, what is kept without it does not, or by 80 MB an hour."""
+    plan, rests = faults(3600, 300)
+    stream = Stream("soak", 30.0, began=50.0, rests=rests)
+    happened = [{"what": what, "from_s": at, "to_s": at + 5} for at, what in plan]
+    happened += [{"what": REST, "from_s": start, "to_s": start + length} for start, length in rests]
+    for leak, grown in ((0.0, []), (80.0, ["memory MB"])):
+        found, vitals = Counted(stream), Vitals()
+        for second in range(3600):
+            rest = any(start <= second < start + length for start, length in rests)
+            memory = 500 + leak * second / 3600 + (0 if rest else second / 30)
+            vitals.seen.append((50.0 + second, 1, memory, 40, 20, 60.0))
+            found.took[second // 5] = np.eye(1, 400, 100, dtype=np.int64)[0]
+        seen = told(stream, found, vitals, happened, 1, 3600)
+        assert [each["name"] for each in seen["trends"] if each["grown"]] == grown
+        assert [each["name"] for each in seen["under_load"] if each["grown"]] == ["memory MB under load"]
+        assert "memory MB under load" not in str(wrong(seen, "exactly_once"))
+
+
+def test_a_load_that_rests_is_due_when_it_is_sent() -> None:
+    stream = Stream("s", 300.0, began=7.0, rests=[(10.0, 5.0), (20.0, 2.0)])
+    assert [stream.due_by(7.0 + at) for at in (0, 10, 12, 15, 16, 20, 21.5, 23)] == [
+        0,
+        3000,
+        3000,
+        3000,
+        3300,
+        4500,
+        4500,
+        4800,
+    ]
+    for k in (0, 1, 2998, 3000, 3001, 4499, 4500, 9000):
+        due = stream.due(k % 3, k // 3)
+        assert stream.due_by(due - 0.001) <= k <= stream.due_by(due + 0.001)
+        assert not any(start <= due - 7.0 - 1e-9 < start + length - 0.01 for start, length in stream.rests if k % 3000 > 1)
 
 
 def test_it_is_drawn(tmp_path: Path) -> None:

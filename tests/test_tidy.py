@@ -17,7 +17,7 @@ def test_it_gives_back_while_more_is_used_than_there_was_at_its_best() -> None:
         given.append(used[0])
         used[0] -= 100e6
 
-    tidy = Tidy(lambda: int(used[0]), give_back)
+    tidy = Tidy(lambda: int(used[0]), give_back, lambda: 0.0)
     for now, gives in ((410e6, False), (415e6, False), (416e6, True), (331e6, False), (332e6, True), (1000e6, True)):
         used[0] = now
         assert tidy.look() is gives, now
@@ -26,7 +26,7 @@ def test_it_gives_back_while_more_is_used_than_there_was_at_its_best() -> None:
 
 def test_of_much_a_share_more_is_nothing() -> None:
     used = [2000e6]
-    tidy = Tidy(lambda: int(used[0]), lambda: None)
+    tidy = Tidy(lambda: int(used[0]), lambda: None, lambda: 0.0)
     used[0] = 2059e6
     assert not tidy.look()
     used[0] = 2061e6
@@ -35,7 +35,7 @@ def test_of_much_a_share_more_is_nothing() -> None:
 
 def test_what_is_used_for_good_is_asked_for_more_and_more_seldom_until_more_is() -> None:
     used = [100e6]
-    tidy = Tidy(lambda: int(used[0]), lambda: None)
+    tidy = Tidy(lambda: int(used[0]), lambda: None, lambda: 0.0)
     used[0] = 900e6
     looks = [tidy.look() for _ in range(70)]
     assert [k for k, gave in enumerate(looks) if gave] == [0, 1, 3, 7, 15, 31, 51]
@@ -49,7 +49,7 @@ def test_a_backlog_that_is_over_by_the_second_look_is_given_back_then() -> None:
     def give_back() -> None:
         used[0] -= free[0]
 
-    tidy = Tidy(lambda: int(used[0]), give_back)
+    tidy = Tidy(lambda: int(used[0]), give_back, lambda: 0.0)
     used[0] = 1000e6
     for _ in range(40):
         tidy.look()
@@ -58,6 +58,19 @@ def test_a_backlog_that_is_over_by_the_second_look_is_given_back_then() -> None:
     free[0] = 300e6
     assert tidy.look()
     assert used[0] == 1000e6
+
+
+def test_what_was_used_in_vain_is_asked_for_again_when_there_is_less_to_do() -> None:
+    used, worked = [100e6], [0.0]
+    tidy = Tidy(lambda: int(used[0]), lambda: None, lambda: worked[0])
+    used[0] = 900e6
+
+    def gives(busy: float) -> bool:
+        worked[0] += busy
+        return tidy.look()
+
+    assert [gives(20) for _ in range(6)] == [True, True, False, True, False, False], "as where the work stays the same"
+    assert [gives(3) for _ in range(9)] == [True] + 7 * [False] + [True], "at once, and then more seldom, as before"
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="the C library has no malloc_trim")

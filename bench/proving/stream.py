@@ -2,9 +2,11 @@
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -26,7 +28,8 @@ SECONDS_A_BIN, BINS, FIRST_MS, FACTOR = 5.0, 400, 0.1, 1.05
 
 @dataclass
 class Stream:
-    """Message number k goes to partition k mod PARTITIONS, and is due at `began` + k / rate, monotonic seconds.
+    """Message number k goes to partition k mod PARTITIONS, and is due k / rate seconds after `began`, monotonic seconds, and
+    what rests there were before it: (from when on, for how long), in order, seconds from the start.
 
     Of a partition, message n has key n mod KEYS, and no message is broken.
     """
@@ -35,10 +38,22 @@ class Stream:
     rate: float
     began: float = 0.0
     sent: int = 0
+    rests: Sequence[tuple[float, float]] = ()
+
+    def __post_init__(self) -> None:
+        rested = [0.0, *accumulate(length for _, length in self.rests)]
+        self._rested, self._starts = rested, [start - before for (start, _), before in zip(self.rests, rested, strict=False)]
 
     def due(self, partition: int, n: int) -> float:
         """When message n of a partition is to be sent."""
-        return self.began + (n * PARTITIONS + partition) / self.rate
+        busy = (n * PARTITIONS + partition) / self.rate
+        return self.began + busy + self._rested[bisect_right(self._starts, busy)]
+
+    def due_by(self, now: float) -> int:
+        """How many messages are due at a moment, monotonic seconds."""
+        seconds = now - self.began
+        rested = sum(min(max(seconds - start, 0.0), length) for start, length in self.rests)
+        return int((seconds - rested) * self.rate)
 
     def entries(self, partition: int, first: int, end: int) -> list[dict[str, Any]]:
         """Messages `first` to `end` of a partition."""
@@ -70,7 +85,7 @@ def streaming(brokers: str, stream: Stream) -> Iterator[None]:
     def send() -> None:
         while not ended.wait(TICK_SECONDS):
             first = stream.sent // PARTITIONS
-            upto = min(int((time.monotonic() - stream.began) * stream.rate) // PARTITIONS, first + MOST)
+            upto = min(stream.due_by(time.monotonic()) // PARTITIONS, first + MOST)
             for partition in range(PARTITIONS if upto > first else 0):
                 entries = stream.entries(partition, first, upto)
                 if producer.produce_batch(f"{stream.name}-in", entries, partition=partition) != len(entries):

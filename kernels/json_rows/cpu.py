@@ -23,7 +23,10 @@ KINDS = {"integer": INTEGER, "time": TIME, "float": FLOAT, "plain": PLAIN, "quot
 LONGEST = {INTEGER: 20, TIME: 29, FLOAT: 24}
 LONGEST_ESCAPE = 6
 MOST_FLOAT32_DIGITS = 9
-SURELY = 4e-16
+SURELY, MOST_FIVES, EXACT = 4e-16, 13, 2**53
+"""What w * 10**places is as a float64 may be off by SURELY. It is exact where w * 5**places is below 2**53 (EXACT; an int64
+takes it for up to 13 places): as it is for every text that lies in the middle between two float32s, which one of them is read
+from for certain."""
 DAY_US = 86_400_000_000
 YEAR_1, YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
 HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
@@ -224,7 +227,8 @@ def _float(out: U8, p: int, value: float) -> int:
         q = digits - 1 - exponent
         w = int(np.rint(value * 10.0**q)) if q >= 0 else int(np.rint(value / 10.0**-q))
         back = w / 10.0**q if q >= 0 else w * 10.0**-q
-        if np.float32(back * (1 - SURELY)) == value and np.float32(back * (1 + SURELY)) == value:
+        doubt = 0.0 if -MOST_FIVES <= q <= 0 and w * 5**-q < EXACT else SURELY
+        if np.float32(back * (1 - doubt)) == value and np.float32(back * (1 + doubt)) == value:
             break
     while w % 10 == 0:
         w //= 10
