@@ -13,9 +13,9 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Skew:
-    """Of one feature, over `rows` decisions: how many values match, mismatch, are missing (computed again there is one) or
-    extra (there is none); other_row: stored values of another row than a training frame has, and right for it; substituted:
-    given by the pipeline in place of a stale or unread row, and not compared.
+    """Of one feature, over the `rows` decisions that it was asked for in: how many values match, mismatch, are missing (computed
+    again there is one) or extra (there is none); other_row: stored values of another row than a training frame has, and right
+    for it; substituted: given by the pipeline in place of a stale or unread row, and not compared.
 
     smape: the mean of 2·|served − again| / (|served| + |again|) where both are finite, 0 to 2; null for what is no number.
     largest: the largest |served − again| there. first: of the decisions that do not match, the id (empty: there is none), and
@@ -112,19 +112,28 @@ def skews(
     again: pl.DataFrame,
     columns: Mapping[str, str],
     *,
+    asked: Mapping[str, Bools],
     substituted: Mapping[str, Bools],
     own_rows: Mapping[str, pl.Series],
     tolerance: float = TOLERANCE,
 ) -> list[Skew]:
-    """The skew of each feature, from rows of the same decisions. columns: where `served` has it, by name."""
-    ids = served["decision_id"]
-    return [
-        compare(
-            name, served[column], again[name], ids,
-            substituted=substituted.get(name), own_row=own_rows.get(name), tolerance=tolerance,
+    """The skew of each feature, from rows of the same decisions. columns: where `served` has it, by name. asked: the decisions
+    that it was asked for in; the others are none of its rows."""
+    found = []
+    for name, column in columns.items():
+        rows = asked[name]
+        given, own = substituted.get(name), own_rows.get(name)
+        skew = compare(
+            name,
+            served[column].filter(rows),
+            again[name].filter(rows),
+            served["decision_id"].filter(rows),
+            substituted=None if given is None else given[rows],
+            own_row=None if own is None else own.filter(rows),
+            tolerance=tolerance,
         )
-        for name, column in columns.items()
-    ]  # fmt: skip
+        found.append(skew)
+    return found
 
 
 def total(found: Sequence[Skew]) -> int:

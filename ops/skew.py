@@ -18,7 +18,7 @@ from features.history import historical
 from features.skew import TOLERANCE, Bools, Skew, close, numbers, skews, total
 from features.training import training_frame
 from ops.replay import between
-from sinks.records import SOURCE, TIME, Records, read
+from sinks.records import FILE, SOURCE, TIME, Records, read
 from streams.decode import PROVENANCE
 from streams.pipeline import Pipeline
 from streams.replays import originals
@@ -89,7 +89,8 @@ def skew(
         progress("looking stored rows up", 0.0)
         decided = decided.take(joined["_again"].to_arrow())
         substituted, own_rows = _stored(records, pipeline, settings, served, again, decided, tolerance)
-    found = skews(served, again, columns, substituted=substituted, own_rows=own_rows, tolerance=tolerance)
+    asked = {name: _asked(records, served, name) for name in columns}
+    found = skews(served, again, columns, asked=asked, substituted=substituted, own_rows=own_rows, tolerance=tolerance)
     n = served.height
     return Report(found, n, records.repeats, records.table.height - n, first.height - n)
 
@@ -147,6 +148,12 @@ def position(partition: str, offset: str) -> pl.Expr:
     return (pl.col(partition).cast(pl.Int64) * (1 << PARTITION_BITS) + pl.col(offset)).alias(POSITION)
 
 
+def _asked(records: Records, served: pl.DataFrame, feature: str) -> Bools:
+    """Which rows [n] are of a version of the model that takes a feature, or of rules that read it: others record none."""
+    having = np.array([any(one.name == feature for one in told.features) for told in records.by_file])
+    return having[served[FILE].to_numpy()]
+
+
 def _stored(
     records: Records,
     pipeline: Pipeline,
@@ -160,7 +167,7 @@ def _stored(
     substituted, own = dict[str, Bools](), dict[str, pl.Series]()
     clock = pipeline.events.time
     for view in records.told.views:
-        given = served[f"{SOURCE}{view}"].str.starts_with("instead").to_numpy()
+        given = served[f"{SOURCE}{view}"].str.starts_with("instead").fill_null(False).to_numpy()
         of_view = [one for one in records.told.features if one.view == view]
         substituted |= {one.name: given for one in of_view}
         held = served[f"{TIME}{view}"]

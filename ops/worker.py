@@ -19,6 +19,11 @@ from streams.run import run
 from streams.settings import JobSettings
 
 
+SWITCH_SECONDS = 0.0005
+"""Who wants the interpreter waits for so long before he who has it is asked to let go; Python's own 5 ms are waited for again and
+again by the dataflow, which lets go in each call of a kernel or of the model, while a thread beside it loads another version."""
+
+
 def work(
     pipeline: Pipeline,
     settings: JobSettings,
@@ -53,6 +58,8 @@ def work(
         print(words, file=sys.stderr, flush=True)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         at = killed_at(os.environ, worker, restarts or 0)
         run(
@@ -68,6 +75,7 @@ def work(
             **parts,
         )
     finally:
+        sys.setswitchinterval(interval)
         health.alive = False
         for number, handler in before.items():
             signal.signal(number, handler)

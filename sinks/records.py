@@ -23,6 +23,7 @@ SOURCE, TIME, AGE = OF_A_VIEW = "source__", "time__", "age__"
 TIMESTAMP = pa.timestamp("us", "UTC")
 SOURCES = ("store", "store:future", "store:unread", "store:future:unread", "instead:stale", "instead:unread", "none")
 FLAGS = ("missing", "stale", "future", "unread")
+FILE = "_file"
 FIRST = (
     "decision_id", "event_id", "event_time", "decided_at", "partition", "offset", "model", "model_version", "model_digest",
     "score", "decision", "reasons", "flags",
@@ -165,13 +166,13 @@ def sources(bits: pa.DictionaryArray, view: str, names: Sequence[str]) -> pa.Arr
 
 @dataclass(frozen=True)
 class Records:
-    """The rows of a record with repeats left out, in the order of their positions; told: what the newest file says of them,
-    told_of: what the files with rows of a version of the model do, by its digest; repeats: how many rows were left out."""
+    """The rows of a record with repeats left out, in the order of their positions; told: what the newest file says of its rows;
+    by_file: what each does, and a row's is that of the number in its column FILE; repeats: how many rows were left out."""
 
     table: pl.DataFrame
     told: Told
     repeats: int
-    told_of: Mapping[str, Told]
+    by_file: Sequence[Told]
 
 
 def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda rows: rows) -> Records:
@@ -181,17 +182,16 @@ def read(folder: Path, only: Callable[[pl.LazyFrame], pl.LazyFrame] = lambda row
     only: of the rows of a file, those wanted. Raises RecordError for a folder without a record and a file that cannot be read.
     """
     frames: list[pl.DataFrame] = []
-    told_of: dict[str, Told] = {}
+    by_file: list[Told] = []
     for chain in chains(folder):
         for table in tables(chain):
-            of = Told.of(table.schema)
-            told_of[of.model_digest] = of
-            frame = pl.DataFrame(table.replace_schema_metadata(None))
-            frames.append(only(frame.lazy()).collect())
+            frame = pl.DataFrame(table.replace_schema_metadata(None)).lazy()
+            frames.append(only(frame.with_columns(pl.lit(len(by_file)).alias(FILE))).collect())
+            by_file.append(Told.of(table.schema))
     told = told_by(folder)
     every = pl.concat(frames, how="diagonal_relaxed")
     once = every.sort("decided_at", maintain_order=True).unique("decision_id", keep=told.counts, maintain_order=True)
-    return Records(once.sort("partition", "offset"), told, every.height - once.height, told_of)
+    return Records(once.sort("partition", "offset"), told, every.height - once.height, by_file)
 
 
 def told_by(folder: Path) -> Told:
@@ -227,7 +227,7 @@ def explained(records: Records, decision_id: str) -> Mapping[str, Any]:
         raise RecordError(f"no decision {decision_id} in the record, which has a share of {records.told.share:g} of them")
     row = found.row(0, named=True)
     features = []
-    for feature in records.told_of[row["model_digest"]].features:
+    for feature in records.by_file[row[FILE]].features:
         source = feature.source
         if feature.view:
             source = row[f"{SOURCE}{feature.view}"]

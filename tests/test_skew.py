@@ -87,6 +87,22 @@ def test_what_was_served_is_what_is_computed_again(tmp_path: Path) -> None:
         assert all(one.smape == 0 for one in report.features)
 
 
+def test_decisions_by_a_version_that_does_not_take_a_feature_are_none_of_its_rows(tmp_path: Path) -> None:
+    class Few(Arithmetic):
+        spec = ModelSpec("payments", (Input("amount", "number", ()),))
+
+    logs = [stream(1000)]
+    serve(tmp_path, [logs[0][:400]], payments(), Champion(1, Few(), None))
+    folder = serve(tmp_path, logs, payments(), Champion(2, Arithmetic(), None))
+    report = again(folder, decoded(logs), payments())
+    by_few = report.repeats
+    assert report.skewed == 0
+    assert 200 < by_few < 400, "it is decided on again, and the first decision counts"
+    assert {one.feature: one.rows for one in report.features} == {
+        name: report.compared - (by_few if name != "amount" else 0) for name in NAMES
+    }
+
+
 def test_an_off_by_one_window_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logs = [stream(3000)]
     with monkeypatch.context() as patched:
