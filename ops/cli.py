@@ -1,15 +1,17 @@
-"""headrace demo | init | try | train | run | topics | contract | backfill | models | record | secret | skew | state | dead."""
+"""headrace demo | init | try | train | run | topics | contract | backfill | inspect | skew, and the groups models | record |
+secret | state | dead."""
 
 import json
 import shlex
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ops.cli_dead import dead
+from ops.cli_inspect import inspect
 from ops.cli_models import models
 from ops.cli_state import state
 from ops.errors import PREFIX, USAGE, hush, report
@@ -26,6 +28,7 @@ app.add_typer(secret, name="secret")
 app.add_typer(models, name="models")
 app.add_typer(state, name="state")
 app.add_typer(dead, name="dead")
+app.command()(inspect)
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
@@ -278,31 +281,6 @@ def verify(
             print(*(f"  {line}" for line in one.breaks or [f"head {one.head or 'none'}"]), sep="\n")
     if any(one.breaks for one in checked):
         raise typer.Exit(1)
-
-
-@record.command()
-def show(
-    records: Annotated[Path, typer.Argument(metavar="RECORDS", help="the folder of a record")],
-    decision_id: Annotated[str, typer.Argument(metavar="ID", help="decision_id, as in the decision")],
-    as_json: Json = False,
-) -> None:
-    """Say why an event got its decision: model, score, reasons, and each feature with its source and age."""
-    import polars as pl
-
-    from sinks.records import explained, read
-
-    found = explained(read(records, lambda rows: rows.filter(pl.col("decision_id") == decision_id)), decision_id)
-    if as_json:
-        print(json.dumps(found, default=str))
-        return
-    for name, value in found.items():
-        if name != "features":
-            print(f"{name:15} {', '.join(value) if isinstance(value, list) else value}")
-    width = max(len(one["name"]) for one in found["features"])
-    for one in found["features"]:
-        age = timedelta(seconds=abs(round(one["age"] or 0)))
-        said = "" if one["age"] is None else f", {age} old" if one["age"] >= 0 else f", from {age} after the event"
-        print(f"  {one['name']:{width}}  {one['value']!s:>12}  {one['source']}{said}")
 
 
 @secret.command()

@@ -6,7 +6,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -246,7 +245,7 @@ class Job:
     def journal(self) -> Journal[Entry]:
         """Where the record of this worker's decisions is written."""
         said = self.pipeline.record or Record()
-        folder = Path(said.path) if said.path else self.settings.home / "record" / self.pipeline.name
+        folder = said.folder(self.settings.home, self.pipeline.name)
         adopt(folder, self.worker, self.workers, shaped)
         chain, size = folder / f"worker-{self.worker}", int(said.megabytes * 1e6)
         journal = Journal(

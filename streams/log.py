@@ -51,16 +51,21 @@ class KafkaLog:
     def bounds(self, partition: int) -> tuple[int, int]:
         """As the broker says when first asked; the end is read, since an embedded broker does not say it right."""
         if partition not in self._bounds:
-            try:
-                low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=self._timeout)
-            except KafkaException as error:
-                raise SourceError(f"{self._topic}/{partition}: {error.args[0].str()}") from error
+            low, high = self.marks(partition)
             self._bounds[partition] = low, high
             at = max(low, high - 1)
             while (tail := self.read(partition, at)).num_rows:
                 at = tail.column("_offset")[-1].as_py() + 1
             self._bounds[partition] = low, max(at, high)
         return self._bounds[partition]
+
+    def marks(self, partition: int) -> tuple[int, int]:
+        """The first offset that is there and the end, as the broker says; an embedded one says an end that comes too early."""
+        try:
+            low, high = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), timeout=self._timeout)
+        except KafkaException as error:
+            raise SourceError(f"{self._topic}/{partition}: {error.args[0].str()}") from error
+        return low, high
 
     def read(self, partition: int, offset: int) -> pa.RecordBatch:
         """See Log."""

@@ -123,6 +123,10 @@ class Record:
         if not self.megabytes > 0:
             raise ValueError(f"record: expected megabytes above 0, got {self.megabytes:g}")
 
+    def folder(self, home: Path, pipeline: str) -> Path:
+        """Where the record of the pipeline of that name is, in a job with that home."""
+        return Path(self.path) if self.path else home / "record" / pipeline
+
 
 @dataclass(frozen=True)
 class Pipeline:

@@ -252,7 +252,7 @@ def test_stored_features_are_recorded_with_source_and_age_and_compared_as_of_the
     mean = next(one for one in report.features if one.feature == "card_history__mean")
     assert report.skewed == 0
     assert (mean.match, mean.other_row, mean.substituted) == (5, 1, 1)
-    assert run_command(["record", "show", str(folder), "payments/pay/0/5"]) == 0
+    assert run_command(["inspect", "payments/pay/0/5", "--record", str(folder), "--no-event"]) == 0
     assert "store, 2:00:00 old" in capsys.readouterr().out
 
 
