@@ -41,7 +41,7 @@ from bench.proving.vitals import Trend, Vitals, trend, watched
 from bench.show import say
 
 STILL_SECONDS, AFTER_SECONDS, GIVEN_BACK_SECONDS, SETTLE_SHARE = 5.0, 30.0, 90.0, 0.15
-ANY_RATE, FULL, TOP_SECONDS = 1e6, PARTITIONS * WINDOW_US // STEP_US, 20.0
+ANY_RATE, FULL, FULL_SECONDS, TOP_SECONDS = 1e6, PARTITIONS * WINDOW_US // STEP_US, 300.0, 20.0
 REST, REST_SHARE, KEPT_SHARE = "rest", 0.3, 0.25
 JUDGED_MINUTES = 30.0
 KILLED_AT, STOPPED_AT, BROKER_FROM = 0.1, 0.2, 0.35
@@ -98,9 +98,10 @@ def top(stand: Stand, workers: int) -> float:
     with living(stand, workers, "top") as life:
         up(life)
         with counted(address, full) as found, streaming(address, full):
+            deadline = time.monotonic() + FULL_SECONDS
             while found.decisions < FULL:
-                if life.process.poll() is not None:
-                    raise StuckError(f"it died: {life.said()}")
+                if life.process.poll() is not None or time.monotonic() > deadline:
+                    raise StuckError(f"{found.decisions:,} of {FULL:,} decisions that fill its state: {life.said()}")
                 time.sleep(0.01)
             some, began = found.decisions, time.monotonic()
             time.sleep(TOP_SECONDS)
@@ -158,7 +159,7 @@ def faults(seconds: float, every: float) -> tuple[list[tuple[float, str]], list[
     """The faults, (seconds from the start, what): the job's in the first third, then the broker's. And the rests of the load:
     (from when on, for how long)."""
     plan = [(KILLED_AT * seconds, "SIGKILL of the job"), (STOPPED_AT * seconds, "SIGTERM of the job")]
-    kinds, rests, rest = ("broker SIGSTOP", "broker stopped and started"), list[tuple[float, float]](), REST_SHARE * every
+    kinds, rests, rest = ("broker SIGSTOP", "broker stopped and started"), list[tuple[float, float]](), REST_SHARE * min(every, seconds / 3)
     at, number = BROKER_FROM * seconds, 0
     while at < seconds - rest - 2 * AFTER_SECONDS:
         plan.append((at, kinds[number % 2]))

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from bench.proving.job import NAME, graph_of, logistic
 from bench.proving.lives import Stand
 from bench.proving.phases import Kind, at_half, compared, phased, quantiles, told
 from bench.show import made
-from models.registry import promote, record, resolve
+from models.registry import newest, promote, record, resolve
 from models.spec import ModelSpec
 from streams.settings import JobSettings
 
@@ -81,16 +81,20 @@ def elsewhere(uri: str) -> Iterator[Callable[[int], None]]:
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_promoting, args=(uri, theirs), daemon=True)
     process.start()
+    theirs.close()
     try:
+        ours.recv()  # its libraries are loaded
         yield ours.send
     finally:
-        ours.send(0)
+        with suppress(OSError):  # it is gone
+            ours.send(0)
         process.join()
         if process.exitcode:
             raise RuntimeError(f"who promotes versions ended with exit code {process.exitcode}")
 
 
 def _promoting(uri: str, numbers: Connection) -> None:
+    numbers.send(newest(uri, NAME))
     os.nice(19)
     while number := numbers.recv():
         promote(uri, NAME, number)

@@ -51,12 +51,19 @@ def _loaded(named: str | None, name: str) -> tuple[Any, str]:
     """The pipeline that is named, or one of our own of that name; where there is none, None and why its events are not read."""
     from ops.cli import BrokenPipelineError, WrongUseError, pipeline_of
 
+    unnamed = f"how, and what in it is secret, is in the file of pipeline {name}: --pipeline PATH.py:NAME names it"
+    if not named and (":" in name or name.endswith(".py")):
+        return None, unnamed  # an id names no file to run
     try:
         found = pipeline_of(named or name)
-    except (BrokenPipelineError, WrongUseError):
+    except BrokenPipelineError as error:
         if named:
             raise
-        return None, f"how, and what in it is secret, is in the file of pipeline {name}: --pipeline PATH.py:NAME names it"
+        return None, str(error)
+    except WrongUseError:
+        if named:
+            raise
+        return None, unnamed
     if found.name == name:
         return found, ""
     raise WrongUseError(f"--pipeline {named or name}: expected pipeline {name}, as in the id, got {found.name}")

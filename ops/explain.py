@@ -3,6 +3,7 @@
 Nothing is computed again, and what the record does not hold is said not to be recorded.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 from confluent_kafka.admin import AdminClient
 
-from sinks.records import Told, explained, read
+from sinks.records import FILE, Told, explained, read
 from sinks.segments import LOG, SEALED, RecordError, Segment, chains, in_order
 from streams.decode import APPENDED, Decoded
 from streams.door import NoAnswerError, topics_at
@@ -96,11 +97,11 @@ class Reach:
     offsets: tuple[int, int] | None
 
     @classmethod
-    def of(cls, folder: Path, partition: int) -> "Reach":
-        """Reads a record, of whose files only the rows at the ends are kept."""
+    def of(cls, folder: Path, prefix: str, partition: int) -> "Reach":
+        """Reads a record, of whose files only the rows at the ends are kept, of decisions whose ids begin so."""
         at, offset = pl.col("decided_at"), pl.when(pl.col("partition") == partition).then(pl.col("offset"))
         ends = (at == at.min()) | (at == at.max()) | (offset == offset.min()) | (offset == offset.max())
-        rows = read(folder, lambda every: every.filter(ends)).table
+        rows = read(folder, lambda every: every.filter(pl.col("decision_id").str.starts_with(prefix)).filter(ends)).table
         decided: Any = rows["decided_at"]
         offsets: Any = rows.filter(pl.col("partition") == partition)["offset"]
         days, gone = set[str](), 0
@@ -138,8 +139,8 @@ def recorded(place: Place, folder: Path) -> dict[str, Any]:
     records = read(folder, lambda rows: rows.filter(pl.col("decision_id") == str(place)))
     if records.table.is_empty():
         raise RecordError(absent(place, folder, records.told))
-    found = explained(records, str(place))
-    told = records.told_of[found["model_digest"]]
+    found = dict(explained(records, str(place)))
+    told = records.by_file[records.table[FILE][0]]
     itself = {
         "folder": str(folder),
         "share": told.share,
@@ -147,6 +148,12 @@ def recorded(place: Place, folder: Path) -> dict[str, Any]:
         "counts": records.told.counts,
         "repeats": records.repeats,
     }
+    single = {name for name, kind in records.table.schema.items() if kind == pl.Float32 or kind.is_nested()}
+    found["score"] = shortest(found["score"])
+    found["features"] = [
+        one | {"value": shortest(one["value"]) if feature.column in single else one["value"], "age": shortest(one["age"])}
+        for feature, one in zip(told.features, found["features"], strict=True)
+    ]
     return {**found, "pipeline": place.pipeline, "topic": place.topic, "record": itself}
 
 
@@ -154,7 +161,7 @@ def absent(place: Place, folder: Path, told: Told) -> str:
     """Why a record may not have a decision: how far it goes, and which are left out."""
     if told.prefix != place.prefix:
         return f"the record in {folder} is of {told.prefix}..., expected one of {place.prefix}...: --record names another"
-    far = Reach.of(folder, place.partition)
+    far = Reach.of(folder, place.prefix, place.partition)
     parts = f", a share of {told.share:g} of them" if told.share < 1 else ""
     days = f"in sealed files of {' to '.join(dict.fromkeys(far.days))}" if far.days else "none of them sealed yet"
     files = "1 file" if far.gone == 1 else f"{far.gone:,} files"
@@ -215,10 +222,15 @@ def _message(place: Place, settings: JobSettings) -> pa.RecordBatch | Event:
         return Event("gone", f"the broker at {settings.brokers} has no {here}")
     log = KafkaLog(place.topic, settings.brokers, settings.client, group="headrace-inspect")
     try:
-        first, _ = log.marks(place.partition)
+        first, end = log.marks(place.partition)
         if place.offset < first:
             return Event("gone", f"{here} begins at offset {first:,} now, what was before is deleted")
-        raw = log.read(place.partition, place.offset)
+        try:
+            raw = log.read(place.partition, place.offset)
+        except SourceError:
+            if place.offset < end:
+                raise
+            return Event("gone", f"{here} ends at offset {end:,} now: the topic was made anew")
     finally:
         log.close()
     if not raw.num_rows or raw.column("_offset")[0].as_py() != place.offset:
@@ -252,12 +264,12 @@ def whole(row: Mapping[str, Any], event: Event) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The same with times as texts, and numbers that are float32 in their shortest form, as in the decisions."""
+    """The same with times as texts, and none in place of numbers that are not finite."""
     match value:
         case datetime():
             return instant(value)
         case float():
-            return shortest(value)
+            return value if math.isfinite(value) else None
         case Mapping():
             return {name: plain(one) for name, one in value.items()}
         case list() | tuple():
@@ -265,11 +277,11 @@ def plain(value: Any) -> Any:
     return value
 
 
-def shortest(value: float) -> float:
-    """A number that a float32 holds as the shortest decimal that is read as that float32; another as it is."""
-    with np.errstate(over="ignore"):
-        single = np.float32(value)
-    return float(str(single)) if float(single) == value else value
+def shortest(value: Any) -> Any:
+    """A float32, or a list of them, as the shortest decimals that are read as them, as in the decisions; what is none as it is."""
+    if isinstance(value, list):
+        return [shortest(one) for one in value]
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def instant(at: datetime) -> str:

@@ -149,7 +149,7 @@ def position(partition: str, offset: str) -> pl.Expr:
 
 
 def _asked(records: Records, served: pl.DataFrame, feature: str) -> Bools:
-    """Which rows [n] are of a version of the model that takes a feature, or of rules that read it: others record none."""
+    """Which rows [n] are of a job that recorded a feature: what the job computes it does, and fields that its model takes."""
     having = np.array([any(one.name == feature for one in told.features) for told in records.by_file])
     return having[served[FILE].to_numpy()]
 

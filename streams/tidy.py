@@ -13,7 +13,7 @@ from sinks.journal import step_back
 EVERY_SECONDS, MOST_LOOKS, LEAST, SHARE = 30.0, 20, 16e6, 0.03
 """Giving back holds who asks for memory meanwhile, for a millisecond, or for tens of them after a backlog: so it is done only
 while so many more bytes, and such a share more, are used than there were at the best; and where it has brought less than that,
-more and more seldom, until as much is used again, or the process has less than half of the work."""
+more and more seldom, until as much is used again; and once when the process has less than half of the work."""
 
 
 class Tidy:
@@ -26,13 +26,13 @@ class Tidy:
         self._used, self._give_back, self._worked = used, give_back, worked
         self._best = self._left = used()
         self._pause = self._rest = 1
-        self._since, self._busiest = worked(), 0.0
+        self._since, self._busiest, self._calmed = worked(), 0.0, False
 
     def look(self) -> bool:
         """Gives back if there may be much to give; whether it did."""
         before, worked = self._used(), self._worked()
         busy, self._since = worked - self._since, worked
-        calm = busy < self._busiest / 2
+        calm = busy < self._busiest / 2 and not self._calmed
         self._busiest = max(self._busiest, busy)
         self._best, self._left = min(self._best, before), min(self._left, before)
         least = max(LEAST, SHARE * self._best)
@@ -41,7 +41,7 @@ class Tidy:
         if before < self._best + least or (self._rest > 0 and not grown and not calm):
             return False
         self._give_back()
-        self._busiest = busy
+        self._busiest, self._calmed = busy, calm or (self._calmed and not grown)
         self._left = self._used()
         self._best = min(self._best, self._left)
         worth = grown or before - self._left >= least

@@ -324,6 +324,6 @@ def test_an_event_that_kafka_has_deleted_is_said_to_be_gone(
 
 def test_numbers_and_texts_are_shown_for_what_they_are() -> None:
     assert [shortest(float(np.float32(value))) for value in (0.1, 1 / 3, 1e10)] == [0.1, 0.33333334, 1e10]
-    assert [shortest(value) for value in (0.1, 1e300, 0.5)] == [0.1, 1e300, 0.5]
+    assert shortest([float(np.float32(0.1)), None]) == [0.1, None]
     assert [shown(value) for value in (None, [], ["a", 1], "shop-1")] == ["none", "none", "a, 1", "shop-1"]
     assert shown("a\x1b[2Jb") == r"'a\x1b[2Jb'"

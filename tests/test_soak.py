@@ -145,5 +145,5 @@ def test_two_minutes_with_faults_lose_and_double_nothing(tmp_path: Path, apache_
     assert main(["--minutes", "2", "--rate", "2000", "--every", "40", "--json", str(tmp_path / "soak.json")]) == 0
     seen = json.loads((tmp_path / "soak.json").read_text())
     assert (seen["lost"], seen["repeats"], seen["state_wrong"]) == (0, 0, 0)
-    assert seen["decided"] == seen["messages"] > 200_000
+    assert seen["decided"] == seen["messages"] > 180_000
     assert len(seen["faults"]) >= 3

@@ -185,9 +185,11 @@ def quantile(counts: npt.NDArray[np.int64], share: float) -> float:
 
 @contextmanager
 def counted(brokers: str, stream: Stream) -> Iterator[Counted]:
-    """Counts what a consumer with read_committed sees while this lasts. Raises what the client raised. What is loaded by then is
-    left out of garbage collection: with a model registry's library among it one takes a quarter of a second, in which nothing is
-    counted."""
+    """Counts what a consumer with read_committed sees while this lasts. Raises what the client raised.
+
+    What is loaded by then is left out of garbage collection: with a model registry's library among it one takes a quarter of a
+    second, in which nothing is counted.
+    """
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
@@ -220,9 +222,9 @@ def counted(brokers: str, stream: Stream) -> Iterator[Counted]:
     try:
         yield found
     finally:
+        gc.unfreeze()
         ended.set()
         thread.join()
         consumer.close()
-        gc.unfreeze()
         if failed:
             raise failed[0]
