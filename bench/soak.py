@@ -159,7 +159,11 @@ def faults(seconds: float, every: float) -> tuple[list[tuple[float, str]], list[
     """The faults, (seconds from the start, what): the job's in the first third, then the broker's. And the rests of the load:
     (from when on, for how long)."""
     plan = [(KILLED_AT * seconds, "SIGKILL of the job"), (STOPPED_AT * seconds, "SIGTERM of the job")]
-    kinds, rests, rest = ("broker SIGSTOP", "broker stopped and started"), list[tuple[float, float]](), REST_SHARE * min(every, seconds / 3)
+    kinds, rests, rest = (
+        ("broker SIGSTOP", "broker stopped and started"),
+        list[tuple[float, float]](),
+        REST_SHARE * min(every, seconds / 3),
+    )
     at, number = BROKER_FROM * seconds, 0
     while at < seconds - rest - 2 * AFTER_SECONDS:
         plan.append((at, kinds[number % 2]))

@@ -13,9 +13,9 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Skew:
-    """Of one feature, over the `rows` decisions that it was asked for in: how many values match, mismatch, are missing (computed
-    again there is one) or extra (there is none); other_row: stored values of another row than a training frame has, and right
-    for it; substituted: given by the pipeline in place of a stale or unread row, and not compared.
+    """Of one feature, over the `rows` decisions that it was asked for in: how many values match, mismatch, are missing
+    (computed again there is one) or extra (there is none); other_row: stored values of another row than a training frame has,
+    and right for it; substituted: given by the pipeline in place of a stale or unread row, and not compared.
 
     smape: the mean of 2·|served − again| / (|served| + |again|) where both are finite, 0 to 2; null for what is no number.
     largest: the largest |served − again| there. first: of the decisions that do not match, the id (empty: there is none), and

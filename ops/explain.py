@@ -278,7 +278,7 @@ def plain(value: Any) -> Any:
 
 
 def shortest(value: Any) -> Any:
-    """A float32, or a list of them, as the shortest decimals that are read as them, as in the decisions; what is none as it is."""
+    """A float32, or a list of them, as the shortest decimals that are read as them, as in decisions; what is none as it is."""
     if isinstance(value, list):
         return [shortest(one) for one in value]
     return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -19,8 +19,8 @@ from streams.run import run
 from streams.settings import JobSettings
 
 SWITCH_SECONDS = 0.0005
-"""Who wants the interpreter waits for so long before he who has it is asked to let go; Python's own 5 ms are waited for again and
-again by the dataflow, which lets go in each call of a kernel or of the model, while a thread beside it loads another version."""
+"""Who wants the interpreter waits for so long before he who has it is asked to let go. Python's own 5 ms are waited for again
+and again by the dataflow, which lets go in each call of a kernel or of the model, while a thread beside it loads a version."""
 
 
 def work(
