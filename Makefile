@@ -1,5 +1,6 @@
 # make demo [ARGS="--all --json out.json"]    a year of real flights through the whole way
 # make test [ALL=1] [LONG=1]                  lint, types, imports, tests; with ALL=1 the slow ones too, as CI does; LONG=1: the longest
+# make deploy-test                            the chart on a Kubernetes control plane (KUBERNETES_HOME)
 # PYTHON=/path/to/python3.12 names the Python to build .venv with.
 
 SHELL := /bin/bash
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
 TORCH := $(shell sed -n 's/^ *"\(torch==[^"]*\)",$$/\1/p' pyproject.toml)
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test clean
+.PHONY: demo test deploy-test clean
 
 demo: $(VENV)/.demo
 	@$(BIN)/headrace demo $(ARGS)
@@ -22,6 +23,9 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q -m "not slow and not long" --numprocesses 2 --dist loadfile $(ARGS)
 	$(if $(ALL),$(BIN)/python -m pytest -q -m slow --numprocesses 2 --dist loadfile $(ARGS))
 	$(if $(LONG),$(BIN)/python -m pytest -q -m long $(ARGS))
+
+deploy-test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q tests/test_deploy.py tests/test_probes.py tests/test_chart.py tests/test_pod.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) .headrace features/repo/data

@@ -1,9 +1,12 @@
-"""headrace demo | init | try | train | run | topics | contract | backfill | inspect | skew, and the groups models | record |
-secret | state | dead."""
+"""headrace demo | init | try | train | run | deploy | topics | contract | backfill | inspect | skew, and the groups models |
+record | secret | state | dead."""
 
 import json
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ops.cli_dead import dead
+from ops.cli_deploy import deploy
 from ops.cli_inspect import inspect
 from ops.cli_models import models
 from ops.cli_state import state
@@ -29,6 +33,7 @@ app.add_typer(models, name="models")
 app.add_typer(state, name="state")
 app.add_typer(dead, name="dead")
 app.command()(inspect)
+app.command()(deploy)
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
@@ -88,6 +93,16 @@ class WrongUseError(ValueError):
     """The command line or a setting is wrong; the message says what was expected."""
 
 
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends what has not begun to work: the first process of a container is not ended by it otherwise."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @app.command()
 def run(
     pipeline: Name,
@@ -97,6 +112,7 @@ def run(
     order: Annotated[str | None, typer.Option(help="arrival or event  [default: the topic's]", show_default=False)] = None,
     home: Home = None,
     metrics_port: Annotated[int | None, typer.Option(help="worker k serves on port + k; 0: none", show_default=False)] = None,
+    page: Annotated[int | None, typer.Option(metavar="PORT", help="of a live page, on 127.0.0.1", show_default=False)] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="make the state anew from the topic, go on where it was")] = False,
     begin: Annotated[
         str | None,
@@ -107,10 +123,12 @@ def run(
 ) -> None:
     """Run a pipeline until SIGTERM or Ctrl-C, which let it drain and leave."""
     flags = {"brokers": brokers, "workers": workers, "epoch_seconds": epoch, "order": order, "home": home}
-    settings = settings_of(**flags, metrics_port=metrics_port)
+    settings = settings_of(**flags, metrics_port=metrics_port, page_port=page)
     loaded = pipeline_of(pipeline)
 
     from ops.model_watch import watching
+    from ops.page import paging
+    from ops.probes import answering
     from ops.start import prepare
     from ops.topics import require
 
@@ -118,13 +136,12 @@ def run(
         require(settings.brokers, loaded.topics(), settings.client, pipeline)
         prepare(loaded, settings, called=pipeline, rebuild=rebuild, begin=begin, slack=slack)
 
-    if restart:
-        from ops.restart import run_again
+    with ended_by_sigterm(), answering(settings), paging(loaded, settings), watching(pipeline, settings):
+        if restart:
+            from ops.restart import run_again
 
-        with watching(pipeline, settings):
             raise typer.Exit(run_again(loaded, settings, door, anew=begin is not None, rebuilt=rebuild))
-    door()
-    with watching(pipeline, settings):
+        door()
         if settings.workers == 1:
             from ops.worker import work
 

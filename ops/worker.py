@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from ops.errors import FAILED, hush, report
 from ops.faults import killed_at
-from ops.server import Health, serve
+from ops.server import Health, at, serve
 from streams.pipeline import Pipeline, load
 from streams.run import run
 from streams.settings import JobSettings
@@ -39,7 +39,8 @@ def work(
     """
     stop = threading.Event()
     health, registry = Health(), CollectorRegistry()
-    server = serve(settings.metrics_port + worker, registry, health) if settings.metrics_port else None
+    port = settings.metrics_port
+    server = serve(settings.metrics_host, port + worker, registry, health) if port else None
 
     def leave(number: int, frame: FrameType | None) -> None:
         stop.set()
@@ -50,7 +51,7 @@ def work(
     def ready() -> None:
         health.ready = True
         on_ready()
-        where = f", metrics on http://127.0.0.1:{server.server_port}/metrics" if server else ""
+        where = f", metrics on http://{at(settings.metrics_host, server.server_port)}/metrics" if server else ""
         print(f"{pipeline.name}: worker {worker} of {max(1, len(addresses))} ready{where}", flush=True)
 
     def say(words: str) -> None:
@@ -60,7 +61,7 @@ def work(
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:
-        at = killed_at(os.environ, worker, restarts or 0)
+        killed = killed_at(os.environ, worker, restarts or 0)
         run(
             pipeline,
             settings,
@@ -70,12 +71,13 @@ def work(
             stop=stop,
             on_ready=ready,
             say=say,
-            at=at,
+            at=killed,
+            moved=health.moved,
             **parts,
         )
     finally:
         sys.setswitchinterval(interval)
-        health.alive = False
+        health.failed = True
         for number, handler in before.items():
             signal.signal(number, handler)
         if server:

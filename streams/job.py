@@ -72,7 +72,8 @@ class Job:
     lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
     passed. start: where it begins if it has no state; epoch: the first of this run. say: told in words how far a
     rebuild is, and that the model throws. trail, aside: for a job that is started again when it dies: where it writes down how
-    far it is, and what it must not touch. news_read: of when (ns) the news of the model are that it has begun with.
+    far it is, and what it must not touch. moved: told whenever the source is asked for more. news_read: of when (ns) the news
+    of the model are that it has begun with.
     """
 
     pipeline: Pipeline
@@ -91,6 +92,7 @@ class Job:
     lanes: Callable[[int], Log] | None = None
     at: Callable[[str], None] = lambda point: None
     say: Callable[[str], None] = lambda words: None
+    moved: Callable[[], None] = lambda: None
     trail: Trail | None = None
     aside: Aside = field(default_factory=dict)
     news_read: int = field(default=0, init=False)
@@ -105,8 +107,9 @@ class Job:
         """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them. With
         several workers others' rows come to this one meanwhile, and none waits either."""
         if self.order == "event":
-            return Gate(0)
-        return Gate(self.workers, WAIT_SECONDS if self.workers == 1 else 0.0, self.pace.rows if self.pace else lambda: ALL)
+            return Gate(0, moved=self.moved)
+        patience = WAIT_SECONDS if self.workers == 1 else 0.0
+        return Gate(self.workers, patience, self.pace.rows if self.pace else lambda: ALL, self.moved)
 
     @cached_property
     def pace(self) -> Pace | None:

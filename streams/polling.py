@@ -49,13 +49,20 @@ class Gate:
     rounds, each once, so that all of a worker's get their turn and are decided together.
     """
 
-    def __init__(self, most: int = 1, patience: float = 0.0, rows: Callable[[], int] = lambda: ALL) -> None:
+    def __init__(
+        self,
+        most: int = 1,
+        patience: float = 0.0,
+        rows: Callable[[], int] = lambda: ALL,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
         """most: batches on their way at which no new round begins; 0: never waits. patience: the seconds that a poll may wait
-        for messages, for a worker that nobody waits for meanwhile. rows: asked at each round how many it may take.
+        for messages, for a worker that nobody waits for meanwhile. rows: asked at each round how many it may take. moved: told
+        of each round that begins: the worker moves, or has nothing to do.
         """
         self.partitions, self.home = 0, ""
         """How many poll by it, and the first of them."""
-        self._rows = rows
+        self._rows, self._moved = rows, moved
         self._left, self._to_poll, self._busy, self._had = ALL, 0, 0, 0
         self.patience = patience
         self._unwritten = 0
@@ -70,6 +77,7 @@ class Gate:
         if last == self._round and (self._on_their_way < self._most or not self._most):
             self._round += 1
             self._first = True
+            self._moved()
             self._left, self._to_poll, self._busy, self._had = self._rows(), self.partitions, self._had, 0
         return self._round if last < self._round else 0
 

@@ -38,7 +38,10 @@ class JobSettings(BaseSettings):
     )
     restart_seconds: float = Field(600, gt=0, description="see restart_deaths")
     poll_rows: int = Field(4096, ge=1, description="most messages taken from a partition at once")
-    metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics on 127.0.0.1:port+k; 0: none")
+    metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics and its health on port+k; 0: none")
+    metrics_host: str = Field("127.0.0.1", description="the address that metrics and health are served on")
+    health_port: int = Field(0, ge=0, le=65_535, description="the health of all workers together is served there; 0: nowhere")
+    page_port: int = Field(0, ge=0, le=65_535, description="the live page is served on 127.0.0.1:port; 0: nowhere")
     order: str = Field("", pattern="^(arrival|event)?$", description="overrides the topic's order")
     delivery: str = Field("", pattern="^(at_least_once|exactly_once)?$", description="overrides the pipeline's delivery")
     stored_age: Literal["event", "wall"] = Field(

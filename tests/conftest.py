@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from control_plane import HOME, Cluster, control_plane
 from hypothesis import settings
 
 from ops.broker import Broker, apache, embedded, find_apache
@@ -40,6 +41,15 @@ def apache_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         )
     with apache(home, Path(tmp_path_factory.mktemp("kafka"))) as broker:
         yield broker
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A real Kubernetes control plane; skipped, and loudly, where there is none."""
+    if not (HOME / "start").exists():
+        pytest.skip("NO KUBERNETES: set KUBERNETES_HOME to a folder with `start`: the chart is NOT proven without it")
+    with control_plane(tmp_path_factory.mktemp("kubernetes")) as made:
+        yield made
 
 
 @pytest.fixture(params=["embedded", "apache"])

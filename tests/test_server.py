@@ -4,17 +4,18 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from ops.server import Health, PortTakenError, Server, serve
+from ops.server import STILL_SECONDS, Health, PortTakenError, Server, at, serve
 
 
 @pytest.fixture
 def served() -> Iterator[tuple[Server, CollectorRegistry, Health]]:
     registry, health = CollectorRegistry(), Health()
-    server = serve(0, registry, health)
+    server = serve("127.0.0.1", 0, registry, health)
     yield server, registry, health
     server.close()
 
@@ -46,8 +47,22 @@ def test_alive_from_the_start_ready_when_it_can_decide_neither_once_it_failed(
     assert [get(server, path)[0] for path in ("/healthz", "/readyz")] == [200, 503]
     health.ready = True
     assert [get(server, path)[0] for path in ("/healthz", "/readyz")] == [200, 200]
-    health.alive = False
+    health.failed = True
     assert [get(server, path)[0] for path in ("/healthz", "/readyz")] == [503, 503]
+
+
+def test_a_worker_that_asks_for_no_more_stands_still() -> None:
+    now = [0.0]
+    health = Health(lambda: now[0])
+    now[0] = 10_000
+    assert health.alive, "it rebuilds its state, say, and has not begun"
+    health.moved()
+    now[0] += STILL_SECONDS - 1
+    assert health.alive
+    now[0] += 1
+    assert not health.alive
+    health.moved()
+    assert health.alive
 
 
 def test_anything_else_is_not_found(served: tuple[Server, CollectorRegistry, Health]) -> None:
@@ -65,13 +80,23 @@ def test_only_this_machine_reaches_it(served: tuple[Server, CollectorRegistry, H
     assert served[0].server_address[0] == "127.0.0.1"
 
 
+def test_it_is_served_on_the_address_that_it_is_told() -> None:
+    for host, url in (("127.0.0.2", "127.0.0.2"), ("::1", "[::1]")):
+        with closing(serve(host, 0, CollectorRegistry(), Health())) as server:
+            assert at(host, 5) == f"{url}:5"
+            with urllib.request.urlopen(f"http://{at(host, server.server_port)}/healthz", timeout=5) as answer:
+                assert answer.status == 200
+            with pytest.raises(urllib.error.URLError):
+                urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/healthz", timeout=5)
+
+
 def test_a_taken_port_is_said_in_one_line(served: tuple[Server, CollectorRegistry, Health]) -> None:
     port = served[0].server_port
     with pytest.raises(PortTakenError, match=rf"^metrics cannot be served on 127.0.0.1:{port}: .*name another --metrics-port$"):
-        serve(port, CollectorRegistry(), Health())
+        serve("127.0.0.1", port, CollectorRegistry(), Health())
 
 
 def test_the_port_is_free_again_after_close() -> None:
-    first = serve(0, CollectorRegistry(), Health())
+    first = serve("127.0.0.1", 0, CollectorRegistry(), Health())
     first.close()
-    serve(first.server_port, CollectorRegistry(), Health()).close()
+    serve("127.0.0.1", first.server_port, CollectorRegistry(), Health()).close()

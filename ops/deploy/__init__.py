@@ -1,0 +1,1 @@
+"""A pipeline on a cluster: its image, its chart, and what puts them there."""

@@ -1,0 +1,1 @@
+"""Alert rules and their tests, for Prometheus, and the dashboard for Grafana."""

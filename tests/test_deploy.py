@@ -1,0 +1,99 @@
+"""A release has the settings that its pipeline has here, and nothing of this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from payments import payments
+
+from ops.deploy.release import CHART, CannotDeployError, helm, values_of
+from streams.flights import flights
+from streams.settings import JobSettings
+
+IMAGE = "registry.example/headrace:0.1.0"
+
+
+def of(image: str = IMAGE, **settings: Any) -> dict[str, Any]:
+    settings = {"registry": "https://mlflow:5000"} | settings
+    return values_of("pay.py:pay", payments(), JobSettings(brokers="kafka-0:9092,kafka-1:9092", **settings), image)
+
+
+def checked(values: dict[str, Any]) -> None:
+    """As Helm does it: the chart's own values, those of the release over them, and the schema."""
+    whole = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name, value in values.items():
+        whole[name] = whole[name] | value if isinstance(value, dict) else value
+    jsonschema.validate(whole, json.loads((CHART / "values.schema.json").read_text()))
+
+
+def test_settings_that_are_not_the_defaults_are_those_of_the_release() -> None:
+    values = of(workers=2, epoch_seconds=1.0, home=Path("/here"), kafka={"acks": "all"})
+    assert values["settings"] == {"epoch_seconds": 1.0, "registry": "https://mlflow:5000", "kafka": {"acks": "all"}}
+    assert (values["workers"], values["brokers"], values["pipeline"]) == (2, "kafka-0:9092,kafka-1:9092", "pay.py:pay")
+    assert values["image"] == {"repository": "registry.example/headrace", "tag": "0.1.0", "digest": ""}
+    checked(values)
+    digest = "sha256:" + 64 * "a"
+    by_digest = of(f"localhost:5000/my-fraud@{digest}")
+    assert by_digest["image"] == {"repository": "localhost:5000/my-fraud", "tag": "", "digest": digest}
+    checked(by_digest)
+
+
+@pytest.mark.parametrize("image", ["headrace", "headrace:latest", "localhost:5000/headrace", "headrace@sha256:abc"])
+def test_an_image_that_may_be_another_tomorrow_is_refused(image: str) -> None:
+    with pytest.raises(CannotDeployError, match=f"^--image {image}: expected NAME:TAG, not latest, or NAME@sha256:DIGEST$"):
+        of(image)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"secret_key": "file:/here/key"}, r"secrets: \{secret_key: \{secret: NAME, key: KEY\}\}"),
+        ({"schema_registry_login": "me:hush"}, r"secretEnv: \{HEADRACE_SCHEMA_REGISTRY_LOGIN: \{secret: NAME, key: KEY\}\}"),
+        ({"registry": "sqlite:////here/mlflow.db"}, "expected a registry that the cluster reaches"),
+        ({"registry": ""}, "got none, which is a file in home"),
+        ({"registry": "https://me:hush@mlflow"}, "secretEnv: .MLFLOW_TRACKING_USERNAME"),
+        ({"feast_repo": Path("/here/repo")}, "expected a path in the image, relative to the project, got /here/repo"),
+        ({"kafka": {"sasl.password": "env:PASSWORD"}}, "sasl.password: env:PASSWORD is of this machine"),
+    ],
+)
+def test_what_is_of_this_machine_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(CannotDeployError, match=said) as refused:
+        of(**settings)
+    assert str(refused.value).startswith(f"setting {next(iter(settings))}: ")
+    assert "hush" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"workers": 9}, "9 is not one of"),
+        ({"pipeline": ""}, "'' "),
+        ({"brokers": "kafka"}, "'kafka' does not match"),
+        ({"settings": {"workers": 2}}, "workers"),
+        ({"secrets": {"secret_key": {"secret": "keys"}}}, "'key' is a required property"),
+        ({"metrics": {"prot": 1}}, "prot"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_schema(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(jsonschema.ValidationError, match=said):
+        checked(of() | changed)
+
+
+def test_every_number_of_workers_is_one_that_a_job_takes() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert schema["properties"]["workers"]["enum"] == [number for number in range(1, 65) if 840 % number == 0]
+
+
+def test_a_feast_repo_that_is_in_files_is_refused() -> None:
+    settings = JobSettings(registry="https://mlflow")
+    with pytest.raises(CannotDeployError, match=r"feature_store.yaml: registry: expected one that the cluster reaches"):
+        values_of("flights", flights, settings, IMAGE)
+
+
+def test_without_helm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(CannotDeployError, match=r"^helm is not there"):
+        helm("flights", "default", of(), [], install=False)

@@ -1,0 +1,175 @@
+"""The chart's own words, run: its pod's command, environment, volumes and probes on a real control plane, with a kubelet that
+is played (tests/kubelet.py), and a load that goes on through all that becomes of the pod."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from control_plane import NAMESPACE, Cluster, namespaced
+from kubelet import Api, Kubelet, Pod
+
+from bench.brokers import Served, counting
+from bench.proving.lives import Stand
+from bench.proving.stream import Counted, Stream, counted, streaming
+from bench.soak import topics
+from ops.broker import Broker, free_port
+from ops.deploy.release import CHART
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parent.parent
+RATE, LONGEST_SECONDS = 300.0, 180.0
+
+
+@contextmanager
+def played(cluster: Cluster, folder: Path) -> Iterator[Kubelet]:
+    """A kubelet in the place of the one that only says that pods run."""
+    players = [each for each in psutil.Process(cluster.process).children() if each.name() == "kwok"]
+    assert players
+    port = free_port()
+    proxy = subprocess.Popen(["kubectl", "proxy", f"--port={port}"], env=cluster.environment, stdout=subprocess.DEVNULL)
+    image = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    try:
+        for each in players:
+            each.suspend()
+        time.sleep(2)  # the proxy listens
+        with Kubelet(Api(f"127.0.0.1:{port}"), NAMESPACE, folder, [sys.executable, "-m", "ops"], image, folder) as kubelet:
+            yield kubelet
+    finally:
+        for each in players:
+            each.resume()
+        proxy.terminate()
+        proxy.wait()
+
+
+class Scene:
+    """A release of the prover's pipeline, what its decisions are counted by, and what is done to it."""
+
+    def __init__(self, cluster: Cluster, kubelet: Kubelet, stand: Stand, found: Counted) -> None:
+        self.cluster, self.kubelet, self.stand, self.found = cluster, kubelet, stand, found
+
+    def values(self, **more: Any) -> dict[str, Any]:
+        made = {
+            "pipeline": f"{self.stand.file.name}:job",
+            "image": {"repository": "registry.example/headrace", "tag": "0.1.0"},
+            "workers": 3,
+            "brokers": self.stand.served.address,
+            "settings": {"registry": self.stand.base.registry_uri, "model_look_seconds": 0},
+            "metrics": {"port": 19_464},
+            "health": {"port": 19_463},
+        }
+        return made | more
+
+    def helm(self, *arguments: str, **more: Any) -> None:
+        self.cluster.helm(*arguments, "pod", str(CHART), "--wait", "--timeout", "3m", **self.values(**more))
+
+    def pod(self) -> Pod:
+        """The one that runs."""
+        (pod,) = [each for each in list(self.kubelet.pods.values()) if each.process is not None]
+        return pod
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while not true():
+            assert time.monotonic() < deadline, f"{what}: {self.kubelet.failed}, {self.said()[-3000:]}"
+            time.sleep(0.2)
+
+    def said(self) -> str:
+        """What the pods have said, the newest last."""
+        logs = sorted(self.kubelet.folder.glob("pod-*.log"), key=lambda log: log.stat().st_mtime)
+        return "\n".join(log.read_text() for log in logs)
+
+    def decides(self) -> None:
+        """Waits until what comes from now on is decided."""
+        sent = self.found.stream.sent
+        self.until(lambda: self.found.decided > sent, "it decides no more")
+
+
+def forks(pod: Pod) -> list[psutil.Process]:
+    """The workers of a pod, which `headrace run --restart` has forked."""
+    assert pod.process is not None
+    job = psutil.Process(pod.process.pid)
+    found = []
+    for each in job.children():
+        with suppress(psutil.Error):  # it has ended
+            found += [each] if each.cmdline() == job.cmdline() else []
+    return found
+
+
+def kill(pod: Pod) -> None:
+    """The container's first process dies."""
+    assert pod.process is not None
+    pod.process.kill()
+
+
+@pytest.fixture
+def scene(cluster: Cluster, apache_kafka: Broker, tmp_path: Path, name: Callable[[str], str]) -> Iterator[Scene]:
+    served = Served("apache", apache_kafka.address, None)
+    stand = Stand.made(served, tmp_path, name("pod"), "", {})
+    topics(served, stand)
+    stream = Stream(stand.load.name, RATE)
+    with namespaced(cluster), played(cluster, tmp_path) as kubelet, counted(served.address, stream) as found:
+        yield Scene(cluster, kubelet, stand, found)
+
+
+def test_every_event_is_decided_whatever_becomes_of_the_pod(scene: Scene) -> None:
+    cluster, kubelet, found, served = scene.cluster, scene.kubelet, scene.found, scene.stand.served
+    stream = found.stream
+    with streaming(served.address, stream):
+        scene.helm("install")
+        scene.decides()
+        pod = scene.pod()
+        assert (pod.ready, pod.restarts) == (True, 0)
+
+        workers = forks(pod)
+        assert len(workers) == 3
+        workers[1].send_signal(signal.SIGKILL)
+        scene.until(lambda: len({*forks(pod)} - {*workers}) == 3, "the workers are not started again")
+        scene.decides()
+        assert (pod.restarts, pod.why) == (0, []), "a worker that dies is started again in the pod"
+
+        scene.helm("upgrade", workers=2)
+        assert pod.process is None, "the old pod is gone before the new one is there"
+        scene.decides()
+        second = scene.pod()
+        assert second is not pod
+
+        kill(second)
+        scene.until(lambda: second.restarts == 1 and second.ready, "the container is not started again")
+        scene.decides()
+
+        cluster.kubectl("delete", "persistentvolumeclaim", "home-pod-0", "--wait=false")
+        cluster.kubectl("delete", "pod", "pod-0", "--wait=true")
+        scene.until(lambda: "--rebuild makes the state anew" in scene.said(), "a lost volume is not told")
+        scene.helm("upgrade", workers=2, rebuild=True)
+        scene.decides()
+        assert not kubelet.failed
+    with counting(served, scene.stand.load.target) as count:
+        scene.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")
+    cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+    assert (found.decided, found.wrong) == (stream.sent, 0)
+
+
+def test_health_that_is_on_the_loopback_alone_fails(scene: Scene, tmp_path: Path) -> None:
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    file = chart / "templates" / "statefulset.yaml"
+    right = "valueFrom:\n                fieldRef:\n                  fieldPath: status.podIP\n"
+    text = file.read_text()
+    assert text.count(right) == 1
+    file.write_text(text.replace(right, "value: 127.0.0.1\n"))
+    scene.cluster.helm("install", "pod", str(chart), **scene.values(workers=1))
+    scene.until(lambda: "worker 0 of 1 ready" in scene.said(), "it is not ready")
+    time.sleep(10)
+    pod = scene.pod()
+    assert (pod.started, pod.ready) == (False, False), "it could decide, and nobody could tell"
+    scene.cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
