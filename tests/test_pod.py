@@ -24,7 +24,7 @@ from bench.soak import topics
 from ops.broker import Broker, free_port
 from ops.deploy.release import CHART
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 RATE, LONGEST_SECONDS = 300.0, 180.0
