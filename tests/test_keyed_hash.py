@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.keyed_hash.cpu import ALL, KeyedHash, hash_texts
+from kernels.keyed_hash.cpu import ALL, LANES, SHORT, KeyedHash, hash_texts
 from kernels.keyed_hash.naive import keyed_hash
 
 VALUES = st.lists(st.none() | st.binary(max_size=200), max_size=30)
@@ -25,6 +25,17 @@ def test_it_is_hmac_sha_256_cut_to_128_bits(key: bytes, values: list[bytes | Non
 def test_every_length_around_a_block_is_padded_right(size: int) -> None:
     value = bytes(range(256)) * 4
     assert KeyedHash(b"k" * 16)(pa.array([value[:size]]))[0].as_py().decode() == keyed_hash(b"k" * 16, value[:size])
+
+
+@pytest.mark.parametrize("n", [LANES - 1, LANES, LANES + 1, 3 * LANES + 5])
+def test_texts_that_are_hashed_side_by_side_are_hashed_as_by_themselves(n: int) -> None:
+    """Of every length up to a block's, with nulls and longer ones between them."""
+    rng = np.random.default_rng(n)
+    texts: list[bytes | None] = [rng.bytes(k % (SHORT + 1)) for k in range(7, n + 7)]
+    for columns in (texts, [None if k % 5 == 2 else text for k, text in enumerate(texts)], [*texts, b"x" * 200, *texts]):
+        found = KeyedHash(b"k" * 16)(pa.array(columns, pa.binary())).to_pylist()
+        expected = [keyed_hash(b"k" * 16, text) for text in columns]
+        assert found == [None if one is None else one.encode() for one in expected]
 
 
 def test_the_cases_of_rfc_4231() -> None:
