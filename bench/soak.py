@@ -159,11 +159,8 @@ def faults(seconds: float, every: float) -> tuple[list[tuple[float, str]], list[
     """The faults, (seconds from the start, what): the job's in the first third, then the broker's. And the rests of the load:
     (from when on, for how long)."""
     plan = [(KILLED_AT * seconds, "SIGKILL of the job"), (STOPPED_AT * seconds, "SIGTERM of the job")]
-    kinds, rests, rest = (
-        ("broker SIGSTOP", "broker stopped and started"),
-        list[tuple[float, float]](),
-        REST_SHARE * min(every, seconds / 3),
-    )
+    kinds, rests = ("broker SIGSTOP", "broker stopped and started"), list[tuple[float, float]]()
+    rest = REST_SHARE * min(every, seconds / 3)
     at, number = BROKER_FROM * seconds, 0
     while at < seconds - rest - 2 * AFTER_SECONDS:
         plan.append((at, kinds[number % 2]))
@@ -225,15 +222,15 @@ def told(
     start = last[0][0] + SETTLE_SHARE * (last[-1][0] - last[0][0])
     kept = [(begin + (1 - KEPT_SHARE) * length, begin + length) for begin, length in stream.rests]
 
-    def within(series: Sequence[tuple[float, float]], spans: Sequence[tuple[float, float]]) -> list[bool]:
-        return [any(a <= at - stream.began <= b for a, b in spans) for at, _ in series]
+    def within(at: float, spans: Sequence[tuple[float, float]]) -> bool:
+        return any(a <= at - stream.began <= b for a, b in spans)
 
     def calm(series: Sequence[tuple[float, float]], after: float) -> list[tuple[float, float]]:
-        near = within(series, [(each["from_s"] - SECONDS_A_BIN, each["to_s"] + after) for each in happened])
-        return [each for each, out in zip(series, near, strict=True) if each[0] >= start and not out]
+        near = [(each["from_s"] - SECONDS_A_BIN, each["to_s"] + after) for each in happened]
+        return [each for each in series if each[0] >= start and not within(each[0], near)]
 
     def rested(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        return [each for each, now in zip(series, within(series, kept), strict=True) if now]
+        return [each for each in series if within(each[0], kept)]
 
     p99 = [(at + stream.began, value) for at, value in found.p99()]
     lasting = {name: vitals.of_life(lives, 2 + k, start) for k, name in enumerate(list(ALLOWED)[:4])}

@@ -5,25 +5,20 @@ started the workers knows that it died, and ends the job or starts it again. One
 """
 
 import argparse
-import os
-import subprocess
 import sys
-import threading
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ops.server import PortTakenError, at, made, own, states_of
+from ops.beside import DIRECTLY, answer, beside
+from ops.server import at, made, own, states_of
 
 if TYPE_CHECKING:
     from streams.settings import JobSettings
 
-ANSWER_SECONDS, GRACE_SECONDS = 2.0, 2.0
-DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Whatever proxy the environment names."""
+ANSWER_SECONDS = 2.0
 
 
 @contextmanager
@@ -33,36 +28,17 @@ def answering(settings: "JobSettings") -> Iterator[None]:
     if not settings.health_port:
         yield
         return
-    if not settings.metrics_port:
-        raise ValueError(
-            f"setting health_port {settings.health_port}: expected a metrics_port, which workers are asked at, got 0"
-        )
-    from ops.workers import end
-
-    host, ports = settings.metrics_host, [str(settings.metrics_port + number) for number in range(settings.workers)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops.probes", host, str(settings.health_port), *ports],
-        start_new_session=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        with process.stdout as output:
-            said = output.readline()
-        if said != "\n":
-            raise PortTakenError(said.strip() or "health cannot be served: the process that is to do it has ended")
+    ports = [str(settings.metrics_port + number) for number in range(settings.workers)]
+    command = ["ops.probes", settings.metrics_host, str(settings.health_port), *ports]
+    with beside("health_port", settings, command, "health cannot be served: the process that is to do it has ended"):
         yield
-    finally:
-        end([process], GRACE_SECONDS)
 
 
 def ask(host: str, port: int, path: str) -> bool | None:
     """What a worker says of itself; None: it is not there. One that gives no answer in time says no."""
     try:
-        with DIRECTLY.open(f"http://{at(host, port)}{path}", timeout=ANSWER_SECONDS) as answer:
-            return bool(answer.status == 200)
+        with DIRECTLY.open(f"http://{at(host, port)}{path}", timeout=ANSWER_SECONDS) as said:
+            return bool(said.status == 200)
     except urllib.error.HTTPError as error:
         error.close()
         return False
@@ -96,10 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, OverflowError) as error:
         print(f"health cannot be served on {at(options.host, options.port)}: {error}", flush=True)
         return 1
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(flush=True)
-    while os.read(0, 1024):
-        continue
+    answer(server)
     return 0
 
 

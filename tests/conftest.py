@@ -1,5 +1,6 @@
 """What tests share: brokers that are started and stopped for them, and topics of their own."""
 
+import socket
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ import pytest
 from control_plane import HOME, Cluster, control_plane
 from hypothesis import settings
 
-from ops.broker import Broker, apache, embedded, find_apache
+from ops.broker import Broker, apache, embedded, find_apache, free_port
 
 settings.register_profile("headrace", deadline=None, max_examples=60)
 settings.load_profile("headrace")
@@ -63,3 +64,16 @@ def name() -> Callable[[str], str]:
     """Makes names of topics that no other test uses."""
     suffix = uuid.uuid4().hex[:8]
     return lambda topic: f"{topic}-{suffix}"
+
+
+@pytest.fixture
+def pair() -> int:
+    """The first of two ports, one after the other, that nobody listens on."""
+    while True:
+        first = free_port()
+        try:
+            for port in (first, first + 1):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return first

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -383,18 +382,6 @@ def collector(job: Job) -> Iterator[Collector]:
         yield made_collector
 
 
-def two_free_ports() -> int:
-    """The first of two ports, one after the other, that nobody listens on."""
-    while True:
-        first = free_port()
-        try:
-            for port in (first, first + 1):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first
-
-
 def until(true: Callable[[], bool], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not true():
@@ -678,10 +665,12 @@ def test_a_registry_that_says_nothing_leaves_the_age_unknown() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-def test_a_running_job_has_a_page_with_its_decisions_and_the_age_of_its_model(embedded_broker: Broker, tmp_path: Path) -> None:
+def test_a_running_job_has_a_page_with_its_decisions_and_the_age_of_its_model(
+    embedded_broker: Broker, tmp_path: Path, pair: int
+) -> None:
     log, file, port = tmp_path / "log", tmp_path / "job.py", free_port()
     settings = filled(embedded_broker, "paged", tmp_path / "home", workers=2)
-    settings = settings.model_copy(update={"metrics_port": two_free_ports()})
+    settings = settings.model_copy(update={"metrics_port": pair})
     file.write_text('from bench.proving.job import pipeline\njob = pipeline("paged")\n')
     with running(f"{file}:job", settings, log, "--from", "earliest", "--page", str(port), restart=False) as process:
         decided(embedded_broker, "paged", process, log)

@@ -3,7 +3,6 @@
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
 import pytest
@@ -22,20 +21,6 @@ def status(port: int, path: str) -> int:
     except urllib.error.HTTPError as error:
         with error:
             return error.code
-
-
-@pytest.fixture
-def pair() -> Iterator[int]:
-    """The first of two ports, one after the other, that are free."""
-    while True:
-        first = free_port()
-        try:
-            for port in (first, first + 1):
-                made("127.0.0.1", port, lambda environ, start: []).server_close()
-        except OSError:
-            continue
-        yield first
-        return
 
 
 def test_a_job_is_ready_when_all_its_workers_are_and_alive_while_none_stands_still(pair: int) -> None:

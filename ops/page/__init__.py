@@ -5,15 +5,12 @@ pipeline is made of.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ops.server import PortTakenError
+from ops.beside import beside
 
 if TYPE_CHECKING:
     from streams.pipeline import Pipeline
@@ -21,7 +18,6 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 """Nobody else on the network reaches it: it has no password."""
-GRACE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -62,26 +58,9 @@ def paging(pipeline: "Pipeline", settings: "JobSettings") -> Iterator[None]:
     if not settings.page_port:
         yield
         return
-    if not settings.metrics_port:
-        raise ValueError(f"setting page_port {settings.page_port}: expected a metrics_port, which workers are asked at, got 0")
-    from ops.workers import as_environment, end
+    from ops.workers import as_environment
 
-    told = json.dumps(asdict(About.of(pipeline)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops.page", str(settings.page_port), told],
-        env=os.environ | as_environment(settings),
-        start_new_session=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        with process.stdout as output:
-            said = output.readline()
-        if said != "\n":
-            raise PortTakenError(said.strip() or "the process of the page ended before it answered")
+    command = ["ops.page", str(settings.page_port), json.dumps(asdict(About.of(pipeline)))]
+    with beside("page_port", settings, command, "the process of the page ended before it answered", as_environment(settings)):
         print(f"page on http://{HOST}:{settings.page_port}/", flush=True)
         yield
-    finally:
-        end([process], GRACE_SECONDS)

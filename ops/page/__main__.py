@@ -7,11 +7,11 @@ import argparse
 import json
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+from ops.beside import answer
 from ops.page import HOST, About
 from ops.page.age import Age
 from ops.page.collect import Collector, Look
@@ -50,10 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         print(f"the page cannot be served on {at(HOST, options.port)}: {reason}; name another --page", flush=True)
         return 1
-    threading.Thread(target=server.serve_forever, name="page", daemon=True).start()
-    print(flush=True)
-    while os.read(0, 1024):
-        continue
+    answer(server)
     os._exit(0)  # it keeps nothing, and nobody waits for a broker that may be gone
 
 

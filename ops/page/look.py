@@ -2,13 +2,13 @@
 
 import http.client
 import time
-import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from confluent_kafka import KafkaException
 
+from ops.beside import DIRECTLY
 from ops.page import About
 from ops.page.figures import Figures, Key, parsed
 from ops.page.shown import Newest, Windows, decision, letter
@@ -24,14 +24,12 @@ ENDS, REPORTS = 40, 6000
 """Messages of a look: the last of all partitions, and all of drift's reports that are shown."""
 KINDS = 20
 SHARES = {"p50": 0.5, "p99": 0.99}
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks this machine itself, whatever proxy the environment names."""
 
 
 def asked(host: str, port: int) -> str | None:
     """The metrics of a worker; None where it does not answer in time."""
     try:
-        with OPENER.open(f"http://{at(host, port)}/metrics", timeout=ASK_SECONDS) as answer:
+        with DIRECTLY.open(f"http://{at(host, port)}/metrics", timeout=ASK_SECONDS) as answer:
             return bytes(answer.read(MOST_BYTES)).decode()
     except (OSError, ValueError, http.client.HTTPException):
         return None

@@ -1,0 +1,58 @@
+"""Processes beside a job that answer on a port: each asks the workers, says whether it answers, and ends with the job."""
+
+import os
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ops.server import PortTakenError, Server
+
+if TYPE_CHECKING:
+    from streams.settings import JobSettings
+
+GRACE_SECONDS = 2.0
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks workers whatever proxy the environment names."""
+
+
+@contextmanager
+def beside(
+    setting: str, settings: "JobSettings", command: Sequence[str], silent: str, more: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Runs a module while this lasts, which answers on the port of a setting; more: of its environment. It ends when this
+    process does, however that ends. Raises PortTakenError with what it says, or `silent` if it ends without a word, and
+    ValueError for a job without `metrics_port`, whose workers cannot be asked."""
+    if not settings.metrics_port:
+        port = getattr(settings, setting)
+        raise ValueError(f"setting {setting} {port}: expected a metrics_port, which workers are asked at, got 0")
+    from ops.workers import end
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command],
+        env=os.environ | (more or {}),
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        with process.stdout as output:
+            said = output.readline()
+        if said != "\n":
+            raise PortTakenError(said.strip() or silent)
+        yield
+    finally:
+        end([process], GRACE_SECONDS)
+
+
+def answer(server: Server) -> None:
+    """What such a process does: an empty line says that it answers, which it does until standard input ends."""
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(flush=True)
+    while os.read(0, 1024):
+        continue
