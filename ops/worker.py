@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
+import pyarrow as pa
 from prometheus_client import CollectorRegistry, Gauge
 
 from ops.errors import FAILED, hush, report
@@ -21,6 +22,10 @@ from streams.settings import JobSettings
 SWITCH_SECONDS = 0.0005
 """Who wants the interpreter waits for so long before he who has it is asked to let go. Python's own 5 ms are waited for again
 and again by the dataflow, which lets go in each call of a kernel or of the model, while a thread beside it loads a version."""
+
+POOL = "ARROW_DEFAULT_MEMORY_POOL"
+"""Arrow's own variable, which stands if it is set. Otherwise its memory comes from the system's allocator: mimalloc, Arrow's
+choice, is no faster here and keeps more after each backlog, where no one can give it back (streams/tidy.py)."""
 
 
 def work(
@@ -60,6 +65,8 @@ def work(
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     interval = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
+    if POOL not in os.environ:
+        pa.set_memory_pool(pa.system_memory_pool())
     try:
         killed = killed_at(os.environ, worker, restarts or 0)
         run(
