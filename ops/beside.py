@@ -1,4 +1,4 @@
-"""Processes beside a job that answer on a port: each asks the workers, says whether it answers, and ends with the job."""
+"""Processes beside a job that answer on a port: each says whether it answers, and ends with the job."""
 
 import os
 import subprocess
@@ -19,16 +19,17 @@ DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks workers whatever proxy the environment names."""
 
 
-@contextmanager
-def beside(
-    setting: str, settings: "JobSettings", command: Sequence[str], silent: str, more: Mapping[str, str] | None = None
-) -> Iterator[None]:
-    """Runs a module while this lasts, which answers on the port of a setting; more: of its environment. It ends when this
-    process does, however that ends. Raises PortTakenError with what it says, or `silent` if it ends without a word, and
-    ValueError for a job without `metrics_port`, whose workers cannot be asked."""
+def expect_metrics(setting: str, settings: "JobSettings") -> None:
+    """Raises ValueError for a job without `metrics_port`, whose workers cannot be asked."""
     if not settings.metrics_port:
         port = getattr(settings, setting)
         raise ValueError(f"setting {setting} {port}: expected a metrics_port, which workers are asked at, got 0")
+
+
+@contextmanager
+def beside(command: Sequence[str], silent: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Runs a module while this lasts, which answers on a port; more: of its environment. It ends when this process does,
+    however that ends. Raises PortTakenError with what it says, or `silent` if it ends without a word."""
     from ops.workers import end
 
     process = subprocess.Popen(

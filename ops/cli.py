@@ -6,7 +6,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ops.cli_dead import dead
-from ops.cli_deploy import deploy
+from ops.cli_deploy import deploy, stop_pods
 from ops.cli_inspect import inspect
 from ops.cli_models import models
 from ops.cli_state import state
@@ -34,6 +34,7 @@ app.add_typer(state, name="state")
 app.add_typer(dead, name="dead")
 app.command()(inspect)
 app.command()(deploy)
+app.command("stop-pods", hidden=True)(stop_pods)
 
 INTERRUPTED = 130
 WRONG_USE = cast(type[Exception], typer.BadParameter.__base__)  # click's UsageError, which typer may have a copy of its own of
@@ -126,6 +127,9 @@ def run(
     settings = settings_of(**flags, metrics_port=metrics_port, page_port=page)
     loaded = pipeline_of(pipeline)
 
+    if settings.machines > 1 and not (restart and settings.recovery):
+        raise WrongUseError(f"setting machines {settings.machines}: expected --restart, and recovery on")
+    from ops.meeting import meeting
     from ops.model_watch import watching
     from ops.page import paging
     from ops.probes import answering
@@ -136,7 +140,10 @@ def run(
         require(settings.brokers, loaded.topics(), settings.client, pipeline)
         prepare(loaded, settings, called=pipeline, rebuild=rebuild, begin=begin, slack=slack)
 
-    with ended_by_sigterm(), answering(settings), paging(loaded, settings), watching(pipeline, settings):
+    beside = (answering(settings), meeting(settings), paging(loaded, settings), watching(pipeline, settings))
+    with ended_by_sigterm(), ExitStack() as around:
+        for each in beside:
+            around.enter_context(each)
         if restart:
             from ops.restart import run_again
 

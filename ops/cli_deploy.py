@@ -30,3 +30,15 @@ def deploy(
         return
     code = helm(release or loaded.name, namespace, made, values or [], install=install, minutes=minutes)
     raise typer.Exit(code)
+
+
+def stop_pods(
+    name: Annotated[str, typer.Argument(metavar="STATEFULSET")],
+    seconds: Annotated[float, typer.Option(help="until they have to be gone")] = 120,
+    account: Annotated[Path | None, typer.Option(help="folder of token, ca.crt and namespace", show_default=False)] = None,
+) -> None:
+    """Scale a release to nothing and wait until its pods are gone; run by the chart, in the cluster, before an upgrade."""
+    from ops.deploy.stop import ACCOUNT, stop
+
+    there = stop(name, seconds, account or ACCOUNT)
+    print(f"{name}: {'its pods are gone' if there else 'there is none'}")

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ops.beside import DIRECTLY, answer, beside
+from ops.beside import DIRECTLY, answer, beside, expect_metrics
 from ops.server import at, made, own, states_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def answering(settings: "JobSettings") -> Iterator[None]:
         return
     ports = [str(settings.metrics_port + number) for number in range(settings.workers)]
     command = ["ops.probes", settings.metrics_host, str(settings.health_port), *ports]
-    with beside("health_port", settings, command, "health cannot be served: the process that is to do it has ended"):
+    expect_metrics("health_port", settings)
+    with beside(command, "health cannot be served: the process that is to do it has ended"):
         yield
 
 

@@ -2,7 +2,8 @@
 
 The process that starts the workers has imported everything and loaded every kernel before, and starts no thread: a worker is a
 fork of it, ready in a tenth of the time that a new process takes. When one worker dies the others are killed at once, since
-Bytewax's own notice takes ten seconds, and all start again from the last durable epoch.
+Bytewax's own notice takes ten seconds, and all start again from the last durable epoch. So it is where the job runs on several
+machines, which meet before each start (ops/meeting.py).
 """
 
 import os
@@ -14,27 +15,29 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import NoReturn
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
 
 from confluent_kafka import KafkaException
 
 from ops.broker import free_port
 from ops.errors import FAILED, PREFIX, report
+from ops.meeting import BYE, GONE, LEAVE, Hello, Link, join, workers_of
 from ops.suspects import Found, Kept, after
 from ops.worker import leave_with_parent, work
 from ops.workers import GRACE_SECONDS, OF_ANOTHER, WORDS_SECONDS, WorkerDiedError, grace, on_signals
 from sinks.messages import DeliveryError
 from sinks.staged import FencedError, StaleSnapshotError
+from streams import machines
 from streams.pipeline import Pipeline
 from streams.reader import SourceError
 from streams.rehearsal import warm_before_fork
 from streams.settings import JobSettings
-from streams.start import RecoveryError, made_for, store_of
+from streams.start import RecoveryError, made_for, needs, store_of
 from streams.trail import ALL, Trail
 
 LOOK_SECONDS = 0.02
-FINAL, NOT_READY, OUTSIDE = 3, 4, 5
+FINAL, NOT_READY, OUTSIDE, AWAY = 3, 4, 5, 6
 FROM_OUTSIDE = (DeliveryError, SourceError, KafkaException, OSError)
 LONGEST_WAIT = 30.0
 MOST_ASIDE = 10
@@ -44,9 +47,10 @@ OF_THE_DISK = ("disk is full", "disk I/O error")
 
 @dataclass
 class Worker:
-    """A forked worker: what it says on stderr, and how it ended (None: it has not)."""
+    """A forked worker: its number of all, what it says on stderr, and how it ended (None: it has not)."""
 
     number: int
+    of: int
     pid: int
     stderr: int
     said: str = ""
@@ -80,9 +84,9 @@ class Worker:
         """Whether it has died of another worker's end, as it says itself."""
         return (self.code or 0) > 0 and any(told in line for told in OF_ANOTHER for line in self.words)
 
-    def last_words(self, workers: int) -> str:
+    def last_words(self) -> str:
         """What it died of."""
-        who = f"worker {self.number} of {workers}"
+        who = f"worker {self.number} of {self.of}"
         if self.words:
             return f"{who}: {self.words[0]}"
         code = self.code or 0
@@ -95,15 +99,17 @@ class Worker:
 
 @dataclass(frozen=True)
 class Death:
-    """How a life of the job ended. code: of the worker that died first; 0: it was asked to leave, or its source has ended."""
+    """How a life of the job ended. code: of the worker that died first; AWAY: another machine's life did; 0: it was asked to
+    leave, or its source has ended. for_others: only another machine was asked to."""
 
     code: int
     words: str = ""
+    for_others: bool = False
 
     @property
     def by_a_message(self) -> bool:
         """Whether a message may be what it died of; nobody knows, but these are not the world's doing."""
-        return self.code not in (FINAL, NOT_READY, OUTSIDE)
+        return self.code not in (FINAL, NOT_READY, OUTSIDE, AWAY)
 
 
 def run_again(
@@ -142,8 +148,13 @@ def run_again(
                 kept.search = None
             trail.clear()
             before = trail.safe()
-            death = life(pipeline, settings, kept, lives, asked)
+            begun = begin(pipeline, settings, asked, tell)
+            if begun is None:
+                return 0
+            death = life(pipeline, settings, kept, lives, asked, begun)
             lives += 1
+            if death.for_others and not asked.is_set():
+                continue
             if not death.code:
                 return 0
             if asked.is_set() or death.code == FINAL or (death.code == NOT_READY and lives == 1):
@@ -157,9 +168,10 @@ def run_again(
                 kept.save()
             piece = kept.search.piece if kept.search else 0
             narrowed = message or (piece and kept.search != searched)
-            if (not narrowed and deaths.ends(time.monotonic())) or (message and found.ends(time.monotonic())):
+            counts = not narrowed and death.code != AWAY
+            if (counts and deaths.ends(time.monotonic())) or (message and found.ends(time.monotonic())):
                 raise WorkerDiedError(f"gave up after {lives} deaths, the last one: {death.words}")
-            in_vain = 0 if narrowed or trail.safe() > before else in_vain + 1
+            in_vain = 0 if not counts or trail.safe() > before else in_vain + 1
             seconds = pause(in_vain)
             careful = f", {piece} messages at a time where it died" if piece else ""
             tell(f"{death.words}; started again{f' in {seconds:.1f} s' if seconds else ''}{careful}")
@@ -211,26 +223,63 @@ def refused(door: Callable[[], None], meanwhile: Callable[[], None]) -> int:
     return code
 
 
-def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, asked: threading.Event) -> Death:
-    """Starts all workers, waits for the first to die or all to leave, and ends them all."""
-    addresses = [f"127.0.0.1:{free_port()}" for _ in range(settings.workers)]
+@dataclass(frozen=True)
+class Begun:
+    """How a life begins: the addresses of all workers; where there are other machines, the link to them and the epoch."""
+
+    addresses: Sequence[str]
+    link: Link | None = None
+    epoch: int | None = None
+
+
+def begin(pipeline: Pipeline, settings: JobSettings, asked: threading.Event, tell: Callable[[str], None]) -> Begun | None:
+    """Where the job runs on one machine, at once; else when all have met; None if it is asked to leave before.
+
+    Raises RecoveryError where the machines have no whole store together.
+    """
+    if settings.machines == 1:
+        return Begun([f"127.0.0.1:{free_port()}" for _ in range(settings.workers)])
+    folder, asks = store_of(pipeline, settings), needs(pipeline, settings)
+    hello = Hello(
+        settings.machine, settings.machines, workers_of(settings), settings.revision, asks, asdict(machines.part(folder))
+    )
+    try:
+        joined = join(settings, hello, asked, tell)
+    except RecoveryError as error:
+        raise RecoveryError(
+            f"{error}: headrace run --rebuild, on all machines, makes the state anew from the topic, and headrace state move "
+            "brings parts from machine to machine"
+        ) from None
+    if joined is None:
+        return None
+    link, plan, addresses = joined
+    try:
+        return Begun(addresses, link, machines.take(folder, plan, settings.machine, asks, pipeline.name))
+    except BaseException:
+        link.close()
+        raise
+
+
+def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, asked: threading.Event, begun: Begun) -> Death:
+    """Starts all workers of this machine, waits for the first to die or all to leave, and ends them all."""
     held, alive = os.pipe()
     workers = list[Worker]()
     selector = selectors.DefaultSelector()
+    first = settings.machine * settings.workers
     try:
-        for number in range(settings.workers):
+        for number in range(first, first + settings.workers):
             reads, writes = os.pipe()
             pid = forked()
             if not pid:
                 os.close(alive)
                 os.dup2(held, 0)
                 os.dup2(writes, 2)
-                be_worker(pipeline, settings, number, addresses, kept, lives)
+                be_worker(pipeline, settings, number, begun, kept, lives)
             os.close(writes)
             os.set_blocking(reads, False)
-            workers.append(Worker(number, pid, reads))
+            workers.append(Worker(number, len(begun.addresses), pid, reads))
             selector.register(reads, selectors.EVENT_READ, workers[-1])
-        return wait(workers, selector, asked, grace(settings))
+        return wait(workers, selector, asked, grace(settings), begun.link)
     finally:
         for worker in workers:
             if not worker.ended():
@@ -238,36 +287,54 @@ def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, aske
         for worker in workers:
             worker.ended(wait=True)
             os.close(worker.stderr)
+        if begun.link is not None:
+            begun.link.close()
         selector.close()
         os.close(held)
         os.close(alive)
 
 
 def wait(
-    workers: Sequence[Worker], selector: selectors.BaseSelector, asked: threading.Event, seconds: float = GRACE_SECONDS
+    workers: Sequence[Worker],
+    selector: selectors.BaseSelector,
+    asked: threading.Event,
+    seconds: float = GRACE_SECONDS,
+    link: Link | None = None,
 ) -> Death:
     """Waits until one dies, or all have left, for which they have so many seconds once asked. Of one that has only lost another
     it is not known yet why: who fails has more to do before it is gone than who has lost it, so that is waited for a little."""
-    told, deadline, until = False, 0.0, 0.0
+    told, leaves, deadline, until = False, False, 0.0, 0.0
     while True:
         for key, _ in selector.select(LOOK_SECONDS):
             if not key.data.read():
                 selector.unregister(key.fileobj)
+        gone = ""
+        for what, words in link.heard() if link else ():
+            leaves = leaves or what == LEAVE
+            gone = words if what == GONE else gone
         left = [worker for worker in workers if not worker.ended()]
         died = [worker for worker in workers if worker.code and not (told and worker.code == -signal.SIGTERM)]
+        if gone and all(worker.lost_another for worker in died):
+            return Death(AWAY, gone)
         if died:
             for worker in died:
                 while worker.read():
                     continue
             first = min(died, key=lambda worker: (worker.lost_another, (worker.code or 0) > 0))
             until = until or time.monotonic() + WORDS_SECONDS
-            if first.lost_another and left and time.monotonic() < until:
+            if first.lost_another and (left or link) and time.monotonic() < until:
                 continue
-            return Death(first.code or FAILED, first.last_words(len(workers)))
+            if link:
+                link.say(GONE, first.last_words())
+            return Death(first.code or FAILED, first.last_words())
         if not left:
-            return Death(0)
-        if asked.is_set() and not told:
+            if link:
+                link.say(BYE)
+            return Death(0, for_others=leaves)
+        if (asked.is_set() or leaves) and not told:
             told, deadline = True, time.monotonic() + seconds
+            if link and not leaves:
+                link.say(LEAVE)
             for worker in left:
                 os.kill(worker.pid, signal.SIGTERM)
         if told and time.monotonic() > deadline:
@@ -275,9 +342,7 @@ def wait(
             raise WorkerDiedError(f"worker {slow} did not leave within {seconds:.0f} s and was killed")
 
 
-def be_worker(
-    pipeline: Pipeline, settings: JobSettings, number: int, addresses: Sequence[str], kept: Kept, lives: int
-) -> NoReturn:
+def be_worker(pipeline: Pipeline, settings: JobSettings, number: int, begun: Begun, kept: Kept, lives: int) -> NoReturn:
     """What a fork does: works, and leaves with a code that says what kind of an end it was."""
     ready = False
 
@@ -296,11 +361,16 @@ def be_worker(
 
     def do() -> None:
         leave_with_parent()
+        if begun.link is not None:
+            begun.link.close()  # this process' end of it, so that it ends with its parent's
         search = kept.search
         careful = search.ranges if search and search.piece else None
         trail = Trail(kept.file.with_name("trail"), careful, search.piece if search and search.piece else ALL)
-        one = addresses if len(addresses) > 1 else ()
-        work(pipeline, settings, number, one, restarts=lives, on_ready=now_ready, trail=trail, aside=kept.aside)
+        all_of_them = begun.addresses if len(begun.addresses) > 1 else ()
+        parts: dict[str, Any] = {"trail": trail, "aside": kept.aside}
+        if begun.epoch is not None:
+            parts["epoch"] = begun.epoch
+        work(pipeline, settings, number, all_of_them, restarts=lives, on_ready=now_ready, **parts)
 
     leave(do, kind)
 

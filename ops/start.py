@@ -43,6 +43,8 @@ def prepare(
     if made_for(store) is not None:
         taken_up(store)  # or another runs on it
     exists = made_for(store) is not None or (begin is None and (store / START).exists())
+    if settings.machine:
+        return  # machine 0 says for all where a job without state begins (streams/machines.py)
     if exists and not rebuild:
         if begin:
             raise RecoveryError(f"{name} goes on where it was, as {store} says: --from needs --rebuild")

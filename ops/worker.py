@@ -45,7 +45,7 @@ def work(
     stop = threading.Event()
     health, registry = Health(), CollectorRegistry()
     port = settings.metrics_port
-    server = serve(settings.metrics_host, port + worker, registry, health) if port else None
+    server = serve(settings.metrics_host, port + worker % settings.workers, registry, health) if port else None
 
     def leave(number: int, frame: FrameType | None) -> None:
         stop.set()

@@ -26,7 +26,6 @@ from streams.positions import forget_unfinished
 from streams.rehearsal import rehearse
 from streams.routing import check_workers
 from streams.settings import JobSettings
-from streams.sound import elsewhere
 from streams.start import MADE, RecoveryError, Start, check, needs, store_of
 from streams.store import Store
 from streams.swapping import Swapping
@@ -72,14 +71,15 @@ def run(
     try:
         with ExitStack() as around:
             around.enter_context(tidying())
-            if folder and (worker == 0 or elsewhere(folder)):
+            if folder and worker % settings.workers == 0:  # the first of this machine
                 around.enter_context(checkpointing(folder))
             if settings.model_look_seconds:
                 around.enter_context(closing(Swapping(job, rehearsed)))
             del rehearsed  # a version that goes is to be freed
             around.enter_context(native_errors_to(settings.home / f"native-{worker}.log"))
             if len(addresses) > 1:
-                await_peers(addresses[:worker], PEERS_SECONDS)
+                host = addresses[worker].rpartition(":")[0]
+                await_peers([each for each in addresses[:worker] if each.startswith(f"{host}:")], PEERS_SECONDS)
                 cluster_main(flow, list(addresses), worker, epoch_interval=epoch, recovery_config=recovery)
             else:
                 run_main(flow, epoch_interval=epoch, recovery_config=recovery)

@@ -1,9 +1,9 @@
 """Where a job runs and what it keeps: read from flags, the environment (HEADRACE_*) and headrace.toml, in this order."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from streams.lookup import client_options
@@ -37,6 +37,13 @@ class JobSettings(BaseSettings):
         10, ge=0, description="with --restart: after how many deaths within restart_seconds it gives up"
     )
     restart_seconds: float = Field(600, gt=0, description="see restart_deaths")
+    machines: int = Field(1, ge=1, le=64, description="that the job runs on, each with so many workers and a part of its state")
+    machine: int = Field(0, ge=0, le=63, description="the number of this one")
+    meeting: str = Field(
+        "", description="HOST:PORT of machine 0, where all meet before they start; workers listen on the ports after it"
+    )
+    cluster_host: str = Field("127.0.0.1", description="the address that this machine's workers have for the others")
+    revision: str = Field("", description="of code and settings: machines that differ in it do not work together")
     poll_rows: int = Field(4096, ge=1, description="most messages taken from a partition at once")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics and its health on port+k; 0: none")
     metrics_host: str = Field("127.0.0.1", description="the address that metrics and health are served on")
@@ -52,6 +59,16 @@ class JobSettings(BaseSettings):
     stored_entities: int = Field(1_000_000, ge=1, description="most rows of a feature view that a worker holds")
 
     _divides = field_validator("workers")(check_workers)
+
+    @model_validator(mode="after")
+    def _meet(self) -> Self:
+        check_workers(self.machines * self.workers)
+        if self.machine >= self.machines:
+            raise ValueError(f"expected machine 0 to {self.machines - 1} of {self.machines}, got {self.machine}")
+        host, _, port = self.meeting.rpartition(":")
+        if self.machines > 1 and not (host and port.isdigit() and 0 < int(port) < 65_536 - self.workers):
+            raise ValueError(f"machines {self.machines}: expected meeting as HOST:PORT, got {self.meeting or 'none'}")
+        return self
 
     @property
     def client(self) -> dict[str, str]:

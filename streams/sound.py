@@ -1,6 +1,7 @@
 """Whether a recovery store is whole, one's own, and of versions that can be read: found before a job starts on it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from features.state import STATE_VERSION
@@ -36,15 +37,17 @@ def elsewhere(folder: Path) -> list[int]:
         raise RecoveryError(f"recovery store {folder}: {ELSEWHERE} is damaged") from None
 
 
-def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True) -> int:
+def sound(folder: Path, flow: str, partitions: int = 0, whole: bool = True, epoch: int | None = None) -> int:
     """The epoch at which `flow` goes on from a store.
 
     Raises RecoveryError for one that it cannot go on with, whatever it was made for; see streams/start.py for that.
 
     partitions: how many are expected; 0: as many as there are. whole: whether to read all that is in it, not one snapshot of
-    each step.
+    each step. epoch: that it is resumed at, of a store whose other partitions are elsewhere.
     """
     with Store(folder) as store:
+        if epoch is not None:
+            store.progress = replace(store.progress, epoch=epoch)
         missing = sorted(set(store.missing) - set(elsewhere(folder)))
         if not store.parts:
             raise RecoveryError(f"recovery store {folder}: its files ({SUFFIX[1:]}) are gone")

@@ -8,7 +8,7 @@ import io
 import os
 import pickle
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,18 @@ class Snapshot:
             raise RecoveryError(f"snapshot of {self.step} {self.key} cannot be read: {' '.join(str(error).split())}") from None
 
 
+def progress_of(executions: Sequence[Sequence[int]], fronts: Sequence[Sequence[int]]) -> Progress:
+    """How far a job has come by the rows of `Store.executions` and `Store.fronts` of all its partitions."""
+    if not executions:
+        return Progress(0, 0, None)
+    last, workers, resume = max(map(tuple, executions))
+    told = dict.fromkeys(range(workers), resume)
+    for execution, worker, frontier in fronts:
+        if execution == last:
+            told[worker] = max(frontier, told.get(worker, 0))
+    return Progress(last + 1, workers, min(told.values()))
+
+
 class _Plain(pickle.Unpickler):
     """Loads plain data and nothing else."""
 
@@ -109,7 +121,7 @@ class Store:
         try:
             for file in self.files:
                 self._opened(file)
-            self.progress = self._progress()
+            self.progress = progress_of(self.executions(), self.fronts())
         except BaseException:
             self.close()
             raise
@@ -189,15 +201,17 @@ class Store:
                 raise RecoveryError(f"recovery store {self.folder}: {both}")
         self.parts.append(part)
 
-    def _progress(self) -> Progress:
-        executions = self._asked("SELECT ex_num, worker_count, resume_epoch FROM exs", ())
-        if not executions:
-            return Progress(0, 0, None)
-        last, workers, resume = max(executions)
-        told = dict.fromkeys(range(workers), resume)
-        for worker, frontier in self._asked("SELECT worker_index, worker_frontier FROM fronts WHERE ex_num = ?", (last,)):
-            told[worker] = max(frontier, told.get(worker, 0))
-        return Progress(last + 1, workers, min(told.values()))
+    def executions(self) -> list[tuple[int, int, int]]:
+        """Number, workers and first epoch of each execution that the partitions here know of."""
+        return self._asked("SELECT ex_num, worker_count, resume_epoch FROM exs", ())
+
+    def fronts(self) -> list[tuple[int, int, int]]:
+        """Of the executions how far each worker came: its execution, number and epoch."""
+        return self._asked("SELECT ex_num, worker_index, worker_frontier FROM fronts", ())
+
+    def let_go(self) -> list[int]:
+        """The epochs before which partitions have let go of what is needed to resume."""
+        return [epoch for (epoch,) in self._asked("SELECT commit_epoch FROM commits", ())]
 
     def ahead(self) -> list[int]:
         """Partitions that have let go of what is needed to resume: the others are older copies."""

@@ -203,7 +203,7 @@ class Dying(Worker):
     """A worker that ends after a while, with a code and words."""
 
     def __init__(self, number: int, after: float, code: int, words: str = "") -> None:
-        super().__init__(number, 0, -1)
+        super().__init__(number, 2, 0, -1)
         self._after, self._at, self._end = after, 0.0, (code, [words] if words else [])
 
     def read(self) -> bool:

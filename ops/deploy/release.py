@@ -17,7 +17,9 @@ from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 
 CHART = Path(__file__).parent / "chart"
-OF_THE_CHART = {"home", "metrics_port", "metrics_host", "health_port"}
+OF_THE_CHART = {
+    "home", "metrics_port", "metrics_host", "health_port", "machine", "meeting", "cluster_host", "revision"
+}  # fmt: skip
 """Which the chart sets: the same in every pod."""
 KEYS, LOGINS = ("secret_key", "dead_letter_key"), ("schema_registry", "schema_registry_login")
 IMAGE = re.compile(r"(?P<name>[^@\s]+?)(?:@(?P<digest>sha256:[0-9a-f]{64})|:(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]*))$")
@@ -43,10 +45,11 @@ def values_of(called: str, pipeline: Pipeline, settings: JobSettings, image: str
         _reached(pipeline.repo(settings) / "feature_store.yaml")
     for name, value in told.items():
         _check(name, value)
-    own = {name: value for name, value in told.items() if name not in {*OF_THE_CHART, "workers", "brokers"}}
+    own = {name: value for name, value in told.items() if name not in {*OF_THE_CHART, "machines", "workers", "brokers"}}
     return {
         "pipeline": called,
         "image": {"repository": found["name"], "tag": found["tag"] or "", "digest": found["digest"] or ""},
+        "pods": settings.machines,
         "workers": settings.workers,
         "brokers": settings.brokers,
         "settings": own,

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from ops.beside import beside
+from ops.beside import beside, expect_metrics
 
 if TYPE_CHECKING:
     from streams.pipeline import Pipeline
@@ -61,6 +61,7 @@ def paging(pipeline: "Pipeline", settings: "JobSettings") -> Iterator[None]:
     from ops.workers import as_environment
 
     command = ["ops.page", str(settings.page_port), json.dumps(asdict(About.of(pipeline)))]
-    with beside("page_port", settings, command, "the process of the page ended before it answered", as_environment(settings)):
+    expect_metrics("page_port", settings)
+    with beside(command, "the process of the page ended before it answered", as_environment(settings)):
         print(f"page on http://{HOST}:{settings.page_port}/", flush=True)
         yield

@@ -1,0 +1,291 @@
+"""Where the machines of a job meet before each start: a process beside that of machine 0.
+
+A machine connects and says what it has of the recovery store. When all are there, of one revision, each is told what to do
+(streams/machines.py) and where the workers of all are; then they start. The connection stays for as long as the job lives: when
+one is gone the others are told and kill their workers at once, and all meet again. One that is asked to leave says so, and all
+drain, since no worker can end before all have. Messages are lines of JSON, [WHAT, WORDS OR MORE].
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ops.beside import beside
+from ops.server import at
+from streams.machines import Part, Plan, agreed
+from streams.store import RecoveryError
+
+if TYPE_CHECKING:
+    from streams.settings import JobSettings
+
+BEGIN, REFUSED, WAITS, LEAVE, GONE, BYE = "begin", "refused", "waits", "leave", "gone", "bye"
+LINE_BYTES = 4_000_000
+AGAIN_SECONDS, LOOK_SECONDS = 0.2, 0.1
+ALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 5000}
+"""By which the system notices within five seconds that a machine is gone which could not say so."""
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a machine says of itself: its number of how many, its workers' addresses, its revision, what the store is for, and
+    its part of it. Equal in all: of, each, revision, needs."""
+
+    machine: int
+    of: int
+    addresses: Sequence[str]
+    revision: str
+    needs: Mapping[str, Any]
+    part: Mapping[str, Any]
+
+    def differs(self, other: "Hello") -> str:
+        """In what the two cannot work together."""
+        mine, others = (
+            {"machines": each.of, "workers": len(each.addresses), "revision": each.revision, "pipeline": each.needs}
+            for each in (self, other)
+        )
+        return ", ".join(name for name in mine if mine[name] != others[name])
+
+
+@dataclass(eq=False)
+class Guest:
+    """A machine that is connected."""
+
+    hello: Hello
+    writer: asyncio.StreamWriter
+    left: bool = False
+
+    def tell(self, what: str, more: Any = "") -> None:
+        """Says something, if it is still there."""
+        with suppress(OSError):
+            self.writer.write(json.dumps([what, more]).encode() + b"\n")
+
+
+class Meeting:
+    """The machines that are there. While a life of the job lasts, those who come wait for its end."""
+
+    def __init__(self) -> None:
+        self._guests: dict[int, Guest] = {}
+        self._next: dict[int, Guest] = {}
+        self._begun = False
+        self._told = ""
+
+    async def receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Listens to a machine until it is gone."""
+        guest = None
+        try:
+            keep_alive(writer.get_extra_info("socket"))
+            hello = Hello(**json.loads(await reader.readline()))
+            guest = Guest(hello, writer)
+            self._came(guest)
+            while line := await reader.readline():
+                self._heard(guest, *json.loads(line))
+        except (OSError, ValueError, TypeError) as error:
+            if guest is None:
+                print(f"a meeting was asked for by something else: {error}", file=sys.stderr, flush=True)
+        finally:
+            if guest is not None:
+                self._went(guest)
+            writer.close()
+
+    def _came(self, guest: Guest) -> None:
+        there = self._next if self._begun else self._guests
+        if before := there.get(guest.hello.machine):
+            before.writer.close()
+        there[guest.hello.machine] = guest
+        self._begin()
+
+    def _heard(self, guest: Guest, what: str, words: Any) -> None:
+        if self._guests.get(guest.hello.machine) is not guest or not self._begun:
+            return
+        if what == LEAVE:
+            for each in self._guests.values():
+                each.tell(LEAVE, words)
+        guest.left = guest.left or what == BYE
+        if what == GONE and not guest.left:
+            self._end(guest, words)
+
+    def _went(self, guest: Guest) -> None:
+        number = guest.hello.machine
+        for there in (self._guests, self._next):
+            if there.get(number) is guest:
+                del there[number]
+                if there is self._guests and self._begun and not guest.left:
+                    self._end(guest, "it is gone")
+        if self._begun and not self._guests:
+            self._guests, self._next, self._begun = self._next, {}, False
+            self._begin()
+
+    def _end(self, guest: Guest, words: str) -> None:
+        """A life of the job ends by a machine's: the others are told, and let go."""
+        for each in self._guests.values():
+            if each is not guest:
+                each.tell(GONE, f"machine {guest.hello.machine}: {words}")
+            each.left = True
+
+    def _begin(self) -> None:
+        """Begins a life if all are there that are needed."""
+        guests = [self._guests[number] for number in sorted(self._guests)]
+        if self._begun or not guests or len(guests) < guests[0].hello.of:
+            return
+        others = [
+            f"machine {each.hello.machine}: another {told}" for each in guests if (told := each.hello.differs(guests[0].hello))
+        ]
+        if others:
+            for each in guests:
+                each.tell(WAITS, f"{'; '.join(others)} than machine 0")
+            return
+        try:
+            plan = agreed([Part(**each.hello.part) for each in guests], uuid.uuid4().hex)
+        except RecoveryError as error:
+            for each in guests:
+                each.tell(REFUSED, str(error))
+            return
+        addresses = [address for each in guests for address in each.hello.addresses]
+        self._begun = True
+        for each in guests:
+            each.tell(BEGIN, {"plan": asdict(plan), "addresses": addresses})
+
+
+class Link:
+    """A machine's own end of a life's connection: read it when it is readable, without waiting."""
+
+    def __init__(self, opened: socket.socket) -> None:
+        self._socket, self._read = opened, b""
+        opened.setblocking(False)
+
+    def fileno(self) -> int:
+        """For a selector."""
+        return self._socket.fileno()
+
+    def say(self, what: str, words: str = "") -> None:
+        """Says something; if nobody hears it, that is found when reading."""
+        with suppress(OSError):
+            self._socket.sendall(json.dumps([what, words]).encode() + b"\n")
+
+    def heard(self) -> list[tuple[str, Any]]:
+        """What was said since; GONE at the end."""
+        try:
+            data = self._socket.recv(65_536)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        *lines, self._read = (self._read + data).split(b"\n")
+        heard = [(str(what), more) for what, more in map(json.loads, lines)]
+        return heard if data else [*heard, (GONE, "machine 0, where all meet, is gone")]
+
+    def close(self) -> None:
+        """Lets go, which ends the life of all, unless BYE was said."""
+        self._socket.close()
+
+
+def join(
+    settings: "JobSettings", hello: Hello, asked: threading.Event, tell: Callable[[str], None]
+) -> tuple[Link, Plan, list[str]] | None:
+    """Meets the others; how a life begins, or None if this process is asked to leave. tell: what it waits for, in words.
+
+    Raises RecoveryError if they have no whole store together.
+    """
+    host, _, port = settings.meeting.rpartition(":")
+    told = ""
+    tell(f"machine {hello.machine} of {hello.of} waits for the others at {settings.meeting}")
+    while not asked.is_set():
+        try:
+            opened = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
+        except OSError:  # not there yet, or has no name yet
+            asked.wait(AGAIN_SECONDS)
+            continue
+        keep_alive(opened)
+        with suppress(OSError):
+            opened.sendall(json.dumps(asdict(hello)).encode() + b"\n")
+        link = Link(opened)
+        for what, more in until_begun(link, asked):
+            if what == BEGIN:
+                return link, Plan(**more["plan"]), list(more["addresses"])
+            if what == REFUSED:
+                link.close()
+                raise RecoveryError(more)
+            if what == WAITS and more != told:
+                told = more
+                tell(f"machine {hello.machine} waits: {more}")
+        link.close()
+        asked.wait(AGAIN_SECONDS)
+    return None
+
+
+def until_begun(link: Link, asked: threading.Event) -> Iterator[tuple[str, Any]]:
+    """What is said, until the other end is gone or this process is asked to leave."""
+    while not asked.is_set():
+        for what, more in link.heard():
+            if what == GONE:
+                return
+            yield what, more
+        time.sleep(LOOK_SECONDS)
+
+
+def keep_alive(opened: socket.socket) -> None:
+    """Has the system look whether the other end is there."""
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in ALIVE.items():
+        if hasattr(socket, name):
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def workers_of(settings: "JobSettings") -> list[str]:
+    """The addresses of this machine's workers."""
+    first = int(settings.meeting.rpartition(":")[2]) + 1
+    return [at(settings.cluster_host, first + k) for k in range(settings.workers)]
+
+
+@contextmanager
+def meeting(settings: "JobSettings") -> Iterator[None]:
+    """Has a process of machine 0 receive all while this lasts, where a job has several machines. Raises PortTakenError."""
+    if settings.machines == 1 or settings.machine:
+        yield
+        return
+    command = ["ops.meeting", settings.cluster_host, settings.meeting.rpartition(":")[2]]
+    with beside(command, "machines cannot meet: the process that is to receive them has ended"):
+        yield
+
+
+async def received(host: str, port: int) -> None:
+    """Receives machines until standard input ends."""
+    server = await asyncio.start_server(Meeting().receive, host, port, limit=LINE_BYTES)
+    print(flush=True)
+    async with server:
+        await asyncio.to_thread(_parent_gone)
+    os._exit(0)
+
+
+def _parent_gone() -> None:
+    while os.read(0, 1024):
+        continue
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process; an empty line says that it listens, else why it cannot. It ends when standard input does."""
+    parser = argparse.ArgumentParser(prog="python -m ops.meeting")
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    options = parser.parse_args(arguments)
+    try:
+        asyncio.run(received(options.host, options.port))
+    except (OSError, OverflowError) as error:
+        print(f"machines cannot meet at {at(options.host, options.port)}: {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
