@@ -107,15 +107,24 @@ class Pod:
 
 class Kubelet:
     """Runs the pods of a namespace until it is closed. entry: the image's entry point; image: the environment that the image
-    has; work: the folder that it works in."""
+    has; work: the folder that it works in; certificate: the API server's."""
 
     def __init__(
-        self, api: Api, namespace: str, folder: Path, entry: Sequence[str], image: Mapping[str, str], work: Path
+        self,
+        api: Api,
+        namespace: str,
+        folder: Path,
+        entry: Sequence[str],
+        image: Mapping[str, str],
+        work: Path,
+        certificate: Path,
     ) -> None:
-        self._api, self._namespace, self.folder = api, namespace, folder
+        self._api, self._namespace, self.folder, self._certificate = api, namespace, folder, certificate
         self._entry, self._image, self._work = list(entry), dict(image), work
         self.pods: dict[str, Pod] = {}
         self.failed: list[str] = []
+        self.names = folder / "names.json"
+        self.names.write_text("{}")
         self._next_beat, self._number = 0.0, 1
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="kubelet")
@@ -158,6 +167,21 @@ class Kubelet:
                 self._keep(pod, now)
         for uid in self.pods.keys() - {made["metadata"]["uid"] for made in listed}:
             self._kill(self.pods.pop(uid))  # deleted by force
+        self._name()
+
+    def _name(self) -> None:
+        """Writes down the names that pods have by headless services, for tests/names/sitecustomize.py."""
+        found = {}
+        for service in self._api.ask("GET", f"/api/v1/namespaces/{self._namespace}/services")["items"]:
+            said, wanted = service["spec"], (service["spec"].get("selector") or {}).items()
+            for pod in self.pods.values():
+                named = pod.made["spec"].get("subdomain") == service["metadata"]["name"] and said.get("clusterIP") == "None"
+                there = pod.process is not None and (pod.ready or said.get("publishNotReadyAddresses"))
+                if named and there and wanted <= pod.made["metadata"]["labels"].items():
+                    found[f"{pod.made['spec']['hostname']}.{service['metadata']['name']}"] = pod.address
+        new = self.names.with_suffix(".new")
+        new.write_text(json.dumps(found))
+        new.rename(self.names)
 
     def _beat(self) -> None:
         for node in self._api.ask("GET", "/api/v1/nodes")["items"]:
@@ -203,7 +227,7 @@ class Kubelet:
     def _start(self, pod: Pod, now: float) -> None:
         folders = self._mounted(pod)
         said = {each["name"]: _below(self._value(pod, each), folders) for each in pod.container.get("env", ())}
-        environment = self._image | said
+        environment = self._image | said | {"PLAYED_NAMES": str(self.names)}
         arguments = [_below(each, folders) for each in pod.container.get("args", ())]
         with pod.log.open("ab") as log:
             pod.process = subprocess.Popen(
@@ -229,16 +253,28 @@ class Kubelet:
             else:
                 folder = self.folder / pod.made["metadata"]["uid"] / mount["name"]
             folder.mkdir(parents=True, exist_ok=True)
+            for source in volume.get("projected", {}).get("sources", ()):
+                self._project(pod, source, folder)
             found[mount["mountPath"]] = folder
         return found
+
+    def _project(self, pod: Pod, source: Mapping[str, Any], folder: Path) -> None:
+        """Of what a projected volume holds, that of a service account. The cluster's certificate is not published here."""
+        if token := source.get("serviceAccountToken"):
+            account = pod.made["spec"]["serviceAccountName"]
+            path = f"/api/v1/namespaces/{self._namespace}/serviceaccounts/{account}/token"
+            asked = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
+            (folder / token["path"]).write_text(self._api.ask("POST", path, asked)["status"]["token"])
+            (folder / "namespace").write_text(self._namespace)
+            (folder / "ca.crt").write_bytes(self._certificate.read_bytes())
 
     def _value(self, pod: Pod, said: Mapping[str, Any]) -> str:
         if "valueFrom" not in said:
             return str(said.get("value", ""))
         if "fieldRef" in said["valueFrom"]:
-            return {"status.podIP": pod.address, "metadata.name": pod.made["metadata"]["name"]}[
-                said["valueFrom"]["fieldRef"]["fieldPath"]
-            ]
+            path = said["valueFrom"]["fieldRef"]["fieldPath"]
+            labels = {f"metadata.labels['{name}']": value for name, value in pod.made["metadata"]["labels"].items()}
+            return {"status.podIP": pod.address, "metadata.name": pod.made["metadata"]["name"], **labels}[path]
         raise NotImplementedError(f"the environment from {said['valueFrom']}")
 
     def _again(self, pod: Pod, why: str, now: float) -> None:

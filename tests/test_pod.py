@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 from control_plane import NAMESPACE, Cluster, namespaced
 from kubelet import Api, Kubelet, Pod
 
@@ -37,12 +38,21 @@ def played(cluster: Cluster, folder: Path) -> Iterator[Kubelet]:
     assert players
     port = free_port()
     proxy = subprocess.Popen(["kubectl", "proxy", f"--port={port}"], env=cluster.environment, stdout=subprocess.DEVNULL)
-    image = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    server = yaml.safe_load(Path(cluster.environment["KUBECONFIG"]).read_text())["clusters"][0]["cluster"]["server"]
+    image = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": f"{ROOT / 'tests' / 'names'}:{ROOT}",
+        "HOME": str(folder),
+        "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+        "KUBERNETES_SERVICE_PORT": server.rpartition(":")[2],
+    }
+    certificate = cluster.folder / "plane" / "certs" / "apiserver.crt"
+    entry = [sys.executable, "-m", "ops"]
     try:
         for each in players:
             each.suspend()
         time.sleep(2)  # the proxy listens
-        with Kubelet(Api(f"127.0.0.1:{port}"), NAMESPACE, folder, [sys.executable, "-m", "ops"], image, folder) as kubelet:
+        with Kubelet(Api(f"127.0.0.1:{port}"), NAMESPACE, folder, entry, image, folder, certificate) as kubelet:
             yield kubelet
     finally:
         for each in players:
@@ -72,9 +82,15 @@ class Scene:
     def helm(self, *arguments: str, **more: Any) -> None:
         self.cluster.helm(*arguments, "pod", str(CHART), "--wait", "--timeout", "3m", **self.values(**more))
 
+    def pods(self) -> list[Pod]:
+        """Those of the release that run, by their names."""
+        running = [each for each in list(self.kubelet.pods.values()) if each.process is not None and not each.deleted]
+        named = {each.made["metadata"]["name"]: each for each in running}
+        return [named[name] for name in sorted(named) if name.removeprefix("pod-").isdigit()]
+
     def pod(self) -> Pod:
         """The one that runs."""
-        (pod,) = [each for each in list(self.kubelet.pods.values()) if each.process is not None]
+        (pod,) = self.pods()
         return pod
 
     def until(self, true: Callable[[], bool], what: str) -> None:
@@ -159,14 +175,92 @@ def test_every_event_is_decided_whatever_becomes_of_the_pod(scene: Scene) -> Non
     assert (found.decided, found.wrong) == (stream.sent, 0)
 
 
-def test_health_that_is_on_the_loopback_alone_fails(scene: Scene, tmp_path: Path) -> None:
-    chart = tmp_path / "chart"
+THREE: dict[str, Any] = {"pods": 3, "workers": 1, "cluster": {"port": 19_470}}
+
+
+def test_several_pods_decide_every_event_whatever_becomes_of_them(scene: Scene) -> None:
+    cluster, kubelet, found, served = scene.cluster, scene.kubelet, scene.found, scene.stand.served
+    stream = found.stream
+    with streaming(served.address, stream):
+        scene.helm("install", **THREE)
+        scene.decides()
+        pods = scene.pods()
+        assert [(pod.ready, pod.restarts) for pod in pods] == [(True, 0)] * 3
+        (worker,) = forks(pods[2])
+        worker.send_signal(signal.SIGKILL)
+        scene.until(lambda: forks(pods[2]) not in ([], [worker]), "the worker is not started again")
+        scene.decides()
+        kill(pods[1])
+        scene.until(lambda: pods[1].restarts == 1 and all(pod.ready for pod in pods), "the container is not started again")
+        scene.decides()
+        assert [pod.restarts for pod in pods] == [0, 1, 0]
+
+        scene.helm("upgrade", **THREE, image={"repository": "registry.example/headrace", "tag": "0.2.0"})
+        assert all(pod.process is None for pod in pods), "all old pods are gone before the new ones are there"
+        scene.decides()
+
+        two = THREE | {"pods": 2}
+        scene.helm("upgrade", **two, rebuild=True)
+        scene.decides()
+        assert len(scene.pods()) == 2
+        scene.helm("upgrade", **two)
+        scene.decides()
+
+        cluster.kubectl("delete", "persistentvolumeclaim", "home-pod-1", "--wait=false")
+        cluster.kubectl("delete", "pod", "pod-1", "--wait=true")
+        told = "machine 1: expected its part of the recovery store of machine 0, got none"
+        scene.until(lambda: told in scene.said(), "a lost volume is not told")
+        scene.helm("upgrade", **two, rebuild=True)
+        scene.decides()
+        assert not kubelet.failed
+    with counting(served, scene.stand.load.target) as count:
+        scene.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")
+    cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+    assert (found.decided, found.wrong) == (stream.sent, 0)
+
+
+def planted(folder: Path, right: str, wrong: str) -> Path:
+    """The chart with another word in its StatefulSet."""
+    chart = folder / "chart"
     shutil.copytree(CHART, chart)
     file = chart / "templates" / "statefulset.yaml"
-    right = "valueFrom:\n                fieldRef:\n                  fieldPath: status.podIP\n"
     text = file.read_text()
-    assert text.count(right) == 1
-    file.write_text(text.replace(right, "value: 127.0.0.1\n"))
+    assert right in text
+    file.write_text(text.replace(right, wrong))
+    return chart
+
+
+def test_pods_that_are_started_one_after_the_other_fail(scene: Scene, tmp_path: Path) -> None:
+    chart = planted(tmp_path, "podManagementPolicy: Parallel", "podManagementPolicy: OrderedReady")
+    with streaming(scene.stand.served.address, scene.found.stream):
+        scene.cluster.helm("install", "pod", str(chart), **scene.values(**THREE))
+        scene.until(lambda: "machine 0 of 3 waits for the others" in scene.said(), "it does not start")
+        time.sleep(10)
+    assert (len(scene.pods()), scene.found.decided) == (1, 0), "the first waits for the others, which wait for it to be ready"
+    scene.cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+
+
+def test_half_of_the_pods_with_another_version_fail(scene: Scene, tmp_path: Path) -> None:
+    right = "type: RollingUpdate"
+    chart = planted(tmp_path, right, f"{right}\n    rollingUpdate:\n      partition: 2")
+    (chart / "templates" / "stop.yaml").unlink()
+    with streaming(scene.stand.served.address, scene.found.stream):
+        scene.cluster.helm("install", "pod", str(chart), "--wait", "--timeout", "3m", **scene.values(**THREE))
+        scene.decides()
+        other = scene.values(**THREE, image={"repository": "registry.example/headrace", "tag": "0.2.0"})
+        scene.cluster.helm("upgrade", "pod", str(chart), **other)
+        scene.until(lambda: "machine 2: another revision than machine 0" in scene.said(), "they do not wait for each other")
+        time.sleep(3)
+        decided = scene.found.decided
+        time.sleep(10)
+    assert scene.found.decided == decided, "two versions work together"
+    scene.cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+
+
+def test_health_that_is_on_the_loopback_alone_fails(scene: Scene, tmp_path: Path) -> None:
+    name, indent = "- name: HEADRACE_METRICS_HOST\n", " " * 14
+    right = f"{name}{indent}valueFrom:\n{indent}  fieldRef:\n{indent}    fieldPath: status.podIP\n"
+    chart = planted(tmp_path, right, f"{name}{indent}value: 127.0.0.1\n")
     scene.cluster.helm("install", "pod", str(chart), **scene.values(workers=1))
     scene.until(lambda: "worker 0 of 1 ready" in scene.said(), "it is not ready")
     time.sleep(10)
