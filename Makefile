@@ -15,7 +15,7 @@ TORCH_CPU := https://download.pytorch.org/whl/cpu
 demo: $(VENV)/.demo
 	@$(BIN)/headrace demo $(ARGS)
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.prometheus
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
@@ -39,6 +39,18 @@ $(VENV)/.dev: $(VENV)/.torch
 	@echo "installing headrace and what its tests need into $(VENV): about 0.5 GB of wheels"
 	@$(PIP) -e ".[dev]"
 	@touch $(VENV)/.demo $@
+
+# Debian's Prometheus, which scrapes a job in the tests: unpacked, not installed. Tests that need it are skipped without it, and say so.
+$(VENV)/.prometheus: $(VENV)/.made
+	@if [ -n "$$PROMETHEUS" ] || command -v prometheus >/dev/null || ! command -v apt-get >/dev/null; then exit 0; fi; \
+	echo "downloading Debian's prometheus into $(VENV): 20 MB"; \
+	folder=$$(mktemp -d); \
+	if (cd $$folder && apt-get download prometheus && dpkg -x prometheus_*.deb prometheus) >/dev/null 2>&1; then \
+	  rm -rf $(VENV)/prometheus && mv $$folder/prometheus $(VENV)/ && touch $@; \
+	else \
+	  echo "Debian's prometheus cannot be had here (apt-get update may help): tests that need it are skipped"; \
+	fi; \
+	rm -rf $$folder
 
 # On Linux PyTorch's build on PyPI brings gigabytes of CUDA, so its index of builds for CPUs is asked first, for 3 seconds.
 $(VENV)/.torch: $(VENV)/.made pyproject.toml

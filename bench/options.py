@@ -18,7 +18,7 @@ job = replace(job, record=Record(megabytes={megabytes}))
 
 
 def common(parser: argparse.ArgumentParser) -> None:
-    """Adds workload, broker, peers, turns, workers, partitions, record, home and json."""
+    """Adds workload, broker, peers, turns, workers, partitions, record, delivery, page, home and json."""
     parser.add_argument("--workload", default="flights")
     parser.add_argument("--broker", default="apache", help="apache, embedded or HOST:PORT")
     parser.add_argument(
@@ -54,6 +54,9 @@ def common(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="headrace once more with exactly-once delivery, as headrace-exactly_once",
     )
+    parser.add_argument(
+        "--page", action="store_true", help="headrace once more with its live page and one who looks at it, as headrace-page"
+    )
     parser.add_argument("--home", type=Path, default=Path(".headrace"), help="models, and what is prepared once")
     parser.add_argument("--json", type=Path, default=None)
 
@@ -78,6 +81,8 @@ def systems(options: argparse.Namespace) -> list[System]:
         made.append(System("headrace-record", settings=ours, more=RECORD.format(megabytes=options.record)))
     if options.delivery:
         made.append(System(f"headrace-{options.delivery}", settings={**ours, "delivery": options.delivery}))
+    if options.page:
+        made.append(System("headrace-page", settings=ours, page=True))
     for named in options.peer:
         name, _, command = named.partition("=")
         made.append(System(name, command) if command else of_ours(name, options.workload))

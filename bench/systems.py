@@ -7,11 +7,14 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ from streams.meters import STAGES
 
 ROOT = Path(__file__).parent.parent
 GRACE_SECONDS = 40.0
+QUIET_SECONDS, AGAIN_SECONDS = 10.0, 0.2
+"""A page says something every five seconds at least. One that is not there yet is asked again."""
 
 
 class SystemDiedError(RuntimeError):
@@ -34,22 +39,25 @@ class System:
     """A system under test. command: a template with {brokers} {input} {output} {model} {width} {linger} {home} {repo}
     {workers} {python}; empty: headrace itself. settings: headrace's own
     (streams/settings.py), and what is printed beside the figures. passes_on: it is a relay: its answers are the messages.
-    more: what headrace's pipeline file has at its end."""
+    more: what headrace's pipeline file has at its end. page: whether headrace serves its page, and somebody looks at it."""
 
     name: str
     command: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     passes_on: bool = False
     more: str = ""
+    page: bool = False
 
 
 @dataclass
 class Running:
-    """A system that has been started. log: what it said. metrics: where its workers serve them."""
+    """A system that has been started. log: what it said. metrics: where its workers serve them. seen: set once its page, if it
+    has one, has been seen."""
 
     process: subprocess.Popen[bytes]
     log: Path
     metrics: tuple[str, ...] = ()
+    seen: threading.Event | None = None
 
     def died(self) -> str:
         """Its last words if it is no longer there, else nothing."""
@@ -100,8 +108,12 @@ def started(system: System, workload: Workload, values: Mapping[str, str]) -> It
             )
         except OSError as error:
             raise SystemDiedError(f"{system.name}: cannot start {command[0]}: {error.strerror}") from None
+    seen = threading.Event() if system.page else None
+    if seen:
+        page = f"http://127.0.0.1:{environment['HEADRACE_PAGE_PORT']}/events"
+        threading.Thread(target=look_at, args=(page, seen, lambda: process.poll() is None), name="reader", daemon=True).start()
     try:
-        yield Running(process, log, metrics)
+        yield Running(process, log, metrics, seen)
     finally:
         leave(process)
 
@@ -115,13 +127,14 @@ def headrace(
     file = home / "job.py"
     text = job.pipeline + system.more
     file.write_text(text.replace("{input}", values["input"]).replace("{output}", values["output"]))
-    port = free_ports(workers)
+    port = free_ports(workers + system.page)
     settings = {
         "HEADRACE_BROKERS": values["brokers"],
         "HEADRACE_HOME": str(home),
         "HEADRACE_WORKERS": str(workers),
         "HEADRACE_METRICS_PORT": str(port),
         "HEADRACE_KAFKA": json.dumps({"linger.ms": values["linger"]}),
+        "HEADRACE_PAGE_PORT": str(port + workers if system.page else 0),
         **{f"HEADRACE_{name.upper()}": str(value) for name, value in system.settings.items()},
     }
     command = [sys.executable, "-m", "ops", "run", f"{file}:job", "--from", "earliest"]
@@ -155,11 +168,23 @@ def leave(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> Non
     process.wait()
 
 
+def look_at(page: str, seen: threading.Event, goes_on: Callable[[], bool]) -> None:
+    """Reads what a page says, as one who has it open, while `goes_on`. seen: set with the first figures."""
+    while goes_on():
+        with suppress(OSError, HTTPException), urllib.request.urlopen(page, timeout=QUIET_SECONDS) as events:
+            for line in events:
+                if line.startswith(b"data:"):
+                    seen.set()
+        time.sleep(AGAIN_SECONDS)
+
+
 def is_ready(running: Running, wait: float = 120.0) -> None:
-    """Waits until every worker that has a page says that it is ready. Raises SystemDiedError."""
+    """Waits until every worker says that it is ready, and somebody has seen the page, if there is one. Raises
+    SystemDiedError."""
     deadline = time.monotonic() + wait
-    for page in running.metrics:
-        while _get(f"{page}/readyz") is None:
+    asked: list[Callable[[], bool]] = [partial(_answers, f"{worker}/readyz") for worker in running.metrics]
+    for done in [*asked, running.seen.is_set] if running.seen else asked:
+        while not done():
             if dead := running.died():
                 raise SystemDiedError(dead)
             if time.monotonic() > deadline:
@@ -214,6 +239,10 @@ def counters(running: Running) -> Counters | None:
         for wanted in ("headrace_entities", "headrace_state_bytes")
     )
     return Counters(seconds, totals.get(("headrace_rows_total", "event"), 0.0), batches, rows, entities, sizes)
+
+
+def _answers(url: str) -> bool:
+    return _get(url) is not None
 
 
 def _get(url: str) -> str | None:

@@ -51,7 +51,8 @@ def work(
         stop.set()
 
     if restarts is not None:
-        Gauge("headrace_restarts", "times that the job was started again", registry=registry).set(restarts)
+        times = Gauge("headrace_restarts", "Times that the job was started again", ["pipeline"], registry=registry)
+        times.labels(pipeline.name).set(restarts)
 
     def ready() -> None:
         health.ready = True

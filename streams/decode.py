@@ -38,6 +38,18 @@ KEPT_BYTES = 64 * 1024
 SENSIBLE_US = 946_684_800_000_000
 """The year 2000."""
 APPENDED = "_time"
+CODES = (
+    "too_large",
+    "bad_utf8",
+    "not_object",
+    "unknown_kind",
+    "missing_field",
+    "null_value",
+    "wrong_type",
+    "out_of_range",
+    "time_out_of_range",
+)
+"""Of dead letters, whatever the format of the messages."""
 BROKEN = {
     "not_avro": "Avro as the writer's schema says",
     "unknown_schema": "the id of a schema",

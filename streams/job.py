@@ -24,7 +24,7 @@ from models.engine import Engine
 from models.guard import Guard
 from models.news import Good, News, key, loaded, news_file, reason_of, try_out
 from models.policy import SCORE
-from models.reference import Reference
+from models.reference import STATISTICS, Reference
 from models.registry import resolve
 from models.shadow import Compared, shadow_folder
 from models.spec import digest as digest_of
@@ -100,7 +100,10 @@ class Job:
 
     @cached_property
     def meters(self) -> Meters:
-        return Meters(self.registry, self.pipeline.name)
+        budget = self.pipeline.budget
+        meters = Meters(self.registry, self.pipeline.name, budget.milliseconds / 1e3 if budget else None)
+        meters.codes(self.pipeline.events.codes)
+        return meters
 
     @cached_property
     def gate(self) -> Gate:
@@ -139,7 +142,7 @@ class Job:
     @cached_property
     def beginning(self) -> Beginning:
         """Where the source begins. In event order it hears from the gather step what waits, which has to be on its worker."""
-        return Beginning(
+        beginning = Beginning(
             self.epoch,
             self.start.read,
             self.start.decide,
@@ -150,6 +153,8 @@ class Job:
             committed=lambda wait: self.outbox.committed(wait) if self.staged else 0,
             trail=self.trail,
         )
+        self.meters.lags(beginning.lags)
+        return beginning
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -345,6 +350,9 @@ class Job:
         self.meters.model_swaps.inc()
 
     def _adopt(self, champion: Champion, deciding: Deciding) -> None:
+        self.meters.outcomes(self.pipeline.policy.decisions if self.pipeline.policy else (), deciding.flags)
+        if self.pipeline.drift and champion.reference is not None and self.worker == 0:  # worker 0 judges all days
+            self.meters.watched(champion.reference.names, STATISTICS)
         if champion.reference is not None:  # what the version before was given may still be counted
             self._references = dict([*self._references.items(), (deciding.reference, champion.reference)][-2:])
         self.champion_in_use, self.deciding = champion, deciding

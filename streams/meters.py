@@ -1,18 +1,29 @@
 """What a job counts, in the registry it is given. The stages are the seven words."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import product
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import HistogramMetricFamily, Metric
 
 from features.pushing import Pushing
 from models.shadow import Compared
+from streams.collectors import (
+    LagCollector,
+    ModelCollector,
+    PushCollector,
+    RecordCollector,
+    ShadowCollector,
+    StateCollector,
+    StoredCollector,
+)
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
 HOPS = ("broker", "flow")
+OUTCOMES, WHYS = ("used", "dropped"), ("idle", "evicted")
 EDGES = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0])
 
 
@@ -34,146 +45,38 @@ class Stage:
                 self._count.inc(self._rows)
 
 
-class StoredCollector:
-    """What stored features count themselves, looked up when somebody asks for the metrics."""
-
-    def __init__(self, pipeline: str, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
-        self._pipeline, self._counts, self._failures = pipeline, counts, failures
-
-    def collect(self) -> Iterable[Metric]:
-        labels = ["pipeline", "view"]
-        rows = GaugeMetricFamily("headrace_stored_rows", "Rows of stored features held", labels=labels)
-        told = {
-            "asked": "Entities read from the store because they were not there",
-            "refreshed": "Rows read again before they were too old",
-            "given_up": "Rows that made room for others",
-        }
-        counters = {name: CounterMetricFamily(f"headrace_stored_{name}", text, labels=labels) for name, text in told.items()}
-        for view, counts in self._counts().items():
-            rows.add_metric([self._pipeline, view], counts["rows"])
-            for name, counter in counters.items():
-                counter.add_metric([self._pipeline, view], counts[name])
-        failures = CounterMetricFamily("headrace_stored_failures", "Reads that the online store failed", labels=labels[:1])
-        failures.add_metric([self._pipeline], self._failures())
-        return [rows, *counters.values(), failures]
-
-
-class PushCollector:
-    """What is pushed to Feast, looked up when somebody asks for the metrics."""
-
-    def __init__(self, pipeline: str, pushing: Mapping[str, Pushing]) -> None:
-        self._pipeline, self._pushing = pipeline, pushing
-
-    def collect(self) -> Iterable[Metric]:
-        labels = ["pipeline", "source"]
-        waiting = GaugeMetricFamily("headrace_push_waiting", "Values that wait to be pushed to Feast", labels=labels)
-        written = CounterMetricFamily("headrace_pushed", "Values pushed to Feast", labels=labels)
-        failures = CounterMetricFamily("headrace_push_failures", "Writes that Feast's store failed", labels=labels)
-        given_up = CounterMetricFamily("headrace_push_given_up", "Values that made room for others, not pushed", labels=labels)
-        for source, each in self._pushing.items():
-            found = (waiting, each.waiting), (written, each.pushed), (failures, each.failed), (given_up, each.given_up)
-            for family, value in found:
-                family.add_metric([self._pipeline, source], value)
-        return [waiting, written, failures, given_up]
-
-
-class RecordCollector:
-    """What is recorded, looked up when somebody asks for the metrics."""
-
-    def __init__(self, pipeline: str, rows: Callable[[], int]) -> None:
-        self._pipeline, self._rows = pipeline, rows
-
-    def collect(self) -> Iterable[Metric]:
-        rows = CounterMetricFamily("headrace_recorded_rows", "Decisions written to the record's log", labels=["pipeline"])
-        rows.add_metric([self._pipeline], self._rows())
-        return [rows]
-
-
-class StateCollector:
-    """What streaming features take of the memory, looked up when somebody asks for the metrics."""
-
-    def __init__(self, pipeline: str, sizes: Callable[[], dict[str, int]]) -> None:
-        self._pipeline, self._sizes = pipeline, sizes
-
-    def collect(self) -> Iterable[Metric]:
-        text = "Bytes of what is kept of an entity, with room to grow"
-        family = GaugeMetricFamily("headrace_state_bytes", text, labels=["pipeline", "entity"])
-        for entity, size in self._sizes().items():
-            family.add_metric([self._pipeline, entity], size)
-        return [family]
-
-
 class HopCollector:
     """How long rows took for each hop, counted a batch at a time."""
 
-    def __init__(self, pipeline: str) -> None:
-        self._pipeline = pipeline
-        self._counts = {hop: np.zeros(len(EDGES) + 1, np.int64) for hop in HOPS}
+    def __init__(self, pipeline: str, edges: npt.NDArray[np.float64]) -> None:
+        self._pipeline, self._edges = pipeline, edges
+        self._counts = {hop: np.zeros(len(edges) + 1, np.int64) for hop in HOPS}
         self._sums = dict.fromkeys(HOPS, 0.0)
 
     def add(self, hop: str, seconds: npt.NDArray[np.float64]) -> None:
         """Rows that took so long; clocks that disagree make no time negative."""
         seconds = np.maximum(seconds, 0.0)
-        self._counts[hop] += np.bincount(np.searchsorted(EDGES, seconds), minlength=len(EDGES) + 1)
+        self._counts[hop] += np.bincount(np.searchsorted(self._edges, seconds), minlength=len(self._edges) + 1)
         self._sums[hop] += float(seconds.sum())
 
     def collect(self) -> Iterable[Metric]:
         text = "From the broker's stamp of an event to its poll, and from its poll to the hand-over of its decision"
         family = HistogramMetricFamily("headrace_hop_seconds", text, labels=["pipeline", "hop"])
-        names = [*map(str, EDGES.tolist()), "+Inf"]
+        names = [*map(str, self._edges.tolist()), "+Inf"]
         for hop, counts in self._counts.items():
             buckets = list(zip(names, np.cumsum(counts).tolist(), strict=True))
             family.add_metric([self._pipeline, hop], buckets, self._sums[hop])
         return [family]
 
 
-class ShadowCollector:
-    """How a shadow compares with the champion, looked up when somebody asks for the metrics."""
-
-    def __init__(self, pipeline: str, compared: Callable[[], Compared | None]) -> None:
-        self._pipeline, self._compared = pipeline, compared
-
-    def collect(self) -> Iterable[Metric]:
-        labels = ["pipeline", "champion", "shadow"]
-        told = {
-            "rows": "Events scored by the champion and its shadow",
-            "failed": "Events that the champion scored and its shadow did not",
-            "agreement": "Share of the same decisions",
-            "mean_difference": "The shadow's score minus the champion's, in the mean",
-            "mean_absolute_difference": "The same, without sign",
-            "microseconds_a_row": "Of the shadow's calls",
-        }
-        families = {name: GaugeMetricFamily(f"headrace_shadow_{name}", text, labels=labels) for name, text in told.items()}
-        compared = self._compared()
-        if compared is not None and compared.champion and compared.heard_of:
-            for name, value in compared.as_dict().items():
-                if name in families and value is not None:
-                    families[name].add_metric([self._pipeline, str(compared.champion), str(compared.shadow)], value)
-        return list(families.values())
-
-
-class ModelCollector:
-    """How the model does, looked up when somebody asks for the metrics."""
-
-    def __init__(
-        self, pipeline: str, version: Callable[[], int], engine: Callable[[], str], resting: Callable[[], bool]
-    ) -> None:
-        self._pipeline, self._version, self._engine, self._resting = pipeline, version, engine, resting
-
-    def collect(self) -> Iterable[Metric]:
-        version = GaugeMetricFamily("headrace_model_version", "Version of the model that decides", labels=["pipeline"])
-        version.add_metric([self._pipeline], self._version())
-        resting = GaugeMetricFamily("headrace_model_resting", "1 while a model that throws is let be", labels=["pipeline"])
-        resting.add_metric([self._pipeline], int(self._resting()))
-        engine = GaugeMetricFamily("headrace_model_engine", "1 for what computes the model", labels=["pipeline", "engine"])
-        engine.add_metric([self._pipeline, self._engine()], 1)
-        return [version, engine, resting]
-
-
 class Meters:
-    """The metrics of one pipeline on one worker."""
+    """The metrics of one pipeline on one worker. budget_seconds: what an event may take, where that is bounded.
 
-    def __init__(self, registry: CollectorRegistry, pipeline: str) -> None:
+    Counters by a label that is known beforehand begin at 0 (`codes`, `outcomes`, `watched`): of a series that begins at 1
+    Prometheus knows no increase.
+    """
+
+    def __init__(self, registry: CollectorRegistry, pipeline: str, budget_seconds: float | None = None) -> None:
         stage = ["pipeline", "stage"]
         rows = Counter("headrace_rows", "Rows that a stage has handled", stage, registry=registry)
         seconds = Counter("headrace_seconds", "Seconds a stage has worked on the dataflow's thread", stage, registry=registry)
@@ -197,6 +100,12 @@ class Meters:
         self._gone = Counter("headrace_entities_gone", "Entities forgotten", [*entity, "why"], registry=registry)
         self._entities = Gauge("headrace_entities", "Entities with streaming features", entity, registry=registry)
         self._of_state: dict[str, tuple[tuple[int, int], tuple[int, int, int]]] = {}
+        text = "Seconds that an event may take from its poll to the hand-over of its decision"
+        budget = Gauge("headrace_budget_seconds", text, ["pipeline"], registry=registry)
+        edges = EDGES
+        if budget_seconds is not None:
+            budget.labels(pipeline).set(budget_seconds)
+            edges = np.union1d(EDGES, [budget_seconds])  # so that a quantile is over the budget if and only if it is
         drift_late = Counter("headrace_drift_late_rows", "Rows of windows already judged", ["pipeline"], registry=registry)
         self.drift_late = drift_late.labels(pipeline)
         early = Counter("headrace_early_releases", "Rows released before their turn", ["pipeline"], registry=registry)
@@ -215,8 +124,28 @@ class Meters:
         self.model_refused = refused.labels(pipeline)
         left_out = Counter("headrace_shadow_left_out", "Rows that the shadow was not given", ["pipeline"], registry=registry)
         self.shadow_left_out = left_out.labels(pipeline)
-        self.hops = HopCollector(pipeline)
+        self.hops = HopCollector(pipeline, edges)
         registry.register(self.hops)
+
+    def codes(self, codes: Iterable[str]) -> None:
+        """What dead letters there may be."""
+        for code in codes:
+            self._dead.labels(self._pipeline, code)
+
+    def outcomes(self, decisions: Iterable[str], flags: Iterable[str]) -> None:
+        """What may be decided, and what decisions may say of themselves."""
+        for counter, names in ((self._decisions, decisions), (self._flags, flags)):
+            for name in names:
+                self._of(counter, name)
+
+    def watched(self, features: Iterable[str], statistics: Iterable[str]) -> None:
+        """Whose drift may alarm, and by what."""
+        for feature, statistic in product(features, statistics):
+            self._alarms.labels(self._pipeline, feature, statistic)
+
+    def lags(self, lags: Mapping[int, Callable[[], int | None]]) -> None:
+        """Shows how many messages are after what was decided, by partition."""
+        self._registry.register(LagCollector(self._pipeline, lags))
 
     def stored(self, counts: Callable[[], dict[str, dict[str, int]]], failures: Callable[[], int]) -> None:
         """Shows what stored features count, by view, and how often their store failed."""
@@ -265,15 +194,20 @@ class Meters:
 
     def state(self, entity: str, late: tuple[int, int], held: tuple[int, int, int]) -> None:
         """Shows a state's entities, and counts what is new: late updates used and dropped; held, expired, evicted."""
-        old_late, old_held = self._of_state.get(entity, ((0, 0), (0, 0, 0)))
+        if entity not in self._of_state:
+            self._of_state[entity] = (0, 0), (0, 0, 0)
+            for counter, names in ((self._late, OUTCOMES), (self._gone, WHYS)):
+                for name in names:
+                    counter.labels(self._pipeline, entity, name)
+        old_late, old_held = self._of_state[entity]
         if late == old_late and held == old_held:
             return
         self._of_state[entity] = late, held
         self._entities.labels(self._pipeline, entity).set(held[0])
-        for outcome, now, before in zip(("used", "dropped"), late, old_late, strict=True):
+        for outcome, now, before in zip(OUTCOMES, late, old_late, strict=True):
             if now > before:
                 self._late.labels(self._pipeline, entity, outcome).inc(now - before)
-        for why, now, before in zip(("idle", "evicted"), held[1:], old_held[1:], strict=True):
+        for why, now, before in zip(WHYS, held[1:], old_held[1:], strict=True):
             if now > before:
                 self._gone.labels(self._pipeline, entity, why).inc(now - before)
 

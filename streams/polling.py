@@ -133,7 +133,7 @@ class Beginning:
     the last epoch. left: told the partition and how many messages before `decide` are still to be read. publishes: whether safe
     positions are committed to the consumer group. failed: told that such a commit was refused. durable: told that an epoch is;
     returns a number, which `committed` (wait for it?) reaches once all that came of it is visible. reading: the partitions that
-    are not at their end.
+    are not at their end. lags: by partition, what tells how many messages are after what was decided (None: not known yet).
     trail: where it is written down how far each partition is.
     """
 
@@ -147,6 +147,7 @@ class Beginning:
     durable: Callable[[], int] = lambda: 0
     committed: Callable[[bool], int] = lambda wait: 0
     reading: set[int] = field(default_factory=set)
+    lags: dict[int, Callable[[], int | None]] = field(default_factory=dict)
     trail: Trail | None = None
 
 
@@ -178,7 +179,8 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._round = 0
         self._waits = self._idle = False
         self._waited_from: datetime | None = None
-        self._position = position
+        self._position = self._decided = position
+        beginning.lags[self._number] = self.lag
         self._stop = stop
         self._until_end = until_end
         self._was_at_end = False
@@ -196,8 +198,19 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         many seconds, where there are none at all."""
 
     @abstractmethod
+    def ahead(self) -> int | None:
+        """How many messages the log has after those that were polled; None where that is not known. Any thread may ask."""
+
+    @abstractmethod
     def publish(self, position: int, wait: bool) -> None:
         """Tells others the safe position, which must not hold the stream unless it is to `wait`. Raises nothing."""
+
+    def lag(self) -> int | None:
+        """How many messages are after what was decided: in the log, or on their way. None where that is not known. Any thread
+        may ask."""
+        decided = min(self._decided, self._beginning.undecided.get(self._number, self._decided))
+        ahead = self.ahead()
+        return None if ahead is None else max(0, ahead + self._position - max(decided, self._decide_from))
 
     def _durable(self, leaving: bool = False) -> None:
         """The epoch of the last snapshot is durable."""
@@ -229,6 +242,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
             if self._until_end or self._snapshots >= self._leave_after:
                 self._durable(leaving=True)
                 self._beginning.reading.discard(self._number)
+                self._beginning.lags.pop(self._number, None)
                 self._gate.partitions -= 1
                 raise StopIteration
             return []
@@ -237,7 +251,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._waits = not opened
         if self._waits:
             return []
-        self._round = opened
+        self._round, self._decided = opened, self._position
         self._most = min(most, self._gate.share())
         wait, asked = self._gate.wait(), datetime.now(UTC)
         polled = self.poll(wait)

@@ -4,6 +4,7 @@ A consumer for each would ask the broker for each by itself: with eight partitio
 most of a core of the broker's, for the same messages.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import groupby
@@ -48,6 +49,7 @@ class Reader:
         self._count_at = time.monotonic() + COUNT_SECONDS
         self._config = {**config, "on_commit": self._answered, "error_cb": self._trouble}
         self._consumer: Consumer | None = None
+        self._leaving = threading.Lock()
 
     def add(self, partition: int, start: int) -> None:
         """Reads a partition, too, from an offset (OFFSET_BEGINNING: from its first) on."""
@@ -109,13 +111,27 @@ class Reader:
         while wait and self._due and time.monotonic() < until:
             self._pull(1, 0.005)
 
+    def ahead(self, partition: int) -> int | None:
+        """How many messages a partition's log has after those that were taken, by what the broker said when it was last asked
+        for more; None before it was. Any thread may ask."""
+        with self._leaving:
+            if self._consumer is None or partition not in self._next:
+                return None
+            try:
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(self._topic, partition), cached=True)
+            except KafkaException:
+                return None
+            return max(0, end - self._next[partition]) + len(self._waiting[partition]) if end >= 0 else None
+
     def remove(self, partition: int) -> None:
         """Reads a partition no more; closes the consumer with the last of them."""
-        self._held -= len(self._waiting.pop(partition))
-        del self._next[partition], self._at_end[partition]
-        if not self._waiting:
-            self._open.close()
-            self._consumer = None
+        with self._leaving:
+            self._held -= len(self._waiting.pop(partition))
+            del self._next[partition], self._at_end[partition]
+            if self._waiting:
+                return
+            leaves, self._consumer = self._open, None
+        leaves.close()
 
     def _pull(self, most: int, seconds: float) -> bool:
         """Deals out what has come; returns whether anything has."""

@@ -48,13 +48,13 @@ class _KafkaPartition(Partition):
             resume = beginning.read.get(shard_number(name))
         if resume is None:  # a partition may be empty and begin at 500: with 0 for its position nobody could go on
             resume = reader.first(shard_number(name))
+        self._reader = reader  # its lag may be asked for from now on
         super().__init__(name, resume, stop, until_end, gate, beginning)
         self._spent = spent
         self._topic = topic
         self._partition = self._number
         self._rows = self._next_rows = rows
         self._clock_ns = clock_ns
-        self._reader = reader
         reader.add(self._partition, resume)
 
     def poll(self, wait: float = 0.0) -> Polled | None:
@@ -80,6 +80,9 @@ class _KafkaPartition(Partition):
         size = max(len(message.value() or b"") for message in (messages[0], messages[-1]))
         self._next_rows = rows_of(size, self._rows, self._gate.partitions)
         return Polled(messages, len(messages), messages[-1].offset(), self._clock_ns(), at_end)
+
+    def ahead(self) -> int | None:
+        return self._reader.ahead(self._number)
 
     def publish(self, position: int, wait: bool) -> None:
         self._reader.publish(self._partition, position, wait)
@@ -263,8 +266,8 @@ class MemoryPartition(Partition):
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         start = beginning.read.get(shard_number(name), 0)
+        self._log = log  # its lag may be asked for from now on
         super().__init__(name, start if resume is None else resume, stop, until_end, gate, beginning)
-        self._log = log
         self._rows = rows
         self._committed = committed
         self._clock_ns = clock_ns
@@ -279,6 +282,9 @@ class MemoryPartition(Partition):
         batch = batch.set_column(place, RAW.field(place), pa.array(np.full(batch.num_rows, now)))
         last = batch.column("_offset")[-1].as_py() if batch.num_rows else -1
         return Polled(batch, batch.num_rows, last, now, self._position + batch.num_rows >= self._log.num_rows)
+
+    def ahead(self) -> int | None:
+        return self._log.num_rows - self._position
 
     def publish(self, position: int, wait: bool) -> None:
         self._committed[self._number] = position

@@ -8,7 +8,8 @@ import pyarrow as pa
 from features.schema import Integer, Kind, Schema, Text, Time
 from features.spec import seconds
 from streams.avro import Avro, avro_decoder
-from streams.decode import APPENDED, Ahead, Decoder, json_decoder, with_append_time
+from streams.decode import APPENDED, BROKEN, CODES, Ahead, Decoder, json_decoder, with_append_time
+from streams.poison import CODE as POISON
 from streams.poison import Aside, letters_of, setting_aside
 from streams.replays import naming_originals
 from streams.schema_registry import SchemaRegistry
@@ -81,6 +82,13 @@ class Topic:
     def dead(self) -> str:
         """Where messages go that cannot be decoded."""
         return f"{self.topic}.dead"
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """What its dead letters may be counted by. Which codes a decoder of one's own has is not known."""
+        if self.decoder is not None:
+            return (POISON,)
+        return (*(BROKEN if self.format else ("not_json",)), *CODES, POISON)
 
     def decode(self, step: str, settings: JobSettings, whole: bool = False, aside: Aside | None = None) -> Decoder:
         """The topic's decoder, whose errors name `step`. settings: where the schema registry is, if the format needs one.

@@ -1,5 +1,7 @@
 """What tests share: brokers that are started and stopped for them, and topics of their own."""
 
+import os
+import shutil
 import socket
 import sys
 import uuid
@@ -51,6 +53,29 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         pytest.skip("NO KUBERNETES: set KUBERNETES_HOME to a folder with `start`: the chart is NOT proven without it")
     with control_plane(tmp_path_factory.mktemp("kubernetes")) as made:
         yield made
+
+
+def of_prometheus(program: str) -> str:
+    """Prometheus or its promtool: as PROMETHEUS or PROMTOOL says, on the PATH, or where `make test` has unpacked it; skipped,
+    and loudly, where there is none."""
+    name = program.upper()
+    places = os.pathsep.join([os.environ.get("PATH", ""), str(Path(sys.prefix) / "prometheus" / "usr" / "bin")])
+    found = os.environ.get(name) or shutil.which(program, path=places)
+    if not found:
+        pytest.skip(f"NO {name}: put {program} on the PATH, or name it with {name}: what is watched is NOT proven without")
+    return found
+
+
+@pytest.fixture
+def promtool() -> str:
+    """What checks and tries alert rules."""
+    return of_prometheus("promtool")
+
+
+@pytest.fixture
+def prometheus() -> str:
+    """What scrapes metrics."""
+    return of_prometheus("prometheus")
 
 
 @pytest.fixture(params=["embedded", "apache"])

@@ -11,7 +11,7 @@ import pytest
 from payments import NAMES, Arithmetic, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
-from models.reference import Reference, build_reference
+from models.reference import STATISTICS, Reference, build_reference
 from sinks.memory import MemorySink
 from sinks.messages import Messages
 from streams.job import Champion, Job
@@ -69,9 +69,13 @@ def test_a_job_that_watches_for_drift_goes_on_from_its_store(tmp_path: Path, ref
     sink, champion = MemorySink(), Champion(1, Arithmetic(), reference)
     pipeline, log = payments(Drift("payment-drift", rate=0.05)), stream(300)
     for end in (150, 300):
+        registry = CollectorRegistry()
         parts = {"source": MemorySource([log[:end]], rows=50), "sink": sink, "champion": champion}
-        run(pipeline, settings(tmp_path, recovery=True, epoch_seconds=0.01), registry=CollectorRegistry(), **parts)
+        run(pipeline, settings(tmp_path, recovery=True, epoch_seconds=0.01), registry=registry, **parts)
     assert len(decisions(sink)) == sum(json.loads(value)["kind"] == "paid" for _, value in log)
+    watched = [{"feature": feature, "statistic": one} for feature in (*NAMES, "score") for one in STATISTICS]
+    alarms = [registry.get_sample_value("headrace_drift_alarms_total", {"pipeline": "payments", **each}) for each in watched]
+    assert set(alarms) == {0}, "they can be seen to rise, since they are there before they do"
 
 
 def test_reports_come_through_the_sink_and_the_metrics(tmp_path: Path, reference: Reference) -> None:

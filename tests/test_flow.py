@@ -16,6 +16,7 @@ from models.policy import Bands, Rule
 from models.spec import Input, ModelSpec
 from sinks.memory import MemorySink
 from streams import flow, rounds
+from streams.budget import Budget
 from streams.job import Champion
 from streams.run import run
 from streams.source import MemorySource
@@ -167,6 +168,22 @@ def test_stopped_it_drains_and_goes_on(tmp_path: Path) -> None:
     sink.on_write = lambda messages: None
     run(*job, registry=CollectorRegistry(), source=MemorySource([log]), sink=sink, champion=CHAMPION)
     assert len(sink.values("verdicts")) == len(decisions(sink)) == len(expected(log))
+
+
+def test_what_may_be_counted_begins_at_0_and_a_budget_is_an_edge_of_the_buckets(tmp_path: Path) -> None:
+    registry, pipeline = CollectorRegistry(), replace(payments(), budget=Budget(15))
+    job = pipeline, settings(tmp_path)
+    run(*job, registry=registry, source=MemorySource([stream(20)]), sink=MemorySink(), champion=CHAMPION)
+
+    def told(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"headrace_{name}", {"pipeline": "payments", **labels})
+
+    assert {told("dead_letters_total", code=code) for code in pipeline.events.codes} == {0}
+    assert [told("flags_total", flag=flag) for flag in ("fallback", "no_entity:shop")] == [0, 0]
+    assert told("decisions_total", decision="block") is not None
+    assert None not in [told("late_updates_total", entity="card", outcome=outcome) for outcome in ("used", "dropped")]
+    assert told("budget_seconds") == 0.015
+    assert told("hop_seconds_bucket", hop="flow", le="0.015") is not None
 
 
 def test_entities_beyond_the_bound_leave_and_are_counted(tmp_path: Path) -> None:

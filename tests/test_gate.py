@@ -114,6 +114,33 @@ def test_a_poll_takes_fewer_messages_where_they_are_large() -> None:
     assert rows_of(10_000_000, 4096, partitions=1) == 1
 
 
+def test_the_lag_is_what_comes_after_what_was_decided() -> None:
+    source = MemorySource([[(None, b"x")] * 9], rows=4, until_end=False)
+    source.gate, source.beginning = Gate(1), Beginning()
+    partition = source.build_part("event", shard_name(0), None)
+    lag, seen = source.beginning.lags[0], []
+    for _ in range(4):
+        partition.next_batch()
+        seen.append(lag())
+        partition.next_batch()
+        assert lag() == seen[-1], "it waits for what is on its way, which is not decided yet"
+        source.gate.done(1)
+    assert seen == [9, 5, 1, 0]
+    source.beginning.undecided[0] = 6
+    assert lag() == 3, "these wait for other partitions' time"
+
+
+def test_what_was_decided_before_and_is_read_again_is_no_lag() -> None:
+    source = MemorySource([[(None, b"x")] * 9], rows=4, until_end=False)
+    source.beginning = Beginning(decide={0: 6})
+    partition = source.build_part("event", shard_name(0), None)
+    seen = []
+    for _ in range(4):
+        seen.append(source.beginning.lags[0]())
+        partition.next_batch()
+    assert seen == [3, 3, 3, 1]
+
+
 def test_what_is_published_is_never_below_what_was_decided_and_comes_again_each_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     """While it is read again, for the state, it was decided long ago; and Kafka forgets a position that nobody repeats."""
     clock = [0.0]

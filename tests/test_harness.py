@@ -1,9 +1,12 @@
 """The latency harness: its schedules, its count of answers, its histograms, and what it says of a generator that is late."""
 
+import threading
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ from bench.load import Payloads, linger_ms
 from bench.options import common, in_turn, systems
 from bench.run import Bounds, generator_fault
 from bench.schedule import schedule
-from bench.systems import System, fill, headrace
+from bench.systems import System, fill, headrace, look_at
 from bench.throughput import rates
 from bench.workloads import Checked, Prepared, load, write_payloads
+from ops.server import made
 
 SAID = {"failed": 0, "sent": 10, "late_p99_ms": 1.0, "late_max_ms": 9.0, "intended_per_s": 100.0, "rate": 99.9, "reason": ""}
 
@@ -231,6 +235,27 @@ def test_each_further_number_of_workers_is_headrace_once_more(tmp_path: Path) ->
     _, two, more = headrace(made[1], load("vector"), values)
     assert (one["HEADRACE_WORKERS"], two["HEADRACE_WORKERS"]) == ("1", "2")
     assert (len(pages), len(more)) == (1, 2)
+
+
+def test_with_a_page_headrace_runs_once_more_and_somebody_looks_at_it(tmp_path: Path) -> None:
+    parser = ArgumentParser()
+    common(parser)
+    plain, paged = systems(parser.parse_args(["--page"]))
+    assert [plain.name, paged.name] == ["headrace", "headrace-page"]
+    values = {"home": str(tmp_path), "input": "in", "output": "out", "brokers": "nowhere", "workers": "2", "linger": "5"}
+    ports = [headrace(system, load("vector"), values)[1]["HEADRACE_PAGE_PORT"] for system in (plain, paged)]
+    assert ports[0] == "0"
+    assert int(ports[1]) > 0
+
+    def events(environ: dict[str, Any], start: Callable[..., Any]) -> list[bytes]:
+        start("200 OK", [("Content-Type", "text/event-stream")])
+        return [b"retry: 2000\n\n", b"data: {}\n\n"]
+
+    seen, left = threading.Event(), iter([True, True, False])
+    with closing(made("127.0.0.1", 0, events)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        look_at(f"http://127.0.0.1:{server.server_port}/events", seen, lambda: next(left))
+    assert seen.is_set()
 
 
 def test_no_system_is_always_first() -> None:

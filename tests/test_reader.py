@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, TopicPartition
+from confluent_kafka import OFFSET_INVALID, KafkaError, TopicPartition
 
 from streams import reader, source
 from streams.reader import AHEAD, Reader, SourceError
@@ -38,6 +38,7 @@ class FakeConsumer:
     queue: list[Made]
     assigned: list[dict[int, int]] = field(default_factory=list)
     committed: list[TopicPartition] = field(default_factory=list)
+    ends: dict[int, int] = field(default_factory=dict)
     closed: int = 0
     polled: int = 0
 
@@ -54,6 +55,10 @@ class FakeConsumer:
 
     def commit(self, offsets: list[TopicPartition], asynchronous: bool) -> None:
         self.committed += offsets
+
+    def get_watermark_offsets(self, place: TopicPartition, cached: bool) -> tuple[int, int]:
+        assert cached, "nobody asks the broker for it"
+        return OFFSET_INVALID, self.ends.get(place.partition, OFFSET_INVALID)
 
     def close(self) -> None:
         self.closed += 1
@@ -117,6 +122,23 @@ def test_each_partition_gets_its_own_in_order(fake: FakeConsumer) -> None:
     assert offsets(one.take(0, 4)) == [9]
     assert one.take(0, 4) == one.take(3, 4) == []
     assert fake.assigned == [{0: 5, 3: 7}]
+
+
+def test_ahead_is_what_the_broker_has_said_and_what_is_kept_for_its_turn(fake: FakeConsumer) -> None:
+    one = Reader("t", {})
+    one.add(0, 5)
+    one.add(1, 0)
+    assert one.ahead(0) is None, "the broker has not said anything yet"
+    fake.queue, fake.ends = [*run(0, 5, 3), *run(1, 0, 2)], {0: 20, 1: 2}
+    assert offsets(one.take(0, 2)) == [5, 6]
+    assert (one.ahead(0), one.ahead(1)) == (13, 2)
+    fake.queue += [*run(0, 8, 10), end(0, 20)]
+    assert offsets([*one.take(0, 99), *one.take(0, 99)]) == [7, *range(8, 18), 20]
+    assert (one.ahead(0), one.ahead(1)) == (0, 2), "the marks of transactions are no messages"
+    one.remove(1)
+    assert one.ahead(1) is None
+    one.remove(0)
+    assert one.ahead(0) is None
 
 
 def test_one_with_a_backlog_is_waited_for_and_one_at_its_end_is_not(fake: FakeConsumer) -> None:

@@ -1,9 +1,7 @@
 """Alert rules, runbook and dashboard: of metrics that there are, one entry for each alert, each tried firing and silent."""
 
 import json
-import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from models.shadow import Compared
 from ops import worker
 from ops.deploy.watch.dashboard import dashboard
+from streams.avro import Avro
 from streams.meters import STAGES, Meters
 from streams.pipeline import Pipeline
 
@@ -55,6 +54,7 @@ def count_everything(meters: Meters) -> None:
     meters.model(lambda: 1, lambda: "onnx", lambda: False)
     meters.shadow(lambda: Compared(1, 2, decided={"allow": {"allow": 1}}, looked_at=time.time()))
     meters.recording(lambda: 1)
+    meters.lags({0: lambda: 1})
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str
     found: dict[str, set[str]] = {"up": set()}
 
     def run(pipeline: Pipeline, values: object, *, registry: CollectorRegistry, **parts: Any) -> None:
-        count_everything(Meters(registry, pipeline.name))
+        count_everything(Meters(registry, pipeline.name, 0.01))
         for metric in registry.collect():
             for sample in metric.samples:
                 found.setdefault(sample.name, set()).update(sample.labels)
@@ -92,6 +92,12 @@ def test_what_the_rules_are_tried_with_has_the_names_and_labels_that_a_worker_gi
         for each in tried["input_series"]:
             name, inside = re.fullmatch(r"(\w+)\{(.*)\}", each["series"]).groups()
             assert set(re.findall(r'(\w+)="', inside)) == labels[name] | OF_A_SCRAPE, each
+
+
+@pytest.mark.parametrize(("format", "column"), [(None, 0), (Avro(), 1)], ids=["JSON", "Avro"])
+def test_the_codes_that_are_counted_from_0_on_are_those_of_the_docs(format: Avro | None, column: int) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (x )?\| (x )?\|", (ROOT / "docs" / "formats.md").read_text(), re.MULTILINE)
+    assert sorted(payments(format=format).events.codes) == sorted(code for code, *marks in rows if marks[column])
 
 
 def queries(board: dict[str, Any]) -> Iterator[str]:
@@ -168,14 +174,6 @@ def test_an_alert_is_tried_firing_and_silent(name: str) -> None:
 
 def test_nothing_is_tried_that_is_no_alert() -> None:
     assert {case["alertname"] for tried in TRIED for case in tried["alert_rule_test"]} == set(ALERTS)
-
-
-@pytest.fixture
-def promtool() -> str:
-    found = os.environ.get("PROMTOOL") or shutil.which("promtool")
-    if not found:
-        pytest.skip("NO PROMTOOL: put it on the PATH, or name it with PROMTOOL: the alert rules are NOT proven without it")
-    return found
 
 
 @pytest.mark.parametrize(("verb", "file"), [("check", "../chart/files/rules.yaml"), ("test", "rules_test.yaml")])

@@ -54,7 +54,6 @@ class Looker:
         self._letters = Newest(lambda seen: letter(seen, about.events))
         self._windows, self._drift, self._drawn = Windows(about.pipeline), dict[str, Any](), -1
         self._tails: Tails | None = None
-        self._waiting: int | None = None
 
     def __call__(self) -> dict[str, Any]:
         """What the page shows, as JSON has it."""
@@ -76,7 +75,7 @@ class Looker:
             "hops": {hop: quantiles(figures, "headrace_hop_seconds", hop=hop) for hop in ("broker", "flow")},
             "batch": {"per_s": rounded(figures.rate("headrace_batch_rows_count"))} | quantiles(figures, "headrace_batch_rows"),
             "waits": {
-                "unsafe": self._waiting,
+                "lag": figures.total("headrace_lag_messages"),
                 "rebuild": figures.total("headrace_rebuild_left"),
                 "push": figures.total("headrace_push_waiting"),
                 "entities": figures.total("headrace_entities"),
@@ -115,7 +114,7 @@ class Looker:
 
     def _look_at_topics(self) -> str:
         """Takes what has come; says what is wrong, if anything is. ValueError: a setting cannot be."""
-        about, self._waiting = self._about, None
+        about = self._about
         most = {about.decisions: ENDS, about.dead: ENDS, about.drift: REPORTS}
         try:
             if self._tails is None:
@@ -129,10 +128,6 @@ class Looker:
         self._decisions.take(new.get(about.decisions, ()))
         self._letters.take(new.get(about.dead, ()))
         self._windows.take(new.get(about.drift, ()))
-        try:
-            self._waiting = self._tails.waiting(about.events)
-        except KafkaException:
-            self._waiting = None  # who keeps the group's positions may not be found yet, and nothing else is wrong
         return ""
 
     def _model(self) -> dict[str, Any]:
@@ -172,10 +167,11 @@ def quantiles(figures: Figures, name: str, **labels: str) -> dict[str, float | N
 
 
 def kinds(figures: Figures, name: str, label: str) -> list[dict[str, Any]]:
-    """How often each value of a label came: in a second, and since the workers started; the most frequent ones."""
+    """How often each value of a label came: in a second, and since the workers started; the most frequent ones, that did."""
     return [
-        {"name": said, "per_s": rounded(figures.rate(name, **{label: said})), "total": figures.total(name, **{label: said})}
+        {"name": said, "per_s": rounded(figures.rate(name, **{label: said})), "total": total}
         for said in figures.values(name, label)[:KINDS]
+        if (total := figures.total(name, **{label: said}))
     ]
 
 

@@ -85,21 +85,6 @@ class Tails:
                     starts.append(TopicPartition(topic, number, max(at, high - max(LEAST, most // len(partitions)))))
         return self._read(starts, ends) if ends else {}
 
-    def waiting(self, topic: str) -> int | None:
-        """Messages of a topic after those that its group has committed; None where it has committed none."""
-        partitions = self._partitions.get(topic)
-        if not partitions:
-            return None
-        asked = [TopicPartition(topic, number) for number in partitions]
-        said = self._consumer.committed(asked, timeout=ANSWER_SECONDS)
-        if any(place.error is not None for place in said):
-            return None
-        safe = {place.partition: int(place.offset) for place in said if place.offset >= 0}
-        if not safe:
-            return None
-        bounds = {number: self._bounds((topic, number)) for number in partitions}
-        return sum(max(0, high - max(low, safe.get(number, low))) for number, (low, high) in bounds.items())
-
     def close(self) -> None:
         """Lets go of the broker."""
         self._consumer.close()

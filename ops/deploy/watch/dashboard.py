@@ -79,17 +79,24 @@ def busy(stage: str) -> Panel:
 
 
 def rows() -> dict[str, list[Panel]]:
-    """The panels by word."""
-    said = f"{rate('headrace_flags_total', 'flag')} / scalar({rate(HANDLED, stage='decision')})"
-    version = f"max by (pipeline) (headrace_model_version{{{chosen()}}})"
+    """The panels by word. Of codes and flags, of which there are many, those that come are drawn."""
+    said = f"{rate('headrace_flags_total', 'flag')} / scalar({rate(HANDLED, stage='decision')}) > 0"
+    version, budget, restarts = (
+        f"max by (pipeline) (headrace_{name}{{{chosen()}}})" for name in ("model_version", "budget_seconds", "restarts")
+    )
     alarmed = f"sum by (feature, statistic) (increase(headrace_drift_alarms_total{{{chosen()}}}[$__range])) > 0"
     return {
         "event": [
             number("workers that answer", "none", ('sum(up{job=~"$job"})', "workers")),
-            number("times started again", "none", ('max by (job) (headrace_restarts{job=~"$job"})', "{{job}}")),
+            number("times started again", "none", (restarts, "{{pipeline}}")),
             graph("events", "eps", (rate(HANDLED, "instance", stage="event"), "{{instance}}")),
             graph("from the broker's stamp to the poll", "s", *quantiles("headrace_hop_seconds", hop="broker")),
-            graph("dead letters", "eps", (rate("headrace_dead_letters_total", "code"), "{{code}}")),
+            graph(
+                "messages not decided yet",
+                "none",
+                (total("headrace_lag_messages", "pipeline, partition"), "{{pipeline}} {{partition}}"),
+            ),
+            graph("dead letters", "eps", (f"{rate('headrace_dead_letters_total', 'code')} > 0", "{{code}}")),
             graph("messages to read again", "none", (total("headrace_rebuild_left", "pipeline"), "{{pipeline}}")),
             graph("positions refused", "eps", (rate("headrace_commits_failed_total", "pipeline"), "{{pipeline}}")),
             graph("rows before their turn", "eps", (rate("headrace_early_releases_total", "pipeline"), "{{pipeline}}")),
@@ -146,7 +153,12 @@ def rows() -> dict[str, list[Panel]]:
             busy("decision"),
         ],
         "sink": [
-            graph("from the poll to the hand-over", "s", *quantiles("headrace_hop_seconds", hop="flow")),
+            graph(
+                "from the poll to the hand-over",
+                "s",
+                *quantiles("headrace_hop_seconds", hop="flow"),
+                (budget, "{{pipeline}} budget"),
+            ),
             graph("messages written", "eps", (rate(HANDLED, "instance", stage="sink"), "{{instance}}")),
             graph("decisions recorded", "eps", (rate("headrace_recorded_rows_total", "instance"), "{{instance}}")),
             busy("sink"),
