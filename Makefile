@@ -1,6 +1,7 @@
 # make demo [ARGS="--all --json out.json"]    a year of real flights through the whole way
 # make test [ALL=1] [LONG=1]                  lint, types, imports, tests; with ALL=1 the slow ones too, as CI does; LONG=1: the longest
 # make deploy-test                            the chart on a Kubernetes control plane (KUBERNETES_HOME)
+# make constraints                            the versions of .venv (Python 3.11) become those of the image
 # PYTHON=/path/to/python3.12 names the Python to build .venv with.
 
 SHELL := /bin/bash
@@ -26,6 +27,15 @@ test: $(VENV)/.dev $(VENV)/.prometheus
 
 deploy-test: $(VENV)/.dev
 	$(BIN)/python -m pytest -q tests/test_deploy.py tests/test_probes.py tests/test_chart.py tests/test_pod.py $(ARGS)
+
+# CuPy is only here for its version. PyTorch's own index names its variant after the version, which is not asked for.
+.PHONY: constraints
+constraints: $(VENV)/.dev
+	@$(PIP) -e ".[dev,gpu]"
+	@set -o pipefail; { \
+	  echo "# What the image is made of, written by make constraints: the versions that the tests ran with."; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//'; \
+	} > ops/deploy/constraints.txt
 
 clean:
 	rm -rf $(VENV) .headrace features/repo/data
