@@ -1,4 +1,4 @@
-"""headrace state [show] | export | migrate | move | drop."""
+"""headrace state [show] | check | export | migrate | move | drop."""
 
 import json
 from datetime import UTC, datetime
@@ -45,6 +45,25 @@ def show(pipeline: Name, home: Home = None, as_json: Json = False) -> None:
     loaded, settings = _loaded(pipeline, home)
     found = look(loaded, settings, pipeline)
     print(json.dumps(found) if as_json else tell(found))
+
+
+@state.command()
+def check(pipeline: Name, home: Home = None, as_json: Json = False) -> None:
+    """Say whether the pipeline as it is goes on with its store, or needs none; else exit code 1, what differs and what to do.
+
+    Nothing is written, and a job may be running on it: another version of a pipeline is tried so before it takes over.
+    """
+    from ops.state_store import verdict
+    from streams.start import RecoveryError
+
+    loaded, settings = _loaded(pipeline, home)
+    found = verdict(loaded, settings, pipeline)
+    if as_json:
+        print(json.dumps(found))
+        raise typer.Exit(0 if found["goes_on"] else 1)
+    if not found["goes_on"]:
+        raise RecoveryError(found["differs"])
+    print(f"{loaded.name}: " + (f"goes on with {found['store']}" if found["store"] else "there is no store to go on with"))
 
 
 @state.command()

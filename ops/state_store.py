@@ -94,6 +94,14 @@ def goes_on(pipeline: Pipeline, settings: JobSettings, called: str) -> tuple[boo
     return True, None
 
 
+def verdict(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str, Any]:
+    """Whether a job would go on here, as plain data: with its store, or without one. A job may be running on it."""
+    folder = store_of(pipeline, settings)
+    there = settings.recovery and made_for(folder) is not None
+    good, differs = goes_on(pipeline, settings, called) if there else (True, None)
+    return {"store": str(folder.absolute()) if there else None, "goes_on": good, "differs": differs}
+
+
 def _positions(store: Store, folder: Path, name: str, output: dict[int, int] | None) -> dict[str, dict[str, int | None]]:
     decide = Start.load(folder).decide
     found: dict[str, dict[str, int | None]] = {}

@@ -47,10 +47,14 @@ class Cluster:
         more = ["--values", str(file)] if values else []
         return self.run("helm", "--namespace", NAMESPACE, *arguments, *more)
 
+    def pods(self) -> list[dict[str, Any]]:
+        """Those of releases, without what looks before an upgrade."""
+        return self.kubectl("get", "pods", "-l", "app.kubernetes.io/name=headrace", "-o", "json")["items"]  # type: ignore[no-any-return]
+
     def pod(self) -> dict[str, Any]:
         """The only one there is."""
-        (pod,) = self.kubectl("get", "pods", "-o", "json")["items"]
-        return pod  # type: ignore[no-any-return]
+        (pod,) = self.pods()
+        return pod
 
 
 def free_ports() -> int:

@@ -3,7 +3,8 @@ environment, volumes and probes.
 
 A pod has an address of its own on the loopback. What is mounted is a folder, and a path below where it is mounted is one below
 that folder, in arguments and in the environment; of the image there is only the entry point, so what else is in its file system
-is the machine's. A container that ends is started again after a second, not after a back-off that grows.
+is the machine's. A container that ends is started again after a second, not after a back-off that grows; one of a pod that does
+not want that ends its pod.
 """
 
 import http.client
@@ -23,6 +24,7 @@ from typing import Any
 import psutil
 
 LOOK_SECONDS, BEAT_SECONDS, AGAIN_SECONDS = 0.2, 5.0, 1.0
+MESSAGE_BYTES = 2048
 
 
 class Api:
@@ -78,7 +80,8 @@ class Probe:
 
 @dataclass
 class Pod:
-    """A pod that was started here, its process if it runs, and how often that was started again."""
+    """A pod that was started here, its process if it runs, how often that was started again, and the code that it ended with if
+    it is not to be."""
 
     made: dict[str, Any]
     address: str
@@ -90,6 +93,7 @@ class Pod:
     ready: bool = False
     deleted: bool = False
     leaves_by: float = 0.0
+    code: int | None = None
     family: set[psutil.Process] = field(default_factory=set)
     probes: dict[str, Probe] = field(default_factory=dict)
     why: list[str] = field(default_factory=list)
@@ -191,12 +195,14 @@ class Kubelet:
 
     def _keep(self, pod: Pod, now: float) -> None:
         if pod.process is None:
-            if now >= pod.begins_at:
+            if pod.code is None and now >= pod.begins_at:
                 self._start(pod, now)
             return
         if (code := pod.process.poll()) is not None:
             self._kill(pod)
             pod.why.append(f"ended with code {code}")
+            if pod.made["spec"]["restartPolicy"] == "Never":
+                pod.code = code if code >= 0 else 128 - code
             self._rest(pod, now)
             return
         if pod.leaves_by:
@@ -285,7 +291,7 @@ class Kubelet:
         pod.leaves_by = now + pod.made["spec"]["terminationGracePeriodSeconds"]
 
     def _rest(self, pod: Pod, now: float) -> None:
-        """The container has ended; it is started again in a second."""
+        """The container has ended; it is started again in a second, if it is."""
         pod.begins_at, pod.leaves_by = now + AGAIN_SECONDS, 0.0
         pod.started = pod.ready = False
         self._say(pod)
@@ -321,19 +327,24 @@ class Kubelet:
 
     def _say(self, pod: Pod) -> None:
         """The pod's status."""
-        runs = pod.process is not None
         at = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        phase, state = "Running", dict[str, Any](waiting={"reason": "CrashLoopBackOff"})
+        if pod.process is not None:
+            state = {"running": {"startedAt": at}}
+        elif pod.code is not None:
+            phase, why = ("Failed", "Error") if pod.code else ("Succeeded", "Completed")
+            state = {"terminated": {"exitCode": pod.code, "reason": why, "message": _last(pod)}}
         container = {
             "name": pod.container["name"], "image": pod.container["image"], "imageID": pod.container["image"],
             "ready": pod.ready, "started": pod.started, "restartCount": max(0, pod.restarts),
-            "state": {"running": {"startedAt": at}} if runs else {"waiting": {"reason": "CrashLoopBackOff"}},
+            "state": state,
         }  # fmt: skip
         is_ready = "True" if pod.ready else "False"
         conditions = [
             {"type": kind, "status": status, "lastTransitionTime": at}
             for kind, status in (("Initialized", "True"), ("ContainersReady", is_ready), ("Ready", is_ready))
         ]
-        status = {"phase": "Running", "hostIP": "127.0.0.1", "podIP": pod.address, "podIPs": [{"ip": pod.address}]}
+        status = {"phase": phase, "hostIP": "127.0.0.1", "podIP": pod.address, "podIPs": [{"ip": pod.address}]}
         try:
             self._api.merge(
                 f"{pod.path}/status", {"status": status | {"conditions": conditions, "containerStatuses": [container]}}
@@ -341,6 +352,12 @@ class Kubelet:
         except urllib.error.HTTPError as error:
             if error.code != 404:
                 raise
+
+
+def _last(pod: Pod) -> str:
+    """What is kept of the last words of a container that failed, where it asks for that."""
+    asked = pod.container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+    return pod.log.read_bytes()[-MESSAGE_BYTES:].decode(errors="replace") if pod.code and asked else ""
 
 
 def _below(text: str, folders: Mapping[str, Path]) -> str:

@@ -41,6 +41,12 @@ def test_settings_that_are_not_the_defaults_are_those_of_the_release() -> None:
     checked(by_digest)
 
 
+def test_what_wakes_a_job_that_rests_is_its_topic_and_group() -> None:
+    values = of()
+    assert values["scaling"] == {"topic": "pay", "group": "headrace-payments"}
+    checked(values | {"scaling": values["scaling"] | {"enabled": True, "kafka": {"sasl": "plaintext"}}})
+
+
 @pytest.mark.parametrize("image", ["headrace", "headrace:latest", "localhost:5000/headrace", "headrace@sha256:abc"])
 def test_an_image_that_may_be_another_tomorrow_is_refused(image: str) -> None:
     with pytest.raises(CannotDeployError, match=f"^--image {image}: expected NAME:TAG, not latest, or NAME@sha256:DIGEST$"):
@@ -75,6 +81,10 @@ def test_what_is_of_this_machine_is_refused(settings: dict[str, Any], said: str)
         ({"settings": {"workers": 2}}, "workers"),
         ({"secrets": {"secret_key": {"secret": "keys"}}}, "'key' is a required property"),
         ({"metrics": {"prot": 1}}, "prot"),
+        ({"check": {"seconds": 5}}, "5 is less than the minimum"),
+        ({"scaling": {"enabled": True, "topic": "", "group": "headrace-payments"}}, "''"),
+        ({"scaling": {"kafka": {"topic": "other"}}}, "'topic' should not be valid under"),
+        ({"scaling": {"secrets": {"password": "hush"}}}, "'hush' is not of type 'object'"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_schema(changed: dict[str, Any], said: str) -> None:
@@ -97,3 +107,39 @@ def test_without_helm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(CannotDeployError, match=r"^helm is not there"):
         helm("flights", "default", of(), [], install=False)
+
+
+TOLD = "headrace: recovery store /var/lib/headrace/recovery/payments: it has nothing for Window(...): headrace run ..."
+
+
+@pytest.mark.parametrize(
+    ("helm_says", "pods", "said"),
+    [
+        ("pre-upgrade hooks failed: job flights-check failed: BackoffLimitExceeded", [(0, ""), (1, f"{TOLD}\n")], TOLD),
+        ("pre-upgrade hooks failed: job flights-check failed: DeadlineExceeded", [], "kubectl --namespace decisions describe"),
+        ("pre-upgrade hooks failed: job flights-check failed: BackoffLimitExceeded", [(137, "")], "came to no result"),
+        ("timed out waiting for the condition", [(1, TOLD)], ""),
+    ],
+)
+def test_why_an_upgrade_was_refused_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    helm_says: str,
+    pods: list[tuple[int, str]],
+    said: str,
+) -> None:
+    states = [{"state": {"terminated": {"exitCode": code, "message": message}}} for code, message in pods]
+    items = [{"status": {}}, *({"status": {"containerStatuses": [state]}} for state in states)]
+    (tmp_path / "pods.json").write_text(json.dumps({"items": items}))
+    programs = {"helm": f"echo 'Error: {helm_says}' >&2; exit 3", "kubectl": f"exec /bin/cat {tmp_path}/pods.json"}
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert helm("flights", "decisions", of(), [], install=True) == 3
+    out, err = capfd.readouterr()
+    first, *rest = err.splitlines()
+    assert (out, first) == ("", f"Error: {helm_says}")
+    assert said in "\n".join(rest)
+    assert bool(rest) == bool(said)

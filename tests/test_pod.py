@@ -23,12 +23,21 @@ from bench.proving.lives import Stand
 from bench.proving.stream import Counted, Stream, counted, streaming
 from bench.soak import topics
 from ops.broker import Broker, free_port
-from ops.deploy.release import CHART
+from ops.deploy.release import CHART, helm
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parent.parent
 RATE, LONGEST_SECONDS = 300.0, 180.0
+OTHER = """
+from dataclasses import replace
+
+from bench.proving.job import pipeline
+from features.spec import Window
+
+before = pipeline("{name}")
+job = replace(before, features=[*before.features[:2], Window("shared", "n", over="6h", aggs=("count",), tile="1h")])
+"""
 
 
 @contextmanager
@@ -168,6 +177,44 @@ def test_every_event_is_decided_whatever_becomes_of_the_pod(scene: Scene) -> Non
         scene.until(lambda: "--rebuild makes the state anew" in scene.said(), "a lost volume is not told")
         scene.helm("upgrade", workers=2, rebuild=True)
         scene.decides()
+        assert not kubelet.failed
+    with counting(served, scene.stand.load.target) as count:
+        scene.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")
+    cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+    assert (found.decided, found.wrong) == (stream.sent, 0)
+
+
+def test_an_upgrade_that_cannot_go_on_with_the_state_is_refused_and_the_job_goes_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cluster, kubelet, found, served = scene.cluster, scene.kubelet, scene.found, scene.stand.served
+    stream, file = found.stream, scene.stand.file.with_name("other.py")
+    file.write_text(OTHER.replace("{name}", scene.stand.load.name))
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    with streaming(served.address, stream):
+        scene.helm("install")
+        scene.decides()
+        pod = scene.pod()
+
+        capfd.readouterr()
+        assert helm("pod", NAMESPACE, scene.values(pipeline=f"{file.name}:job"), [], install=True, minutes=3)
+        _, said = capfd.readouterr()
+        assert "pre-upgrade hooks failed" in said
+        assert "the check before the upgrade refused it, and nothing was changed" in said
+        assert "it has nothing for Window(" in said
+        assert "over='6h'" in said
+        assert f"headrace run {file.name}:job --rebuild makes the state anew" in said
+        (ended,) = [each for each in list(kubelet.pods.values()) if each.code]
+        assert ended.restarts == 0
+        assert scene.pod() is pod
+        assert (pod.ready, pod.restarts, pod.why) == (True, 0, []), "the old one goes on"
+        scene.decides()
+
+        scene.helm("upgrade", workers=2)
+        assert cluster.kubectl("get", "jobs", "-o", "json")["items"] == [], "what can go on is let through"
+        scene.decides()
+        assert scene.pod() is not pod
         assert not kubelet.failed
     with counting(served, scene.stand.load.target) as count:
         scene.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")

@@ -275,4 +275,37 @@ def test_the_commands(
     assert json.loads(said("move", "pay.py:job", "--from", "a", "--from", "b", "--to", "c", "--json")) == {"c": [0, 1]}
     assert "no recovery store" in said("pay.py:job", *home, code=1)
     assert "c/recovery/payments.old" in said("drop", "pay.py:job", "--home", "c", "--yes")
-    assert all(word in said("--help") for word in ("show", "export", "migrate", "move", "drop"))
+    assert all(word in said("--help") for word in ("show", "check", "export", "migrate", "move", "drop"))
+
+
+def test_whether_another_version_goes_on_is_said_by_the_exit_code(
+    tmp_path: Path, made: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, _ = copied(made, "arrival", tmp_path / "home")
+    changes = {"same": "", "other": ", features=[*quick().features, ADDED]", "shards": ", shards=3"}
+    for name, change in changes.items():
+        text = f'from test_rebuild import ADDED, quick\njob = quick("arrival"{change})\n'
+        (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+    def said(*arguments: str, code: int = 0) -> tuple[str, str]:
+        assert run_command(["state", "check", *arguments]) == code
+        return tuple(capsys.readouterr())  # type: ignore[return-value]
+
+    store, at = home / "recovery" / "payments", ("--home", "home")
+    before = {file: file.read_bytes() for file in store.iterdir() if not file.name.endswith(("-wal", "-shm"))}
+    assert said("same.py:job", *at) == (f"payments: goes on with {store}\n", "")
+    assert json.loads(said("same.py:job", *at, "--json")[0]) == {"store": str(store), "goes_on": True, "differs": None}
+    out, err = said("other.py:job", *at, code=1)
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("headrace: recovery store home/recovery/payments: it has nothing for Window(")
+    assert "headrace run other.py:job --rebuild makes the state anew" in err
+    out, err = said("shards.py:job", *at, "--json", code=1)
+    assert not err
+    assert "headrace state migrate shards.py:job" in json.loads(out)["differs"]
+    after = {file: file.read_bytes() for file in store.iterdir() if not file.name.endswith(("-wal", "-shm"))}
+    assert after == before, "nothing is written"
+
+    assert said("other.py:job", "--home", "nowhere") == ("payments: there is no store to go on with\n", "")
+    monkeypatch.setenv("HEADRACE_RECOVERY", "false")
+    assert json.loads(said("other.py:job", *at, "--json")[0])["store"] is None

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,10 @@ OF_THE_CHART = {
 }  # fmt: skip
 """Which the chart sets: the same in every pod."""
 KEYS, LOGINS = ("secret_key", "dead_letter_key"), ("schema_registry", "schema_registry_login")
+REFUSED, CHECK = "pre-upgrade hooks failed", "headrace-check"
+"""What Helm says where the check before an upgrade fails, and what the chart calls the check's pods."""
+ANEW = "In a release --rebuild is `rebuild: true`, in a file for --values (docs/kubernetes.md)"
+WITHOUT = "`check: {enabled: false}`, in a file for --values, upgrades without it"
 IMAGE = re.compile(r"(?P<name>[^@\s]+?)(?:@(?P<digest>sha256:[0-9a-f]{64})|:(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]*))$")
 
 
@@ -58,6 +63,7 @@ def values_of(called: str, pipeline: Pipeline, settings: JobSettings, image: str
             "limits": {"memory": f"{1024 + 2048 * settings.workers}Mi"},
         },
         "graceSeconds": round(60 + settings.epoch_seconds),
+        "scaling": {"topic": pipeline.events.topic, "group": pipeline.group},
     }
 
 
@@ -101,8 +107,11 @@ def _reached(file: Path) -> None:
 def helm(
     release: str, namespace: str, values: Mapping[str, Any], files: Sequence[Path], *, install: bool, minutes: float = 35
 ) -> int:
-    """Renders the release to stdout, or installs or upgrades it and waits until it is ready; Helm's exit code. Raises
-    CannotDeployError where there is no Helm."""
+    """Renders the release to stdout, or installs or upgrades it and waits until it is ready; Helm's exit code.
+
+    Of an upgrade that the check before it refuses, the reason is said, which Helm does not say. Raises CannotDeployError where
+    there is no Helm.
+    """
     found = shutil.which("helm")
     if found is None:
         raise CannotDeployError("helm is not there: expected Helm 3 on the PATH (https://helm.sh/docs/intro/install)")
@@ -112,4 +121,24 @@ def helm(
         own.flush()
         more = [part for file in files for part in ("--values", str(file))]
         command = [found, *how, release, str(CHART), "--namespace", namespace, "--values", own.name, *more]
-        return subprocess.run(command, check=False).returncode
+        done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    print(done.stderr, end="", file=sys.stderr)
+    if REFUSED in done.stderr:
+        print(refusal(release, namespace), file=sys.stderr)
+    return done.returncode
+
+
+def refusal(release: str, namespace: str) -> str:
+    """What the check before an upgrade has found, as Kubernetes keeps it of the check's pod, or where to look for it."""
+    of = ["--selector", f"app.kubernetes.io/name={CHECK},app.kubernetes.io/instance={release}"]
+    kubectl, pods = ["kubectl", "--namespace", namespace], list[dict[str, Any]]()
+    if shutil.which("kubectl"):
+        asked = [*kubectl, "get", "pods", *of, "--sort-by", ".metadata.creationTimestamp", "--output", "json"]
+        done = subprocess.run(asked, check=False, capture_output=True, text=True)
+        pods = [] if done.returncode else json.loads(done.stdout)["items"]
+    ended = [one["state"].get("terminated") or {} for pod in pods for one in pod["status"].get("containerStatuses", ())]
+    said = [each["message"].strip() for each in ended if each.get("exitCode") and each.get("message")]
+    if not said:
+        look = " ".join([*kubectl, "describe", "jobs,pods", *of])
+        return f"the check before the upgrade came to no result, and nothing was changed. Look: {look}\n{WITHOUT}"
+    return f"the check before the upgrade refused it, and nothing was changed:\n{said[-1]}\n{ANEW}"

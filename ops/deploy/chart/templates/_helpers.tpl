@@ -17,6 +17,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
+{{/* Of the check before an upgrade. Not the selector's: it is no pod of the release. */}}
+{{- define "headrace.check" -}}
+app.kubernetes.io/name: headrace-check
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
 {{- define "headrace.image" -}}
 {{ .Values.image.repository }}{{ if .Values.image.digest }}@{{ .Values.image.digest }}{{ else }}:{{ .Values.image.tag }}{{ end }}
 {{- end -}}
@@ -31,4 +39,31 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 helm.sh/hook: pre-upgrade,pre-rollback
 helm.sh/hook-weight: {{ . | quote }}
 helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
+{{- end -}}
+
+{{/* The environment that says what the job is told, of its pod and of the check before an upgrade. */}}
+{{- define "headrace.environment" -}}
+- name: HEADRACE_BROKERS
+  value: {{ .Values.brokers | quote }}
+- name: HEADRACE_WORKERS
+  value: {{ .Values.workers | quote }}
+- name: HEADRACE_HOME
+  value: /var/lib/headrace
+{{- range $name, $value := .Values.settings }}
+- name: HEADRACE_{{ upper $name }}
+  value: {{ include "headrace.value" $value | quote }}
+{{- end }}
+{{- range $name := list "secret_key" "dead_letter_key" }}
+{{- if hasKey $.Values.secrets $name }}
+- name: HEADRACE_{{ upper $name }}
+  value: file:/etc/headrace/secrets/{{ $name }}
+{{- end }}
+{{- end }}
+{{- range $name, $ref := .Values.secretEnv }}
+- name: {{ $name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ $ref.secret | quote }}
+      key: {{ $ref.key | quote }}
+{{- end }}
 {{- end -}}
