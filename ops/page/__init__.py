@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ops.beside import beside
+from ops.logs import say
 
 if TYPE_CHECKING:
     from streams.pipeline import Pipeline
@@ -62,5 +63,5 @@ def paging(pipeline: "Pipeline", settings: "JobSettings") -> Iterator[None]:
 
     command = ["ops.page", str(settings.page_port), json.dumps(asdict(About.of(pipeline)))]
     with beside("page_port", settings, command, "the process of the page ended before it answered", as_environment(settings)):
-        print(f"page on http://{HOST}:{settings.page_port}/", flush=True)
+        say(f"page on http://{HOST}:{settings.page_port}/", out=True)
         yield
