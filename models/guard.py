@@ -23,14 +23,14 @@ REST_OF_TIMED_OUT = 10.0
 class Guard:
     """Scores by an engine, NaN where it throws. One thread uses it at a time.
 
-    say: told that it fails, once a minute, and when it scores again after a rest. on_failed: told of rows that get no score.
-    failed: how many they are so far.
+    say: told that it fails, once a minute, and when it scores again after a rest, in words and with fields for a log.
+    on_failed: told of rows that get no score. failed: how many they are so far.
     """
 
     def __init__(
         self,
         engine: Engine,
-        say: Callable[[str], None] = lambda words: None,
+        say: Callable[..., None] = lambda words, **fields: None,
         clock: Callable[[], float] = time.monotonic,
         on_failed: Callable[[int], None] = lambda rows: None,
     ) -> None:
@@ -62,7 +62,8 @@ class Guard:
         except Exception as error:  # noqa: BLE001 - whatever a model throws, the stream goes on, and says so
             return self._halved(matrix, error)
         if self.resting:
-            self._say(f"model {self._engine.spec.name}: scores again; {self.failed} rows had no score so far")
+            words = f"scores again; {self.failed} rows had no score so far"
+            self._say(f"model {self._engine.spec.name}: {words}", failed=self.failed)
         self._in_a_row, self._rest = 0, REST_SECONDS
         return scores
 
@@ -105,7 +106,8 @@ class Guard:
         if self._clock() - self._told >= TELL_SECONDS:
             self._told = self._clock()
             what = f"no score for {failed} of {rows} rows, the fallback decides"
-            self._say(f"model {self._engine.spec.name}: {what}: {type(error).__name__}: {error}")
+            fields = {"rows": rows, "failed": failed, "error": type(error).__name__, "resting": self.resting}
+            self._say(f"model {self._engine.spec.name}: {what}: {fields['error']}: {error}", level="warning", **fields)
 
     def _count(self, rows: int) -> None:
         self.failed += rows

@@ -19,6 +19,7 @@ from ops.cli_inspect import inspect
 from ops.cli_models import models
 from ops.cli_state import state
 from ops.errors import PREFIX, USAGE, hush, report
+from ops.logs import speak
 
 if TYPE_CHECKING:
     from streams.settings import JobSettings
@@ -125,7 +126,9 @@ def run(
     """Run a pipeline until SIGTERM or Ctrl-C, which let it drain and leave."""
     flags = {"brokers": brokers, "workers": workers, "epoch_seconds": epoch, "order": order, "home": home}
     settings = settings_of(**flags, metrics_port=metrics_port, page_port=page)
+    speak(settings.log, pipeline)
     loaded = pipeline_of(pipeline)
+    speak(settings.log, loaded.name)
 
     if settings.machines > 1 and not (restart and settings.recovery):
         raise WrongUseError(f"setting machines {settings.machines}: expected --restart, and recovery on")

@@ -6,6 +6,8 @@ import traceback
 import warnings
 from typing import Any
 
+from ops.logs import as_json, say
+
 USAGE, FAILED = 2, 1
 PREFIX = "headrace: "
 BARE = (AssertionError, AttributeError, LookupError, TypeError)
@@ -23,10 +25,15 @@ def explain(error: BaseException) -> str:
 
 
 def report(error: BaseException) -> int:
-    """Prints the error and its notes to stderr, with its traceback if HEADRACE_DEBUG is set, and returns the exit code."""
-    if os.environ.get("HEADRACE_DEBUG", "0") != "0":
+    """Says the error and its notes on stderr, with its traceback if HEADRACE_DEBUG is set, and returns the exit code."""
+    notes, debug = getattr(error, "__notes__", []), os.environ.get("HEADRACE_DEBUG", "0") != "0"
+    if as_json():
+        more: dict[str, Any] = {"traceback": "".join(traceback.format_exception(error))} if debug else {}
+        say(explain(error), level="critical", error=type(error).__name__, notes=notes, **more)
+        return FAILED
+    if debug:
         traceback.print_exception(error, file=sys.stderr)
-    print(f"{PREFIX}{explain(error)}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr, flush=True)
+    print(f"{PREFIX}{explain(error)}", *notes, sep="\n", file=sys.stderr, flush=True)
     return FAILED
 
 
@@ -40,7 +47,11 @@ def hush() -> None:
     show = warnings.showwarning
 
     def show_others(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
-        if not issubclass(category, DeprecationWarning | FutureWarning):
+        if issubclass(category, DeprecationWarning | FutureWarning):
+            return
+        if as_json():
+            say(f"{category.__name__}: {message}", level="warning")
+        else:
             show(message, category, *place, **more)
 
     warnings.showwarning = show_others

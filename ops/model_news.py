@@ -43,7 +43,7 @@ def watch(
     pipeline: Pipeline,
     settings: JobSettings,
     waited: Callable[[], bool],
-    say: Callable[[str], None],
+    say: Callable[..., None],
     shadow: Callable[[], None] = lambda: None,
 ) -> None:
     """Looks at once, and again whenever `waited` says that it is time, until it says that it is over. What fails is said once,
@@ -62,6 +62,6 @@ def watch(
         except Exception as error:  # noqa: BLE001 - whatever a registry raises, the next look may find it well
             if explain(error) != failing:
                 failing = explain(error)
-                say(f"model {name}: no look at the registry: {without_login(failing)}")
+                say(f"model {name}: no look at the registry: {without_login(failing)}", level="warning", model=name)
         if not waited():
             return

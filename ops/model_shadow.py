@@ -42,7 +42,7 @@ REFUSED = 3
 class Keeper:
     """Has a process that scores by the version with the alias shadow, while one has it. Close it."""
 
-    def __init__(self, called: str, pipeline: "Pipeline", settings: "JobSettings", say: Callable[[str], None]) -> None:
+    def __init__(self, called: str, pipeline: "Pipeline", settings: "JobSettings", say: Callable[..., None]) -> None:
         self._called, self._pipeline, self._settings, self._say = called, pipeline, settings, say
         self._models = settings.home / "models"
         self._folder = shadow_folder(self._models, pipeline.name)
@@ -64,17 +64,19 @@ class Keeper:
             code = self._process.poll()
             if code == REFUSED:
                 self._refused = found
+                self._tell(found, "is refused: headrace models diff says why", "warning")
             elif code is not None:
-                self._say(f"model {name}: the shadow, version {found[0]}, ended with code {code}: it is started again")
+                self._tell(found, f"ended with code {code}: it is started again", "warning")
             elif self._hangs():
-                self._say(
-                    f"model {name}: the shadow, version {found[0]}, said nothing for {self._silent:.0f} s: it is started again"
-                )
+                self._tell(found, f"said nothing for {self._silent:.0f} s: it is started again", "warning")
             else:
                 return
+        before = self._of
         self.close()
         if found is not None and found != self._refused:
             self._start(found)
+            if found != before:
+                self._tell(found, "scores what the champion decides on")
 
     def close(self) -> None:
         """Ends the process, and what waits for it is given up."""
@@ -99,6 +101,11 @@ class Keeper:
             stdout=subprocess.DEVNULL,
         )
         self._of, self._since = found, time.time()
+
+    def _tell(self, found: tuple[int, str], words: str, level: str = "info") -> None:
+        name, (version, digest) = self._pipeline.model.name, found
+        told = {"model": name, "model_version": version, "model_digest": digest}
+        self._say(f"model {name}: the shadow, version {version}, {words}", level=level, **told)
 
     def _hangs(self) -> bool:
         """Whether it has not said for long that it is ready."""
@@ -220,6 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
     from ops.errors import hush, report
+    from ops.logs import speak
     from streams.pipeline import load
     from streams.settings import JobSettings
 
@@ -230,7 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return not select.select([sys.stdin], [], [], seconds)[0]
 
     try:
-        return score(load(options.pipeline), JobSettings(), options.version, options.folder, goes_on)
+        pipeline, settings = load(options.pipeline), JobSettings()
+        speak(settings.log, pipeline.name)
+        return score(pipeline, settings, options.version, options.folder, goes_on)
     except BaseException as error:  # noqa: BLE001 - whatever it is, people must see it
         return report(error)
 

@@ -57,18 +57,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not waited():
         return 0
     from ops.errors import hush, report
+    from ops.logs import say, speak
     from ops.model_news import watch
     from ops.model_shadow import Keeper
     from streams.pipeline import load
     from streams.settings import JobSettings
 
     hush()
-
-    def say(words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
-
     try:
         pipeline, settings = load(options.pipeline), JobSettings()
+        speak(settings.log, pipeline.name)
         with closing(Keeper(options.pipeline, pipeline, settings, say)) as keeper:
             watch(pipeline, settings, waited, say, keeper.look)
     except SystemExit:

@@ -21,11 +21,12 @@ from typing import Any, NoReturn
 from confluent_kafka import KafkaException
 
 from ops.broker import free_port
-from ops.errors import FAILED, PREFIX, report
+from ops.errors import FAILED, report
+from ops.logs import say
 from ops.meeting import BYE, GONE, LEAVE, Hello, Link, join, workers_of
 from ops.suspects import Found, Kept, after
 from ops.worker import leave_with_parent, work
-from ops.workers import GRACE_SECONDS, OF_ANOTHER, WORDS_SECONDS, WorkerDiedError, grace, on_signals
+from ops.workers import GRACE_SECONDS, OF_ANOTHER, WORDS_SECONDS, WorkerDiedError, grace, heard, on_signals
 from sinks.messages import DeliveryError
 from sinks.staged import FencedError, StaleSnapshotError
 from streams import machines
@@ -65,10 +66,8 @@ class Worker:
             return False
         *lines, self.said = (self.said + data.decode(errors="replace")).split("\n")
         for line in lines:
-            if line.startswith(PREFIX):
-                self.words.append(line.removeprefix(PREFIX).strip())
-            else:
-                print(f"worker {self.number}: {line}", file=sys.stderr, flush=True)
+            if words := heard(line, self.number):
+                self.words.append(words)
         return bool(data)
 
     def ended(self, wait: bool = False) -> bool:
@@ -123,8 +122,8 @@ def run_again(
     `restart_seconds`), or the recovery store is gone.
     """
 
-    def tell(words: str) -> None:
-        print(f"{pipeline.name}: {words}", file=sys.stderr, flush=True)
+    def tell(words: str, **fields: Any) -> None:
+        say(f"{pipeline.name}: {words}", level="error", topic=pipeline.events.topic, **fields)
 
     folder = settings.home / "restart" / pipeline.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +173,8 @@ def run_again(
             in_vain = 0 if not counts or trail.safe() > before else in_vain + 1
             seconds = pause(in_vain)
             careful = f", {piece} messages at a time where it died" if piece else ""
-            tell(f"{death.words}; started again{f' in {seconds:.1f} s' if seconds else ''}{careful}")
+            again = f"started again{f' in {seconds:.1f} s' if seconds else ''}{careful}"
+            tell(f"{death.words}; {again}", exit_code=death.code, deaths=lives, in_work=trail.worked())
             if asked.wait(seconds):
                 return 0
 
@@ -199,13 +199,15 @@ class Patience:
         return len(self._times) > self._most
 
 
-def set_aside(kept: Kept, found: Found, death: Death, pipeline: Pipeline, tell: Callable[[str], None]) -> None:
+def set_aside(kept: Kept, found: Found, death: Death, pipeline: Pipeline, tell: Callable[..., None]) -> None:
     """Notes a message that is worked on no more."""
     seen = f"{found.deaths} deaths, the last two of this message alone"
     if not pipeline.events.schema.secrets:
         seen += f": {death.words}"
     kept.aside[found.partition, found.offset] = seen
-    tell(f"{pipeline.events.topic}/{found.partition}@{found.offset} is set aside as a dead letter (poison): {seen}")
+    place = f"{pipeline.events.topic}/{found.partition}@{found.offset}"
+    told = {"kind": "dead_letter", "code": "poison", "partition": found.partition, "offset": found.offset}
+    tell(f"{place} is set aside as a dead letter (poison): {seen}", **told)
 
 
 def refused(door: Callable[[], None], meanwhile: Callable[[], None]) -> int:

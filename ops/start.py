@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from features.spec import seconds
+from ops.logs import say as say_aloud
 from streams.log import KafkaLog
 from streams.pipeline import Pipeline
 from streams.positions import committed, kept, stages
@@ -26,7 +27,7 @@ def prepare(
     rebuild: bool = False,
     begin: str | None = None,
     slack: str = "1h",
-    say: Callable[[str], None] = lambda words: print(words, flush=True),
+    say: Callable[[str], None] = lambda words: say_aloud(words, out=True),
 ) -> None:
     """Sees to it that the job has a recovery store that it can go on with, or a place to begin at; says which.
 

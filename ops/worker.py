@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from ops.errors import FAILED, hush, report
 from ops.faults import killed_at
+from ops.logs import say, speak
 from ops.server import Health, at, serve
 from streams.pipeline import Pipeline, load
 from streams.run import run
@@ -42,6 +43,7 @@ def work(
 
     restarts: how often the job has been started again, for its metrics. parts: see streams/run.py.
     """
+    speak(settings.log, pipeline.name, worker)
     stop = threading.Event()
     health, registry = Health(), CollectorRegistry()
     port = settings.metrics_port
@@ -58,10 +60,7 @@ def work(
         health.ready = True
         on_ready()
         where = f", metrics on http://{at(settings.metrics_host, server.server_port)}/metrics" if server else ""
-        print(f"{pipeline.name}: worker {worker} of {max(1, len(addresses))} ready{where}", flush=True)
-
-    def say(words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
+        say(f"{pipeline.name}: worker {worker} of {max(1, len(addresses))} ready{where}", out=True)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
     interval = sys.getswitchinterval()

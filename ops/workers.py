@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from ops.broker import free_port
 from ops.errors import PREFIX
+from ops.logs import as_json, parsed, say
 from streams.settings import JobSettings
 
 GRACE_SECONDS = 30.0
@@ -93,10 +94,20 @@ def listen(lines: IO[str], number: int, said: Said) -> None:
     """Sorts what a worker says until it is gone."""
     with lines:
         for line in lines:
-            if line.startswith(PREFIX):
-                said.put((number, line.removeprefix(PREFIX).strip()))
-            else:
-                print(f"worker {number}: {line}", end="", file=sys.stderr, flush=True)
+            if words := heard(line.rstrip("\n"), number):
+                said.put((number, words))
+
+
+def heard(line: str, number: int) -> str:
+    """What a worker dies of, if a line of its stderr says that. Any other line is passed on; one in JSON is in any case."""
+    if line.startswith(PREFIX):
+        return line.removeprefix(PREFIX).strip()
+    told = parsed(line) if as_json() else {}
+    if told:
+        print(line, file=sys.stderr, flush=True)
+        return str(told["message"]) if told["level"] == "critical" else ""
+    say(line if as_json() else f"worker {number}: {line}", level="warning", worker=number)
+    return ""
 
 
 def last_words(members: Sequence[Member], said: Said) -> str:

@@ -24,6 +24,7 @@ from models.spec import assemble
 from sinks.messages import Column, Encoder, Messages, Position, encode_decisions
 from streams.budget import LATE, Pace
 from streams.exchange import Gathered, Hashes
+from streams.meters import Step
 from streams.ordering import NEVER
 from streams.pipeline import Decisions
 from streams.replays import alike, originals
@@ -40,7 +41,7 @@ class Work:
     computed: features float [n] by name, NaN where none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of
     columns, those that are known; scores float32 [n], or [n, k] of a model with k outputs; stored_times int64 [V, n], of the
     stored rows by view (features/stored.py); scored_from: when scoring began, ns, 0 where rows got no score of
-    the model; polled: of how many decoded rows these are.
+    the model; polled: of how many decoded rows these are; steps: what the steps took, of one that is traced.
     """
 
     deciding: "Deciding"
@@ -56,15 +57,28 @@ class Work:
     stored_times: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
     scored_from: int = 0
     polled: int = 0
+    steps: list[Step] | None = None
 
     @property
     def polled_at(self) -> I64:
         """When each row was polled, ns."""
         return self.batch.column("_polled_at").to_numpy()
 
+    def ids(self, row: int) -> dict[str, Any]:
+        """What a row's decision and event are called, and the version of the model that decides."""
+        partition, offset = self.batch.column("_partition")[row], originals(self.batch)[row]
+        return {
+            "decision_id": f"{self.deciding.prefix}{partition}/{offset}",
+            "event_id": self.batch.column(self.deciding.names.id)[row].as_py(),
+            **self.deciding.version,
+        }
 
-def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str], deciding: "Deciding") -> Work:
-    """Everything queued on the worker as one batch; names: of the streaming features. deciding: what is to decide it."""
+
+def together(
+    gathered: Sequence[tuple[str, Gathered]], names: Sequence[str], deciding: "Deciding", steps: list[Step] | None = None
+) -> Work:
+    """Everything queued on the worker as one batch; names: of the streaming features. deciding: what is to decide it. steps:
+    see Work."""
     batches, values = [one.batch for _, one in gathered], [one.values for _, one in gathered]
     batch = batches[0] if len(batches) == 1 else pa.concat_batches(alike(batches))
     computed = dict(zip(names, values[0] if len(values) == 1 else np.concatenate(values, axis=1), strict=True))
@@ -74,7 +88,7 @@ def together(gathered: Sequence[tuple[str, Gathered]], names: Sequence[str], dec
     begins = max(one.begins for _, one in gathered)
     flags = np.zeros(batch.num_rows, np.int64)
     polled = sum(one.polled for _, one in gathered)
-    return Work(deciding, gathered[0][0], len(gathered), batch, computed, flags, hashes, begins, polled=polled)
+    return Work(deciding, gathered[0][0], len(gathered), batch, computed, flags, hashes, begins, polled=polled, steps=steps)
 
 
 @dataclass(frozen=True)
@@ -190,7 +204,7 @@ class Deciding:
         decided = self.policy(batch, work.scores, work.computed)
         columns: dict[str, Column] = {
             "_key": batch.column("_key"),
-            "decision_id": Position(self._prefix, batch.column("_partition").to_numpy(), originals(batch).to_numpy()),
+            "decision_id": Position(self.prefix, batch.column("_partition").to_numpy(), originals(batch).to_numpy()),
             "event_id": batch.column(self.names.id),
             "decision": decided.decision,
             "score": work.scores,
@@ -213,8 +227,14 @@ class Deciding:
         return self.flags.index(f"warming:{self.spans[0][0]}") if self.spans else 0
 
     @cached_property
-    def _prefix(self) -> str:
+    def prefix(self) -> str:
+        """What the ids of all its decisions begin with."""
         return f"{self.names.pipeline}/{self.names.topic}/"
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """The version of the model that decides, as logs and traces name it."""
+        return {"model": self.names.model, "model_version": self.names.model_version, "model_digest": self.digest}
 
     @cached_property
     def flag_lists(self) -> Combinations:

@@ -54,7 +54,8 @@ def build(job: Job) -> Dataflow:
 
     def _decode(polls: Sequence[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
         gate.done(len(polls) - 1)
-        with meters.stage("event", sum(polled.rows for _, polled in polls)):
+        steps = job.tracing.decoding(polls) if job.tracing else None
+        with meters.stage("event", sum(polled.rows for _, polled in polls), steps):
             decoded = job.decoder(as_one(polls))
         with meters.stage("features", decoded.rows.num_rows):
             rows = Memo(decoded.rows)
@@ -77,6 +78,8 @@ def build(job: Job) -> Dataflow:
         taken.rows += decoded.rows.num_rows
         if decoded.dead.num_rows:
             meters.dead(_counts(decoded.dead["code"]))
+            if job.notices:
+                job.notices.dead(decoded.dead)
             made.append((home, encode_dead(decoded.dead, pipeline.events.dead, pipeline.events.topic)))
             gate.answered(1)
         return made
@@ -85,19 +88,20 @@ def build(job: Job) -> Dataflow:
         return Shard(job.shards, resume, meters, job.workers)
 
     def batch(gathered: list[tuple[str, Gathered]]) -> list[Work]:
-        with meters.stage("batch"):
-            work = together(gathered, job.streaming_names, job.deciding)
+        steps = job.tracing.chosen() if job.tracing else None
+        with meters.stage("batch", 0, steps):
+            work = together(gathered, job.streaming_names, job.deciding, steps)
         meters.batch_rows.observe(work.batch.num_rows)
-        with meters.stage("features"):
+        with meters.stage("features", 0, steps):
             return [work.deciding.complete(work)]
 
     def score(work: Work) -> Work:
-        with meters.stage("model", work.batch.num_rows):
+        with meters.stage("model", work.batch.num_rows, work.steps):
             return work.deciding.score(work)
 
     def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
         decided_from = job.clock_ns()
-        with meters.stage("decision", work.batch.num_rows):
+        with meters.stage("decision", work.batch.num_rows, work.steps):
             if job.pace:
                 work = work.deciding.marked(work)
             decisions, written = answers(work, pipeline.sinks, encoder)
@@ -112,6 +116,8 @@ def build(job: Job) -> Dataflow:
             meters.decided(_coded(decisions["decision"]).counts(), _coded(decisions["flags"]).counts())
         elif work.flags.any():
             meters.decided((), work.deciding.flag_lists(work.flags).counts())
+        if job.notices:
+            job.notices.decided(work)
         return made
 
     def watch(work: Work) -> list[tuple[str, Sample]]:
@@ -142,7 +148,7 @@ def build(job: Job) -> Dataflow:
                 meters.drift(feature, statistic, value, alarmed)
         return item[0], encode_drift(item[1], pipeline.drift.topic if pipeline.drift else "")
 
-    def written(items: int) -> None:
+    def written(items: int, since: float) -> None:
         gate.written(items)
         now = job.clock_ns()
         while on_their_way:
@@ -154,6 +160,8 @@ def build(job: Job) -> Dataflow:
                 job.pace.took(work.polled, len(polled_at), int(polled_at.min()), work.scored_from, decided_from, now)
             if job.settings.model_look_seconds:
                 job.shadowing.take(work)
+            if job.tracing and work.steps and len(polled_at):
+                job.tracing.handed_over(work, work.steps, since)
 
     def push(work: Work) -> list[tuple[str, Messages]]:
         with meters.stage("sink"):
@@ -168,7 +176,7 @@ def build(job: Job) -> Dataflow:
         if pipeline.record:
             job.journal.begin_flush()
 
-    def sink(name: str, written: Callable[[int], None] = lambda messages: None) -> Output:
+    def sink(name: str, written: Callable[[int, float], None] = lambda messages, since: None) -> Output:
         partitions = lambda: job.events.partitions  # noqa: E731
         return Output(name, partitions, lambda: job.output, lambda: job.outbox, meters, begin_flush, job.at, written)
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ from streams.decide import Deciding, Names, Work
 from streams.decode import PROVENANCE, Decoder
 from streams.inputs import fits
 from streams.meters import Meters
+from streams.notices import Notices
 from streams.ordering import Held
 from streams.pipeline import Pipeline, Record
 from streams.poison import Aside
@@ -52,7 +54,11 @@ from streams.shadowing import Shadowing
 from streams.shards import FIRST_EPOCH, Shards
 from streams.source import KafkaSource, MemorySource
 from streams.start import Rebuilding, Start
+from streams.tracing import Tracing
 from streams.trail import ALL, Trail
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export import SpanExporter
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,9 @@ class Job:
     """One worker's job. `source`, `sink`, `lanes` and `champion` stand in for Kafka and the registry where they are given.
 
     lanes: what a shard's staged output is committed to (sinks/staged.py). at: told the name of each point of delivery that is
-    passed. start: where it begins if it has no state; epoch: the first of this run. say: told in words how far a
-    rebuild is, and that the model throws. trail, aside: for a job that is started again when it dies: where it writes down how
+    passed. start: where it begins if it has no state; epoch: the first of this run. say: told in words, and with fields
+    for a log, how far a rebuild is, that the model throws, and the like. span_exporter: takes the spans of traced batches
+    in the place of OpenTelemetry's own. trail, aside: for a job that is started again when it dies: where it writes down how
     far it is, and what it must not touch. moved: told whenever the source is asked for more. news_read: of when (ns) the news
     of the model are that it has begun with.
     """
@@ -91,7 +98,8 @@ class Job:
     epoch: int = FIRST_EPOCH
     lanes: Callable[[int], Log] | None = None
     at: Callable[[str], None] = lambda point: None
-    say: Callable[[str], None] = lambda words: None
+    say: Callable[..., None] = lambda words, **fields: None
+    span_exporter: "SpanExporter | None" = None
     moved: Callable[[], None] = lambda: None
     trail: Trail | None = None
     aside: Aside = field(default_factory=dict)
@@ -104,6 +112,17 @@ class Job:
         meters = Meters(self.registry, self.pipeline.name, budget.milliseconds / 1e3 if budget else None)
         meters.codes(self.pipeline.events.codes)
         return meters
+
+    @cached_property
+    def notices(self) -> Notices | None:
+        """What says which decisions were late or without a score, and what was set aside, in a log for machines."""
+        return Notices(self.say, self.pipeline.events.topic) if self.settings.log == "json" else None
+
+    @cached_property
+    def tracing(self) -> Tracing | None:
+        """What traces a share of the batches, where the settings ask for it."""
+        name, topic, share = self.pipeline.name, self.pipeline.events.topic, self.settings.trace_share
+        return Tracing(name, topic, self.worker, share, self.clock_ns, self.span_exporter) if share else None
 
     @cached_property
     def gate(self) -> Gate:
@@ -276,7 +295,7 @@ class Job:
     @cached_property
     def shadowing(self) -> Shadowing:
         """What hands decided batches to a shadow, where there is one."""
-        folder = shadow_folder(self.settings.home / "models", self.pipeline.name)
+        folder, model = shadow_folder(self.settings.home / "models", self.pipeline.name), self.pipeline.model.name
         if self.worker == 0:
             self.meters.shadow(lambda: Compared.read(folder))
         policy, features = self.deciding.policy, self.pipeline.feature_names(self.stored.names if self.stored else ())
@@ -286,7 +305,7 @@ class Job:
             self.worker,
             list(dict.fromkeys([*features, *sorted(read)])),
             self.meters.shadow_left_out.inc,
-            lambda words: self.say(f"model {self.pipeline.model.name}: {words}"),
+            lambda words: self.say(f"model {model}: {words}", level="warning", model=model),
         )
 
     @cached_property
@@ -331,7 +350,9 @@ class Job:
                 with suppress(OSError, ValueError):  # it may not fit either: then the champion's error is to be seen
                     if good != asked and digest_of(models / good.folder) == good.digest:
                         found, why = self.made(good), reason_of(error)
-                        self.say(f"model {name}: version {good.version} decides: the champion cannot be used: {why}")
+                        words = f"version {good.version} decides: the champion cannot be used: {why}"
+                        refused = {"refused_version": asked.version, "refused_digest": asked.digest}
+                        self.say(f"model {name}: {words}", level="warning", **found[1].version, **refused)
                         return found
             raise
 
@@ -420,7 +441,8 @@ class Job:
         names = pipeline.feature_names(stored.names if stored else ())
         fields = {name for feature in pipeline.features if isinstance(feature, Fields) for name in feature.names}
         computed = [(name, pa.float64()) for name in names if name not in fields]
-        spec, reference = champion.engine.spec, champion.reference
+        spec, reference, model = champion.engine.spec, champion.reference, pipeline.model.name
+        say = partial(self.say, model=model, model_version=champion.version, model_digest=champion.digest)
         fits(pipeline, spec, champion.version, stored.names if stored else ())
         if pipeline.drift and reference is None:
             raise ValueError(
@@ -442,7 +464,7 @@ class Job:
             derived=derived,
             stored=stored,
             engine=champion.engine,
-            guard=Guard(champion.engine, self.say, on_failed=self.meters.model_failed.inc) if pipeline.policy else None,
+            guard=Guard(champion.engine, say, on_failed=self.meters.model_failed.inc) if pipeline.policy else None,
             policy=pipeline.policy.compile(pa.schema([*schema, *computed])) if pipeline.policy else None,
             clock_ns=self.clock_ns,
             fill=stored.filled(spec.medians) if stored else None,
@@ -457,7 +479,7 @@ class Job:
             _ = self.events.partitions
         if self.staged and not self.settings.recovery:
             raise ValueError(f"pipeline {self.pipeline.name}: delivery exactly_once needs the recovery store, which is off")
-        _ = self.decoder, self.cutters, self.deciding, self.output
+        _ = self.tracing, self.decoder, self.cutters, self.deciding, self.output
         if self.staged:
             _ = self.outbox
         _ = [page_name(shard, 0) for shard in range(self.pipeline.shards)]
@@ -488,3 +510,5 @@ class Job:
             output.close()
         if (champion := opened.get("champion_in_use")) not in (None, self.champion):
             champion.engine.close()
+        if isinstance(tracing := opened.get("tracing"), Tracing):
+            tracing.close()

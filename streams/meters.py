@@ -26,23 +26,29 @@ HOPS = ("broker", "flow")
 OUTCOMES, WHYS = ("used", "dropped"), ("idle", "evicted")
 EDGES = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0])
 
+Step = tuple[str, float, float]
+"""A stage, and when it began and ended with a batch, by perf_counter."""
+
 
 class Stage:
-    """A block of a stage's work. What raises is not counted."""
+    """A block of a stage's work, from `started` on. What raises is not counted. steps: where it is written down, too."""
 
-    __slots__ = ("_count", "_rows", "_seconds", "_started")
+    __slots__ = ("_count", "_name", "_rows", "_seconds", "_steps", "started")
 
-    def __init__(self, seconds: Counter, count: Counter, rows: int) -> None:
-        self._seconds, self._count, self._rows = seconds, count, rows
+    def __init__(self, name: str, seconds: Counter, count: Counter, rows: int, steps: list[Step] | None) -> None:
+        self._name, self._seconds, self._count, self._rows, self._steps = name, seconds, count, rows, steps
 
     def __enter__(self) -> None:
-        self._started = perf_counter()
+        self.started = perf_counter()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
-            self._seconds.inc(perf_counter() - self._started)
+            ended = perf_counter()
+            self._seconds.inc(ended - self.started)
             if self._rows:
                 self._count.inc(self._rows)
+            if self._steps is not None:
+                self._steps.append((self._name, self.started, ended))
 
 
 class HopCollector:
@@ -171,9 +177,9 @@ class Meters:
         """Shows how many decisions are in the record."""
         self._registry.register(RecordCollector(self._pipeline, rows))
 
-    def stage(self, name: str, rows: int = 0) -> "Stage":
-        """Times the block as work of a stage on `rows` rows."""
-        return Stage(self._seconds[name], self._rows[name], rows)
+    def stage(self, name: str, rows: int = 0, steps: list[Step] | None = None) -> "Stage":
+        """Times the block as work of a stage on `rows` rows. steps: of a batch that is traced."""
+        return Stage(name, self._seconds[name], self._rows[name], rows, steps)
 
     def spent(self, name: str, seconds: float) -> None:
         """Counts seconds of a stage's work."""

@@ -23,7 +23,7 @@ class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
         meters: Meters,
         before_flush: Callable[[], None],
         at: Callable[[str], None],
-        written: Callable[[int], None],
+        written: Callable[[int, float], None],
     ) -> None:
         self._sink = sink
         self._meters = meters
@@ -32,12 +32,12 @@ class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
         self._written = written
 
     def write_batch(self, values: list[Messages]) -> None:
-        with self._meters.stage("sink", sum(len(messages.values) for messages in values)):
+        with (stage := self._meters.stage("sink", sum(len(messages.values) for messages in values))):
             self._at("produce.before")
             for messages in values:
                 self._sink.write(messages)
             self._at("produce.after")
-        self._written(len(values))
+        self._written(len(values), stage.started)
 
     def snapshot(self) -> None:
         """The epoch becomes durable after this returns, and with it the source's position: all must be delivered by then."""
@@ -51,17 +51,19 @@ class _AtOnce(StatefulSinkPartition[Messages, Staged | None]):
 class _Staged(StatefulSinkPartition[Messages, Staged | None]):
     """Exactly once: staged, and committed once the epoch is durable, of which the source hears (streams/polling.py)."""
 
-    def __init__(self, stage: Stage, meters: Meters, before_flush: Callable[[], None], written: Callable[[int], None]) -> None:
+    def __init__(
+        self, stage: Stage, meters: Meters, before_flush: Callable[[], None], written: Callable[[int, float], None]
+    ) -> None:
         self._stage = stage
         self._meters = meters
         self._before_flush = before_flush
         self._written = written
 
     def write_batch(self, values: list[Messages]) -> None:
-        with self._meters.stage("sink", sum(len(messages.values) for messages in values)):
+        with (stage := self._meters.stage("sink", sum(len(messages.values) for messages in values))):
             for messages in values:
                 self._stage.write(messages)
-        self._written(len(values))
+        self._written(len(values), stage.started)
 
     def snapshot(self) -> Staged:
         """What is staged in the epoch becomes durable with it, and only then can be committed."""
@@ -75,7 +77,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
 
     name: of the step, by which it finds what it had staged. sink: None where output is staged. before_flush: begins what can be
     done while the sink waits for its deliveries. at: called with the name of each point that is passed.
-    written: told how many items have come.
+    written: told how many items have come, and since when (perf_counter) they were taken over.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ class Output(FixedPartitionedSink[Messages, Staged | None]):
         meters: Meters,
         before_flush: Callable[[], None] = lambda: None,
         at: Callable[[str], None] = lambda point: None,
-        written: Callable[[int], None] = lambda messages: None,
+        written: Callable[[int, float], None] = lambda messages, since: None,
     ) -> None:
         self._name = name
         self._partitions = partitions

@@ -47,6 +47,8 @@ class JobSettings(BaseSettings):
     poll_rows: int = Field(4096, ge=1, description="most messages taken from a partition at once")
     metrics_port: int = Field(9464, ge=0, le=65_535, description="worker k serves metrics and its health on port+k; 0: none")
     metrics_host: str = Field("127.0.0.1", description="the address that metrics and health are served on")
+    log: Literal["text", "json"] = Field("text", description="what a running job says: text, or a JSON object a line on stderr")
+    trace_share: float = Field(0, ge=0, le=1, description="share of the batches that OpenTelemetry traces; 0: it is not loaded")
     health_port: int = Field(0, ge=0, le=65_535, description="the health of all workers together is served there; 0: nowhere")
     page_port: int = Field(0, ge=0, le=65_535, description="the live page is served on 127.0.0.1:port; 0: nowhere")
     order: str = Field("", pattern="^(arrival|event)?$", description="overrides the topic's order")

@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from models.news import Good, News, key, news_file, reason_of
 from models.registry import DigestMismatch
@@ -52,7 +53,7 @@ class Swapping:
             try:
                 self._look()
             except Exception as error:  # noqa: BLE001 - whatever it is, the version in use goes on, and people hear of it
-                self._say(f"the news of it cannot be used: {type(error).__name__}: {error}")
+                self._say(f"the news of it cannot be used: {type(error).__name__}: {error}", level="warning")
 
     def _look(self) -> None:
         with suppress(FileNotFoundError):
@@ -62,7 +63,7 @@ class Swapping:
                 self._take(News.read(self._file))
         if time.time() - self._looked > self._patience and not self._alone:
             self._alone = True
-            self._say(f"nobody has looked for another version for {self._patience:.0f} s: start the job again")
+            self._say(f"nobody has looked for another version for {self._patience:.0f} s: start the job again", level="warning")
 
     def _take(self, news: News) -> None:
         job = self._job
@@ -84,7 +85,8 @@ class Swapping:
         job.swap(*found)
         self._rehearsed = replace(self._rehearsed, deciding=found[1])
         self._ready = [*(each for each in self._ready if each is not found), found][-KEPT:]  # works on their way hold theirs
-        self._say(f"version {good.version} decides from now on, before it version {before} did")
+        words = f"version {good.version} decides from now on, before it version {before} did"
+        self._say(words, model_version=good.version, model_digest=good.digest, before=before)
 
     def _made(self, good: Good) -> tuple[Champion, Deciding]:
         """A version ready to decide."""
@@ -101,7 +103,9 @@ class Swapping:
     def _refuse(self, called: str, reason: str) -> None:
         self._said.add(called)
         self._job.meters.model_refused.inc()
-        self._say(f"version {called.partition('-')[0]} is refused: {reason}")
+        number, _, begins = called.partition("-")
+        self._say(f"version {number} is refused: {reason}", level="warning", model_version=int(number), model_digest=begins)
 
-    def _say(self, words: str) -> None:
-        self._job.say(f"model {self._job.pipeline.model.name}: {words}")
+    def _say(self, words: str, **fields: Any) -> None:
+        name = self._job.pipeline.model.name
+        self._job.say(f"model {name}: {words}", model=name, **fields)

@@ -60,7 +60,7 @@ def test_a_model_that_takes_too_long_is_let_be_at_once_and_holds_the_stream_a_te
             return matrix[:, 0] * 2
 
     engine = Hangs()
-    guard = Guard(engine, told.append, lambda: now[0])
+    guard = Guard(engine, lambda words, **fields: told.append(words), lambda: now[0])
     engine.broken = True
     for calls in (1, 2, 3):
         assert np.isnan(guard.infer(rows(8))).all()
@@ -100,7 +100,7 @@ def test_a_batch_of_nothing_but_bad_rows_costs_a_bounded_number_of_calls() -> No
 def test_a_model_that_always_throws_is_let_be_and_tried_again_after_longer_and_longer() -> None:
     now, told = [100.0], list[str]()
     engine = Throws()
-    guard = Guard(engine, told.append, lambda: now[0])
+    guard = Guard(engine, lambda words, **fields: told.append(words), lambda: now[0])
     engine.broken = True
     for _ in range(FAILURES):
         assert np.isnan(guard.infer(rows(8))).all()

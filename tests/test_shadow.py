@@ -172,7 +172,7 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     bad = version(tmp_path / "bad", ("nobody", "knows"), 1)
     made, said = registered(tmp_path, *versions, bad), list[str]()
     folder = shadow_folder(made.home / "models", "payments")
-    keeper = Keeper(pipeline_file(tmp_path), payments(), made, said.append)
+    keeper = Keeper(pipeline_file(tmp_path), payments(), made, lambda words, **fields: said.append(words))
 
     def process() -> subprocess.Popen[bytes]:
         assert keeper._process is not None
@@ -211,7 +211,12 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     assert found is not None
     assert "nobody" in found.refused
     assert "is refused" in lines("payments", found)[0]
-    assert len(said) == 1
+    assert [words.partition(", version ")[2] for words in said] == [
+        "2, scores what the champion decides on",
+        "2, ended with code -9: it is started again",
+        "3, scores what the champion decides on",
+        "3, is refused: headrace models diff says why",
+    ]
     set_shadow(made.registry_uri, "payments", None)
     keeper.look()
     assert keeper._process is None
@@ -246,7 +251,7 @@ def test_a_process_that_says_nothing_is_started_again(tmp_path: Path, monkeypatc
         return started[-1]
 
     monkeypatch.setattr("ops.model_shadow.subprocess.Popen", sleeper)
-    keeper = Keeper("pay.py:pipeline", payments(), made, said.append)
+    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: said.append(words))
     keeper._silent = 0.2
     set_shadow(made.registry_uri, "payments", 2)
     keeper.look()
@@ -348,7 +353,8 @@ def test_a_full_disk_leaves_nothing_and_stops_nothing(
     (folder / READY).touch()
     said, registry = list[str](), CollectorRegistry()
     parts = {"source": MemorySource([stream(4000)], rows=25), "sink": Slowly(0.05), "champion": champion(1, versions[0])}
-    run(payments(), settings(tmp_path / "home"), registry=registry, say=said.append, **parts)
+    parts["say"] = lambda words, **fields: said.append(words)
+    run(payments(), settings(tmp_path / "home"), registry=registry, **parts)
     assert not list(folder.glob("*.part"))
     assert [words for words in said if "No space left" in words] == said
     assert len(said) == 1
@@ -370,7 +376,7 @@ def test_after_a_failed_start_it_is_started_at_the_next_look(
         return whole([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE)
 
     monkeypatch.setattr("ops.model_shadow.subprocess.Popen", fails)
-    keeper = Keeper("pay.py:pipeline", payments(), made, print)
+    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: None)
     set_shadow(made.registry_uri, "payments", 2)
     with pytest.raises(OSError, match="allocate"):
         keeper.look()

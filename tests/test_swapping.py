@@ -111,7 +111,7 @@ def test_swapped_in_the_stream_each_decision_is_as_if_its_version_had_decided_al
         source=MemorySource([stream(4000)], rows=50),
         sink=sink,
         champion=champion(1, versions[0]),
-        say=said.append,
+        say=lambda words, **fields: said.append(words),
     )
     found = decisions(sink)
     assert found.keys() == expected[1].keys()
@@ -164,7 +164,7 @@ def test_the_process_beside_the_job_finds_versions_and_eleven_bad_ones_of_eleven
     assert len(news().refused) == 11
     publish(values.registry_uri, version(tmp_path / "better", FEWER, 40))
     failed = list[str]()
-    watch(pipeline, values, lambda: False, failed.append)
+    watch(pipeline, values, lambda: False, lambda words, **fields: failed.append(words))
     last = News.read(file)
     assert ([each.version for each in last.good], dict(last.refused), failed) == ([13, 1], {}, [])
 
@@ -176,8 +176,8 @@ def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_
     publish(values.registry_uri, version(tmp_path / "bad", ("amount", "what_nobody_computes"), 3))
 
     def begin() -> None:
-        parts = {"source": MemorySource([stream(50)]), "sink": sink, "say": said.append}
-        run(payments(), values, registry=CollectorRegistry(), **parts)
+        parts = {"source": MemorySource([stream(50)]), "sink": sink}
+        run(payments(), values, registry=CollectorRegistry(), say=lambda words, **fields: said.append(words), **parts)
 
     with pytest.raises(ValueError, match="inputs that are not features"):
         begin()
@@ -373,7 +373,8 @@ def test_a_job_says_once_that_nobody_looks(tmp_path: Path, versions: list[Path],
     said, sink = list[str](), MemorySink()
     sink.on_write = lambda messages: time.sleep(0.05)
     parts = {"source": MemorySource([stream(4000)], rows=100), "sink": sink, "champion": champion(1, versions[0])}
-    run(payments(), settings(tmp_path, model_look_seconds=0.01), registry=CollectorRegistry(), say=said.append, **parts)
+    parts["say"] = lambda words, **fields: said.append(words)
+    run(payments(), settings(tmp_path, model_look_seconds=0.01), registry=CollectorRegistry(), **parts)
     assert [words for words in said if "nobody has looked" in words] == [
         "model payments: nobody has looked for another version for 0 s: start the job again"
     ]
@@ -388,6 +389,6 @@ def test_a_registry_that_fails_is_said_once_and_asked_again(tmp_path: Path, monk
 
     monkeypatch.setattr("ops.model_news.look", fails)
     turns = iter([True, True, False])
-    watch(payments(), settings(tmp_path), lambda: next(turns), said.append)
+    watch(payments(), settings(tmp_path), lambda: next(turns), lambda words, **fields: said.append(words))
     assert said == ["model payments: no look at the registry: no such host"]
     assert all(asked.acquire(blocking=False) for _ in range(3))

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from ops.beside import beside, expect_metrics
+from ops.logs import say
 
 if TYPE_CHECKING:
     from streams.pipeline import Pipeline
@@ -63,5 +64,5 @@ def paging(pipeline: "Pipeline", settings: "JobSettings") -> Iterator[None]:
     command = ["ops.page", str(settings.page_port), json.dumps(asdict(About.of(pipeline)))]
     expect_metrics("page_port", settings)
     with beside(command, "the process of the page ended before it answered", as_environment(settings)):
-        print(f"page on http://{HOST}:{settings.page_port}/", flush=True)
+        say(f"page on http://{HOST}:{settings.page_port}/", out=True)
         yield
