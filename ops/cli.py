@@ -59,6 +59,8 @@ def settings_of(**flags: Any) -> "JobSettings":
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
+        if not name:  # of several settings together: what it got is all of them, secrets too
+            raise WrongUseError(first["msg"]) from None
         if first["type"] == "extra_forbidden":
             known = ", ".join(JobSettings.model_fields)
             raise WrongUseError(f"headrace.toml: no setting {name}, expected one of {known}") from None
@@ -130,14 +132,20 @@ def run(
     loaded = pipeline_of(pipeline)
     speak(settings.log, loaded.name)
 
-    if settings.machines > 1 and not (restart and settings.recovery):
-        raise WrongUseError(f"setting machines {settings.machines}: expected --restart, and recovery on")
-    from ops.meeting import meeting
+    from ops.meeting import expect_meeting, meeting
     from ops.model_watch import watching
     from ops.page import paging
     from ops.probes import answering
     from ops.start import prepare
     from ops.topics import require
+
+    if settings.machines > 1:
+        try:
+            expect_meeting(settings)
+        except ValueError as error:
+            raise WrongUseError(str(error)) from None
+        if not restart:
+            raise WrongUseError(f"setting machines {settings.machines}: expected --restart")
 
     def door() -> None:
         require(settings.brokers, loaded.topics(), settings.client, pipeline)
@@ -150,7 +158,7 @@ def run(
         if restart:
             from ops.restart import run_again
 
-            raise typer.Exit(run_again(loaded, settings, door, anew=begin is not None, rebuilt=rebuild))
+            raise typer.Exit(run_again(loaded, settings, door, pipeline, anew=begin is not None, rebuilt=rebuild))
         door()
         if settings.workers == 1:
             from ops.worker import work

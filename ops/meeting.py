@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from streams.store import RecoveryError
 if TYPE_CHECKING:
     from streams.settings import JobSettings
 
-BEGIN, REFUSED, WAITS, LEAVE, GONE, BYE = "begin", "refused", "waits", "leave", "gone", "bye"
+BEGIN, REFUSED, WAITS, LEAVE, GONE, BYE, CLOSED = "begin", "refused", "waits", "leave", "gone", "bye", "closed"
 LINE_BYTES = 4_000_000
 AGAIN_SECONDS, LOOK_SECONDS = 0.2, 0.1
 ALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 5000}
@@ -37,8 +38,8 @@ ALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4, "TCP_USER_TIME
 
 @dataclass(frozen=True)
 class Hello:
-    """What a machine says of itself: its number of how many, its workers' addresses, its revision, what the store is for, and
-    its part of it. Equal in all: of, each, revision, needs."""
+    """What a machine says of itself: its number of how many, its workers' addresses, its revision, which pipeline and what its
+    state depends on, and its part of the store."""
 
     machine: int
     of: int
@@ -66,8 +67,13 @@ class Guest:
 
     def tell(self, what: str, more: Any = "") -> None:
         """Says something, if it is still there."""
-        with suppress(OSError):
-            self.writer.write(json.dumps([what, more]).encode() + b"\n")
+        tell(self.writer, what, more)
+
+
+def tell(writer: asyncio.StreamWriter, what: str, more: Any) -> None:
+    """Says something to who is connected."""
+    with suppress(OSError):
+        writer.write(json.dumps([what, more]).encode() + b"\n")
 
 
 class Meeting:
@@ -77,7 +83,6 @@ class Meeting:
         self._guests: dict[int, Guest] = {}
         self._next: dict[int, Guest] = {}
         self._begun = False
-        self._told = ""
 
     async def receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Listens to a machine until it is gone."""
@@ -91,7 +96,7 @@ class Meeting:
                 self._heard(guest, *json.loads(line))
         except (OSError, ValueError, TypeError) as error:
             if guest is None:
-                print(f"a meeting was asked for by something else: {error}", file=sys.stderr, flush=True)
+                tell(writer, WAITS, f"machine 0, of another version, cannot read what it says: {error}")
         finally:
             if guest is not None:
                 self._went(guest)
@@ -156,33 +161,44 @@ class Meeting:
             each.tell(BEGIN, {"plan": asdict(plan), "addresses": addresses})
 
 
+class MeetingGoneError(RuntimeError):
+    """The process of machine 0 that receives machines has ended."""
+
+
 class Link:
-    """A machine's own end of a life's connection: read it when it is readable, without waiting."""
+    """A machine's own end of a life's connection, read without waiting."""
 
     def __init__(self, opened: socket.socket) -> None:
-        self._socket, self._read = opened, b""
+        self._socket, self._read, self._open = opened, b"", True
+        self._unheard = deque[tuple[str, Any]]()
         opened.setblocking(False)
-
-    def fileno(self) -> int:
-        """For a selector."""
-        return self._socket.fileno()
 
     def say(self, what: str, words: str = "") -> None:
         """Says something; if nobody hears it, that is found when reading."""
         with suppress(OSError):
             self._socket.sendall(json.dumps([what, words]).encode() + b"\n")
 
-    def heard(self) -> list[tuple[str, Any]]:
-        """What was said since; GONE at the end."""
+    def next(self) -> tuple[str, Any] | None:
+        """What was said next, if anything was; at the end CLOSED, once."""
+        if not self._unheard and self._open:
+            self._receive()
+        return self._unheard.popleft() if self._unheard else None
+
+    def _receive(self) -> None:
+        words = "machine 0, where all meet, is gone"
         try:
             data = self._socket.recv(65_536)
+            *lines, self._read = (self._read + data).split(b"\n")
+            self._unheard.extend((str(what), more) for what, more in map(json.loads, lines))
         except BlockingIOError:
-            return []
+            return
+        except (ValueError, TypeError) as error:
+            data, words = b"", f"something else than machine 0 answers where all meet: {error}"
         except OSError:
             data = b""
-        *lines, self._read = (self._read + data).split(b"\n")
-        heard = [(str(what), more) for what, more in map(json.loads, lines)]
-        return heard if data else [*heard, (GONE, "machine 0, where all meet, is gone")]
+        if not data:
+            self._open = False
+            self._unheard.append((CLOSED, words))
 
     def close(self) -> None:
         """Lets go, which ends the life of all, unless BYE was said."""
@@ -194,7 +210,7 @@ def join(
 ) -> tuple[Link, Plan, list[str]] | None:
     """Meets the others; how a life begins, or None if this process is asked to leave. tell: what it waits for, in words.
 
-    Raises RecoveryError if they have no whole store together.
+    Raises RecoveryError if they have no whole store together, and MeetingGoneError on machine 0 if nobody receives them there.
     """
     host, _, port = settings.meeting.rpartition(":")
     told = ""
@@ -202,7 +218,9 @@ def join(
     while not asked.is_set():
         try:
             opened = socket.create_connection((host.strip("[]"), int(port)), timeout=5)
-        except OSError:  # not there yet, or has no name yet
+        except OSError as error:  # not there yet, or has no name yet
+            if hello.machine == 0 and isinstance(error, ConnectionRefusedError):
+                raise MeetingGoneError(f"the process that receives machines at {settings.meeting} has ended") from None
             asked.wait(AGAIN_SECONDS)
             continue
         keep_alive(opened)
@@ -226,10 +244,10 @@ def join(
 def until_begun(link: Link, asked: threading.Event) -> Iterator[tuple[str, Any]]:
     """What is said, until the other end is gone or this process is asked to leave."""
     while not asked.is_set():
-        for what, more in link.heard():
-            if what == GONE:
+        while (said := link.next()) is not None:
+            if said[0] in (GONE, CLOSED):
                 return
-            yield what, more
+            yield said
         time.sleep(LOOK_SECONDS)
 
 
@@ -240,6 +258,20 @@ def keep_alive(opened: socket.socket) -> None:
     for name, value in ALIVE.items():
         if hasattr(socket, name):
             opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def expect_meeting(settings: "JobSettings") -> None:
+    """Raises ValueError for settings that a job on several machines cannot have."""
+    host, _, port = settings.meeting.rpartition(":")
+    expected = {
+        "recovery on": settings.recovery,
+        "meeting as HOST:PORT of machine 0": host and port.isdigit() and 0 < int(port) < 65_536 - settings.workers,
+        "cluster_host, the address that the others have for this one": "cluster_host" in settings.model_fields_set,
+        "recovery_partitions unset: each has one": not settings.recovery_partitions,
+    }
+    for what, there in expected.items():
+        if not there:
+            raise ValueError(f"setting machines {settings.machines}: expected {what}")
 
 
 def workers_of(settings: "JobSettings") -> list[str]:

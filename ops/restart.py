@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException
 from ops.broker import free_port
 from ops.errors import FAILED, report
 from ops.logs import say
-from ops.meeting import BYE, GONE, LEAVE, Hello, Link, join, workers_of
+from ops.meeting import BYE, CLOSED, GONE, LEAVE, Hello, Link, join, workers_of
 from ops.suspects import Found, Kept, after
 from ops.worker import leave_with_parent, work
 from ops.workers import GRACE_SECONDS, OF_ANOTHER, WORDS_SECONDS, WorkerDiedError, grace, heard, on_signals
@@ -112,14 +112,20 @@ class Death:
 
 
 def run_again(
-    pipeline: Pipeline, settings: JobSettings, door: Callable[[], None], *, anew: bool = False, rebuilt: bool = False
+    pipeline: Pipeline,
+    settings: JobSettings,
+    door: Callable[[], None],
+    called: str,
+    *,
+    anew: bool = False,
+    rebuilt: bool = False,
 ) -> int:
     """Runs a job until it is asked to leave, and starts it again when it dies; returns the exit code of `door` if that refuses.
 
-    door: what is checked before the first start, in a process of its own. anew: it begins elsewhere than where it was, so that
-    what is known of messages that killed it is of others. rebuilt: it reads again what it was past. Raises WorkerDiedError,
-    which says what the last death was, where the first start is refused, deaths are too many (`restart_deaths` within
-    `restart_seconds`), or the recovery store is gone.
+    door: what is checked before the first start, in a process of its own. called: what the pipeline is on the command line.
+    anew: it begins elsewhere than where it was, so that what is known of messages that killed it is of others. rebuilt: it
+    reads again what it was past. Raises WorkerDiedError, which says what the last death was, where the first start is refused,
+    deaths are too many (`restart_deaths` within `restart_seconds`), or the recovery store is gone.
     """
 
     def tell(words: str, **fields: Any) -> None:
@@ -133,7 +139,7 @@ def run_again(
     if anew or rebuilt:
         kept = Kept(kept.file, aside={} if anew else kept.aside)
         kept.save()
-    searches = settings.recovery and (settings.order or pipeline.events.order) == "arrival"
+    searches = settings.recovery and settings.machines == 1 and (settings.order or pipeline.events.order) == "arrival"
     asked, lives, in_vain = threading.Event(), 0, 0
     store, had = store_of(pipeline, settings), False
     deaths, found = Patience(settings.restart_deaths, settings.restart_seconds), Patience(MOST_ASIDE, settings.restart_seconds)
@@ -147,7 +153,7 @@ def run_again(
                 kept.search = None
             trail.clear()
             before = trail.safe()
-            begun = begin(pipeline, settings, asked, tell)
+            begun = begin(pipeline, settings, called, asked, tell, rebuilds=rebuilt and not lives)
             if begun is None:
                 return 0
             death = life(pipeline, settings, kept, lives, asked, begun)
@@ -234,24 +240,45 @@ class Begun:
     epoch: int | None = None
 
 
-def begin(pipeline: Pipeline, settings: JobSettings, asked: threading.Event, tell: Callable[[str], None]) -> Begun | None:
+def begin(
+    pipeline: Pipeline,
+    settings: JobSettings,
+    called: str,
+    asked: threading.Event,
+    tell: Callable[[str], None],
+    *,
+    rebuilds: bool = False,
+) -> Begun | None:
     """Where the job runs on one machine, at once; else when all have met; None if it is asked to leave before.
 
-    Raises RecoveryError where the machines have no whole store together.
+    Raises RecoveryError where the machines have no whole store together, or a part is damaged: unless it `rebuilds`, when it is
+    not needed.
     """
     if settings.machines == 1:
         return Begun([f"127.0.0.1:{free_port()}" for _ in range(settings.workers)])
-    folder, asks = store_of(pipeline, settings), needs(pipeline, settings)
-    hello = Hello(
-        settings.machine, settings.machines, workers_of(settings), settings.revision, asks, asdict(machines.part(folder))
-    )
     try:
-        joined = join(settings, hello, asked, tell)
+        return met(pipeline, settings, asked, tell, rebuilds)
     except RecoveryError as error:
         raise RecoveryError(
-            f"{error}: headrace run --rebuild, on all machines, makes the state anew from the topic, and headrace state move "
-            "brings parts from machine to machine"
+            f"{error}: headrace run {called} --rebuild, on all machines, makes the state anew from the topic, and headrace "
+            f"state move {called} brings parts from home to home"
         ) from None
+
+
+def met(
+    pipeline: Pipeline, settings: JobSettings, asked: threading.Event, tell: Callable[[str], None], rebuilds: bool
+) -> Begun | None:
+    """The same of several machines."""
+    folder, asks = store_of(pipeline, settings), needs(pipeline, settings)
+    try:
+        has = machines.part(folder)
+    except RecoveryError:
+        if not rebuilds:
+            raise
+        has = machines.Part()
+    of = {"pipeline": pipeline.name, **asks}
+    hello = Hello(settings.machine, settings.machines, workers_of(settings), settings.revision, of, asdict(has))
+    joined = join(settings, hello, asked, tell)
     if joined is None:
         return None
     link, plan, addresses = joined
@@ -305,23 +332,22 @@ def wait(
 ) -> Death:
     """Waits until one dies, or all have left, for which they have so many seconds once asked. Of one that has only lost another
     it is not known yet why: who fails has more to do before it is gone than who has lost it, so that is waited for a little."""
-    told, leaves, deadline, until = False, False, 0.0, 0.0
+    told, leaves, gone, deadline, until = False, False, "", 0.0, 0.0
     while True:
         for key, _ in selector.select(LOOK_SECONDS):
             if not key.data.read():
                 selector.unregister(key.fileobj)
-        gone = ""
-        for what, words in link.heard() if link else ():
-            leaves = leaves or what == LEAVE
-            gone = words if what == GONE else gone
+        while link and (said := link.next()):
+            leaves = leaves or said[0] == LEAVE
+            gone = said[1] if said[0] == GONE or (said[0] == CLOSED and not told) else gone
         left = [worker for worker in workers if not worker.ended()]
         died = [worker for worker in workers if worker.code and not (told and worker.code == -signal.SIGTERM)]
+        for worker in died:
+            while worker.read():
+                continue
         if gone and all(worker.lost_another for worker in died):
             return Death(AWAY, gone)
         if died:
-            for worker in died:
-                while worker.read():
-                    continue
             first = min(died, key=lambda worker: (worker.lost_another, (worker.code or 0) > 0))
             until = until or time.monotonic() + WORDS_SECONDS
             if first.lost_another and (left or link) and time.monotonic() < until:
@@ -340,8 +366,12 @@ def wait(
             for worker in left:
                 os.kill(worker.pid, signal.SIGTERM)
         if told and time.monotonic() > deadline:
-            slow = ", ".join(str(worker.number) for worker in left)
-            raise WorkerDiedError(f"worker {slow} did not leave within {seconds:.0f} s and was killed")
+            slow = (
+                f"worker {', '.join(str(worker.number) for worker in left)} did not leave within {seconds:.0f} s and was killed"
+            )
+            if not asked.is_set():
+                return Death(AWAY, slow)
+            raise WorkerDiedError(slow)
 
 
 def be_worker(pipeline: Pipeline, settings: JobSettings, number: int, begun: Begun, kept: Kept, lives: int) -> NoReturn:

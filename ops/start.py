@@ -12,6 +12,7 @@ from streams.pipeline import Pipeline
 from streams.positions import committed, kept, stages
 from streams.rebuild import SECOND, Timeline, resume
 from streams.settings import JobSettings
+from streams.sound import elsewhere
 from streams.source import topic_partitions
 from streams.start import START, RecoveryError, Start, check, made_for, store_of
 from streams.store_writer import taken_up
@@ -46,6 +47,11 @@ def prepare(
     exists = made_for(store) is not None or (begin is None and (store / START).exists())
     if settings.machine:
         return  # machine 0 says for all where a job without state begins (streams/machines.py)
+    if settings.machines == 1 and not rebuild and exists and elsewhere(store):
+        raise RecoveryError(
+            f"{store} is a part of {name}'s state, of several machines: headrace state move {called} --from HOME --from ... "
+            f"brings the parts together, and headrace run {called} --rebuild makes the state anew"
+        )
     if exists and not rebuild:
         if begin:
             raise RecoveryError(f"{name} goes on where it was, as {store} says: --from needs --rebuild")

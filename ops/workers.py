@@ -24,7 +24,7 @@ from streams.settings import JobSettings
 
 GRACE_SECONDS = 30.0
 LOOK_SECONDS, WORDS_SECONDS = 0.05, 5.0
-OF_ANOTHER = ("Send thread panic", "MergeQueue poisoned")
+OF_ANOTHER = ("Send thread panic", "MergeQueue poisoned", "timely communication error")
 """What a worker says that has lost another."""
 
 Said = queue.SimpleQueue[tuple[int, str]]

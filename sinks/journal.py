@@ -209,11 +209,11 @@ def locked(chain: Path) -> IO[bytes]:
     return file
 
 
-def adopt(folder: Path, worker: int, workers: int, shape: Shape) -> None:
-    """Seals what workers left that this job no longer has; each of its own takes some of them."""
+def adopt(folder: Path, worker: int, workers: range, shape: Shape) -> None:
+    """Seals what workers left that this job no longer has on this machine; each of those that it has takes some of them."""
     for chain in folder.glob("worker-*"):
         number = chain.name.removeprefix("worker-")
-        if number.isdigit() and int(number) >= workers and int(number) % workers == worker:
+        if number.isdigit() and int(number) not in workers and workers[int(number) % len(workers)] == worker:
             with locked(chain):
                 for log in in_order(chain, LOG):
                     seal(log, shape)

@@ -273,7 +273,9 @@ class Job:
         """Where the record of this worker's decisions is written."""
         said = self.pipeline.record or Record()
         folder = said.folder(self.settings.home, self.pipeline.name)
-        adopt(folder, self.worker, self.workers, shaped)
+        each = self.workers // self.settings.machines
+        first = self.settings.machine * each
+        adopt(folder, self.worker, range(first, first + each), shaped)
         chain, size = folder / f"worker-{self.worker}", int(said.megabytes * 1e6)
         journal = Journal(
             chain,
@@ -296,7 +298,7 @@ class Job:
     def shadowing(self) -> Shadowing:
         """What hands decided batches to a shadow, where there is one."""
         folder, model = shadow_folder(self.settings.home / "models", self.pipeline.name), self.pipeline.model.name
-        if self.worker == 0:
+        if self.worker % (self.workers // self.settings.machines) == 0:  # the first of this machine
             self.meters.shadow(lambda: Compared.read(folder))
         policy, features = self.deciding.policy, self.pipeline.feature_names(self.stored.names if self.stored else ())
         read = {name for condition in (policy.conditions if policy else ()) for name in condition.names} - {SCORE}

@@ -26,8 +26,9 @@ LINEAGE = "lineage"
 
 @dataclass(frozen=True)
 class Part:
-    """What a machine has of a store. made: what for; None: it has none. executions, fronts: rows of Bytewax's. let_go: of each
-    partition here the epoch that it can be resumed at at the earliest. start: where it begins without state."""
+    """What a machine has of a store. made: what for; None: it has none. executions, fronts: of the newest execution that it
+    knows of. let_go: of each partition here the earliest epoch that it can be resumed at. start: where it begins without
+    state."""
 
     made: Mapping[str, Any] | None = None
     lineage: str = ""
@@ -38,15 +39,21 @@ class Part:
     let_go: Sequence[int] = ()
     start: Mapping[str, Any] | None = None
 
+    @property
+    def used(self) -> bool:
+        """Whether a job has run on it."""
+        return bool(self.executions or self.fronts or self.let_go)
+
 
 @dataclass(frozen=True)
 class Plan:
-    """What all machines do before they start. epoch: what is of it or later is forgotten. lineage, start, machines: of a store
-    that each machine that has no part of it makes one of."""
+    """What all machines do before they start. epoch: what is of it or later is forgotten. anew: who has no part of the store of
+    that lineage makes one, of as many as there are machines, which begins at start."""
 
     epoch: int
     lineage: str
     machines: int
+    anew: bool = False
     start: Mapping[str, Any] | None = None
 
 
@@ -56,10 +63,12 @@ def part(folder: Path) -> Part:
     made = made_for(folder)
     if made is None:
         return Part(start=start)
-    lineage = (folder / LINEAGE).read_text() if (folder / LINEAGE).exists() else ""
     with Store(folder) as store:
         here = [each.index for each in store.parts]
-        return Part(made, lineage, store.count, here, store.executions(), store.fronts(), store.let_go(), start)
+        executions, fronts = store.executions(), store.fronts()
+        newest = max((row[0] for row in [*executions, *fronts]), default=None)
+        executions, fronts = ([row for row in rows if row[0] == newest] for rows in (executions, fronts))
+        return Part(made, lineage_of(folder), store.count, here, executions, fronts, store.let_go(), start)
 
 
 def agreed(parts: Sequence[Part], lineage: str) -> Plan:
@@ -72,9 +81,11 @@ def agreed(parts: Sequence[Part], lineage: str) -> Plan:
     own = [each for each in parts if each.made is not None and each.lineage == first.lineage]
     progress = progress_of([row for each in own for row in each.executions], [row for each in own for row in each.fronts])
     epoch = progress.epoch
-    if first.made is None or (epoch is None and first.lineage):
+    if first.made is None and first.start is None and any(each.used for each in parts):
+        raise RecoveryError("machine 0: expected its part of the recovery store, which others have, got none")
+    if first.made is None or (first.lineage and not any(each.used for each in own)):
         known = first.made is not None and first.count == len(parts)
-        return Plan(FIRST_EPOCH, first.lineage if known else lineage, len(parts), first.start)
+        return Plan(FIRST_EPOCH, first.lineage if known else lineage, len(parts), True, first.start)
     for number, each in enumerate(parts):
         if each not in own:
             what = "none" if each.made is None else "one of another making"
@@ -96,21 +107,26 @@ def take(folder: Path, plan: Plan, machine: int, needs: Mapping[str, Any], flow:
 
     A part of another store is kept as NAME.old. Raises RecoveryError for a part that the dataflow `flow` cannot go on with.
     """
-    has = part(folder)
-    if has.made is None or has.lineage != plan.lineage:
+    if plan.anew and (made_for(folder) is None or lineage_of(folder) != plan.lineage):
         make(folder, plan, machine, needs)
         return plan.epoch
-    if plan.epoch > FIRST_EPOCH:
-        with Store(folder) as store:
-            files = store.files
-        forget(files, plan.epoch)
+    if lineage_of(folder) != plan.lineage:
+        raise RecoveryError(f"recovery store {folder}: it was there when the machines met, and is another one now")
+    with Store(folder) as store:
+        files = store.files
+    forget(files, plan.epoch)
     sound(folder, flow, epoch=plan.epoch)
     return plan.epoch
 
 
+def lineage_of(folder: Path) -> str:
+    """The lineage of a store's part; empty for one that was not made by `make`."""
+    return (folder / LINEAGE).read_text() if (folder / LINEAGE).exists() else ""
+
+
 def make(folder: Path, plan: Plan, machine: int, needs: Mapping[str, Any]) -> None:
     """The machine's part of a new store: its own partition of as many as there are machines."""
-    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    new, unused = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.unused")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     init_db_dir(new, plan.machines)
@@ -122,9 +138,9 @@ def make(folder: Path, plan: Plan, machine: int, needs: Mapping[str, Any]) -> No
     (new / LINEAGE).write_text(plan.lineage)
     (new / ELSEWHERE).write_text(json.dumps([number for number in range(plan.machines) if number != machine]))
     write_whole(new / MADE, json.dumps(needs))
-    if made_for(folder) is not None:
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    elif folder.exists():
-        shutil.rmtree(folder)
+    if folder.exists():
+        aside = unused if made_for(folder) is None else folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
     new.rename(folder)
+    shutil.rmtree(unused, ignore_errors=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-TABLE = Path("/proc/net/tcp")
+TABLES = Path("/proc/net/tcp"), Path("/proc/net/tcp6")
 LISTENS = "0A"
 LOOK_SECONDS = 0.01
 
@@ -14,7 +14,7 @@ def await_peers(addresses: Sequence[str], seconds: float) -> bool:
 
     Nobody is connected to, which would be taken for a worker. Where the machine does not say who listens, it does not wait.
     """
-    if not TABLE.exists():
+    if not TABLES[0].exists():
         return False
     ports = {f"{int(address.rpartition(':')[2]):04X}" for address in addresses}
     deadline = time.monotonic() + seconds
@@ -26,5 +26,6 @@ def await_peers(addresses: Sequence[str], seconds: float) -> bool:
 
 
 def _listening() -> set[str]:
-    rows = (line.split() for line in TABLE.read_text().splitlines()[1:])
+    lines = [line for table in TABLES if table.exists() for line in table.read_text().splitlines()[1:]]
+    rows = (line.split() for line in lines)
     return {row[1].rpartition(":")[2] for row in rows if row[3] == LISTENS}

@@ -13,7 +13,9 @@ from streams.routing import check_workers
 class JobSettings(BaseSettings):
     """The settings of one job. Every field is also an environment variable, HEADRACE_ and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="HEADRACE_", toml_file="headrace.toml", extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="HEADRACE_", toml_file="headrace.toml", extra="forbid", hide_input_in_errors=True
+    )
 
     brokers: str = Field("127.0.0.1:9092", description="Kafka bootstrap servers, host:port, comma-separated")
     kafka: dict[str, str] = Field({}, description="further librdkafka settings of every client; file:PATH, env:NAME: looked up")
@@ -66,10 +68,7 @@ class JobSettings(BaseSettings):
     def _meet(self) -> Self:
         check_workers(self.machines * self.workers)
         if self.machine >= self.machines:
-            raise ValueError(f"expected machine 0 to {self.machines - 1} of {self.machines}, got {self.machine}")
-        host, _, port = self.meeting.rpartition(":")
-        if self.machines > 1 and not (host and port.isdigit() and 0 < int(port) < 65_536 - self.workers):
-            raise ValueError(f"machines {self.machines}: expected meeting as HOST:PORT, got {self.meeting or 'none'}")
+            raise ValueError(f"setting machine {self.machine}: expected less than machines, which is {self.machines}")
         return self
 
     @property

@@ -301,8 +301,8 @@ def test_what_former_workers_left_is_sealed_by_one_of_those_that_are(tmp_path: P
         chain.mkdir()
         with (chain / "_00000001-2023-11-14.log").open("wb") as file:
             Frames().write(file, make([range(worker)]))
-    adopt(tmp_path, 0, 2, same)
+    adopt(tmp_path, 0, range(2), same)
     assert [len(in_order(tmp_path / f"worker-{k}", ".log")) for k in range(5)] == [1, 1, 0, 1, 0]
-    adopt(tmp_path, 1, 2, same)
+    adopt(tmp_path, 1, range(2), same)
     assert [len(in_order(tmp_path / f"worker-{k}", ".log")) for k in range(5)] == [1, 1, 0, 0, 0]
     assert np.array_equal(rows(tmp_path / "worker-4"), range(4))

@@ -19,14 +19,15 @@ from typing import Any
 
 import psutil
 import pytest
-from pydantic import ValidationError
 
 from bench.brokers import Served
 from bench.proving.lives import Stand
 from bench.proving.stream import Counted, Stream, counted, streaming
 from bench.soak import topics
 from ops.broker import Broker, free_port
-from ops.meeting import BYE, GONE, LEAVE, Hello, Link, Meeting, join, workers_of
+from ops.cli import run_command
+from ops.errors import USAGE
+from ops.meeting import BYE, CLOSED, GONE, LEAVE, Hello, Link, Meeting, join, workers_of
 from ops.workers import as_environment, end
 from streams.machines import Part, Plan, agreed, part, take
 from streams.settings import JobSettings
@@ -90,6 +91,43 @@ def test_a_store_that_was_never_used_is_made_again_as_machine_0_has_it(tmp_path:
     assert [(part(store).lineage, part(store).count) for store in stores] == [("fourth", 2), ("fourth", 2), ("third", 3)]
 
 
+def test_what_a_run_left_that_was_killed_in_its_first_epoch_is_forgotten(tmp_path: Path) -> None:
+    stores = folders(tmp_path, 2)
+    begun(stores)
+    ran(stores, [1, 1])
+    written(stores[1], "snaps", step_id=f"{FLOW}.event", state_key="1", snap_epoch=1, ser_change=b"\x80\x05K\x01.")
+    assert begun(stores) == [1, 1]
+    with Store(stores[1]) as opened:
+        assert opened.steps() == []
+
+
+def test_a_part_that_is_gone_is_missed_though_it_alone_knew_how_often_the_job_has_run(tmp_path: Path) -> None:
+    stores = folders(tmp_path, 2)
+    begun(stores)
+    written(stores[1], "exs", ex_num=0, worker_count=2, resume_epoch=1)
+    for store in stores:
+        written(store, "commits", part_index=part(store).here[0], commit_epoch=4)
+    shutil.rmtree(stores[1])
+    with pytest.raises(RecoveryError, match="machine 1: expected its part of the recovery store of machine 0, got none"):
+        begun(stores)
+    begun(folders(tmp_path / "more", 2))
+    shutil.rmtree(stores[0])
+    shutil.copytree(folders(tmp_path / "more", 2)[1], stores[1])
+    written(stores[1], "exs", ex_num=0, worker_count=2, resume_epoch=1)
+    with pytest.raises(RecoveryError, match="machine 0: expected its part of the recovery store, which others have, got none"):
+        begun(stores)
+
+
+def test_a_part_that_has_gone_since_the_machines_met_is_not_made_anew(tmp_path: Path) -> None:
+    stores = folders(tmp_path, 2)
+    begun(stores)
+    ran(stores, [7, 7])
+    plan = agreed([part(store) for store in stores], "new")
+    shutil.rmtree(stores[1])
+    with pytest.raises(RecoveryError, match="it was there when the machines met, and is another one now"):
+        take(stores[1], plan, 1, NEEDS, FLOW)
+
+
 def test_a_job_without_state_begins_where_machine_0_says(tmp_path: Path) -> None:
     stores = folders(tmp_path)
     stores[0].mkdir(parents=True)
@@ -128,15 +166,29 @@ def test_parts_that_are_no_whole_store_are_refused(tmp_path: Path, how: dict[str
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"machines": 3}, "machines 3: expected meeting as HOST:PORT, got none"),
-        ({"machines": 3, "meeting": "there"}, "expected meeting as HOST:PORT, got there"),
-        ({"machines": 2, "machine": 2, "meeting": "there:1"}, "expected machine 0 to 1 of 2, got 2"),
-        ({"machines": 3, "workers": 3, "meeting": "there:1"}, "divides 840"),
+        ({"machines": "3"}, "setting machines 3: expected meeting as HOST:PORT of machine 0"),
+        ({"machines": "3", "meeting": "there"}, "setting machines 3: expected meeting as HOST:PORT of machine 0"),
+        ({"machines": "3", "meeting": "there:1"}, "setting machines 3: expected cluster_host"),
+        ({"machines": "3", "meeting": "there:1", "cluster_host": "here", "recovery": "false"}, "expected recovery on"),
+        (
+            {"machines": "3", "meeting": "there:1", "cluster_host": "here", "recovery_partitions": "2"},
+            "expected recovery_partitions",
+        ),
+        ({"machines": "3", "meeting": "there:1", "cluster_host": "here"}, "setting machines 3: expected --restart"),
+        ({"machines": "2", "machine": "2"}, "setting machine 2: expected less than machines, which is 2"),
+        ({"machines": "3", "workers": "3"}, "divides 840"),
     ],
 )
-def test_settings_that_cannot_be_of_several_machines_are_refused(more: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValidationError, match=says):
-        JobSettings(**more)
+def test_settings_that_cannot_be_of_several_machines_are_refused(
+    more: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in more.items():
+        monkeypatch.setenv(f"HEADRACE_{name.upper()}", value)
+    monkeypatch.setenv("HEADRACE_SCHEMA_REGISTRY_LOGIN", "user:hush-hush")
+    assert run_command(["run", "flights"]) == USAGE
+    said = capsys.readouterr().err
+    assert says in said
+    assert "hush-hush" not in said
 
 
 @contextmanager
@@ -146,8 +198,11 @@ def receiving() -> Iterator[int]:
     stop = asyncio.Event()
 
     async def receive() -> None:
-        async with await asyncio.start_server(Meeting().receive, "127.0.0.1", port):
-            await stop.wait()
+        server = await asyncio.start_server(Meeting().receive, "127.0.0.1", port)
+        await stop.wait()
+        server.close()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
 
     thread = threading.Thread(target=loop.run_until_complete, args=(receive(),))
     thread.start()
@@ -181,7 +236,7 @@ class Machine:
             except RecoveryError as error:
                 self._came.put(error)
 
-        threading.Thread(target=go).start()
+        threading.Thread(target=go, daemon=True).start()
 
     def came(self, seconds: float = 10) -> Any:
         """How its life begins."""
@@ -196,11 +251,11 @@ class Machine:
         return False
 
 
-def heard(link: Link) -> list[tuple[str, Any]]:
+def heard(link: Link) -> tuple[str, Any]:
     """The next that is said."""
     until = time.monotonic() + 10
     while time.monotonic() < until:
-        if said := link.heard():
+        if said := link.next():
             return said
         time.sleep(0.01)
     raise AssertionError("nothing is said")
@@ -218,8 +273,7 @@ def test_a_life_begins_when_all_are_there_and_ends_for_all_with_one() -> None:
         late = Machine(port, 1)
         assert late.waits(), "a life is going on"
         lives[1][0].say(GONE, "no bread")
-        assert heard(lives[0][0]) == [(GONE, "machine 1: no bread")]
-        assert heard(lives[2][0]) == [(GONE, "machine 1: no bread")]
+        assert heard(lives[0][0]) == heard(lives[2][0]) == (GONE, "machine 1: no bread")
         for link, _, _ in lives:
             assert late.waits(), "all have to have ended before the next life begins"
             link.close()
@@ -227,7 +281,7 @@ def test_a_life_begins_when_all_are_there_and_ends_for_all_with_one() -> None:
         machines[2].meet()
         again = [each.came() for each in (machines[0], late, machines[2])]
         again[2][0].close()
-        assert heard(again[0][0]) == [(GONE, "machine 0: it is gone")]
+        assert heard(again[0][0]) == (GONE, "machine 0: it is gone")
         for link, _, _ in again:
             link.close()
 
@@ -237,12 +291,12 @@ def test_all_leave_when_one_is_asked_to() -> None:
         machines = [Machine(port, number, of=2) for number in range(2)]
         (first, _, _), (second, _, _) = (each.came() for each in machines)
         first.say(LEAVE)
-        assert heard(first) == heard(second) == [(LEAVE, "")]
+        assert heard(first) == heard(second) == (LEAVE, "")
         second.say(BYE)
         second.close()
         machines[1].meet()
         assert machines[1].waits()
-        assert first.heard() == [], "who has said goodbye ends nobody's life"
+        assert first.next() is None, "who has said goodbye ends nobody's life"
         first.say(BYE)
         first.close()
         assert machines[1].waits(), "it waits for the other"
@@ -278,6 +332,18 @@ def test_what_is_no_machine_is_not_heard() -> None:
         machine = Machine(port, 0, of=2)
         assert machine.waits()
         assert Machine(port, 1, of=2).came()[1] == machine.came()[1]
+
+
+def test_what_is_said_right_after_a_beginning_is_heard() -> None:
+    ours, theirs = socket.socketpair()
+    link = Link(ours)
+    theirs.sendall(b'["begin", {}]\n["gone", "no bread"]\n["be')
+    theirs.sendall(b'gin", 1]\n')
+    theirs.close()
+    assert [link.next() for _ in range(5)] == [
+        ("begin", {}), (GONE, "no bread"), ("begin", 1), (CLOSED, "machine 0, where all meet, is gone"), None
+    ]  # fmt: skip
+    link.close()
 
 
 class Scene:

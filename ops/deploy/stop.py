@@ -50,15 +50,16 @@ def scaled_down(ask: Callable[..., Any], name: str, seconds: float) -> bool:
     while True:
         try:
             ask("PATCH", "/scale", {"spec": {"replicas": 0}})
-            while (left := ask("GET", "").get("status", {}).get("replicas", 0)) and time.monotonic() < deadline:
+            while (left := pods_of(ask("GET", ""))) and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
             if left:
                 raise NotStoppedError(f"{name}: {left} pods are still there after {seconds:.0f} s")
             return True
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == 404:
                 return False
-            if error.code < 500:
+            if error.code < 500 and error.code != 429:
                 raise NotStoppedError(f"{name}: the API server refuses to scale it: {error.code} {error.reason}") from None
             last = f"{error.code} {error.reason}"
         except (OSError, ValueError) as error:
@@ -66,3 +67,10 @@ def scaled_down(ask: Callable[..., Any], name: str, seconds: float) -> bool:
         if time.monotonic() > deadline:
             raise NotStoppedError(f"{name}: the API server does not answer: {last}")
         time.sleep(LOOK_SECONDS)
+
+
+def pods_of(found: Mapping[str, Any]) -> int:
+    """How many pods a StatefulSet has; at least one where its controller has not looked yet."""
+    status = found.get("status", {})
+    looked = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+    return int(status.get("replicas", 0)) if looked else max(1, int(status.get("replicas", 0)))
