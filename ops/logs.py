@@ -30,7 +30,7 @@ class JsonLines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging, which lets one thread in at a time."""
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            print(f"{self.format(record)}\n", end="", file=sys.stderr, flush=True)
         except Exception:  # noqa: BLE001 - as in logging's own handlers: who logs does not fail
             self.handleError(record)
 

@@ -15,26 +15,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
 
 from confluent_kafka import KafkaException
 
-from ops.broker import free_port
+from ops.beginning import Begun, begin
 from ops.errors import FAILED, report
 from ops.logs import say
-from ops.meeting import BYE, CLOSED, GONE, LEAVE, Hello, Link, join, workers_of
+from ops.meeting import BYE, CLOSED, GONE, LEAVE, Link
 from ops.suspects import Found, Kept, after
 from ops.worker import leave_with_parent, work
 from ops.workers import GRACE_SECONDS, OF_ANOTHER, WORDS_SECONDS, WorkerDiedError, grace, heard, on_signals
 from sinks.messages import DeliveryError
 from sinks.staged import FencedError, StaleSnapshotError
-from streams import machines
 from streams.pipeline import Pipeline
 from streams.reader import SourceError
 from streams.rehearsal import warm_before_fork
 from streams.settings import JobSettings
-from streams.start import RecoveryError, made_for, needs, store_of
+from streams.start import RecoveryError, made_for, store_of
 from streams.trail import ALL, Trail
 
 LOOK_SECONDS = 0.02
@@ -128,8 +128,8 @@ def run_again(
     deaths are too many (`restart_deaths` within `restart_seconds`), or the recovery store is gone.
     """
 
-    def tell(words: str, **fields: Any) -> None:
-        say(f"{pipeline.name}: {words}", level="error", topic=pipeline.events.topic, **fields)
+    def tell(words: str, level: str = "error", **fields: Any) -> None:
+        say(f"{pipeline.name}: {words}", level=level, topic=pipeline.events.topic, **fields)
 
     folder = settings.home / "restart" / pipeline.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def run_again(
                 kept.search = None
             trail.clear()
             before = trail.safe()
-            begun = begin(pipeline, settings, called, asked, tell, rebuilds=rebuilt and not lives)
+            begun = begin(pipeline, settings, called, asked, partial(tell, level="info"), rebuilds=rebuilt and not lives)
             if begun is None:
                 return 0
             death = life(pipeline, settings, kept, lives, asked, begun)
@@ -229,64 +229,6 @@ def refused(door: Callable[[], None], meanwhile: Callable[[], None]) -> int:
         os.waitpid(pid, 0)
         raise
     return code
-
-
-@dataclass(frozen=True)
-class Begun:
-    """How a life begins: the addresses of all workers; where there are other machines, the link to them and the epoch."""
-
-    addresses: Sequence[str]
-    link: Link | None = None
-    epoch: int | None = None
-
-
-def begin(
-    pipeline: Pipeline,
-    settings: JobSettings,
-    called: str,
-    asked: threading.Event,
-    tell: Callable[[str], None],
-    *,
-    rebuilds: bool = False,
-) -> Begun | None:
-    """Where the job runs on one machine, at once; else when all have met; None if it is asked to leave before.
-
-    Raises RecoveryError where the machines have no whole store together, or a part is damaged: unless it `rebuilds`, when it is
-    not needed.
-    """
-    if settings.machines == 1:
-        return Begun([f"127.0.0.1:{free_port()}" for _ in range(settings.workers)])
-    try:
-        return met(pipeline, settings, asked, tell, rebuilds)
-    except RecoveryError as error:
-        raise RecoveryError(
-            f"{error}: headrace run {called} --rebuild, on all machines, makes the state anew from the topic, and headrace "
-            f"state move {called} brings parts from home to home"
-        ) from None
-
-
-def met(
-    pipeline: Pipeline, settings: JobSettings, asked: threading.Event, tell: Callable[[str], None], rebuilds: bool
-) -> Begun | None:
-    """The same of several machines."""
-    folder, asks = store_of(pipeline, settings), needs(pipeline, settings)
-    try:
-        has = machines.part(folder)
-    except RecoveryError:
-        if not rebuilds:
-            raise
-        has = machines.Part()
-    of = {"pipeline": pipeline.name, **asks}
-    hello = Hello(settings.machine, settings.machines, workers_of(settings), settings.revision, of, asdict(has))
-    joined = join(settings, hello, asked, tell)
-    if joined is None:
-        return None
-    link, plan, addresses = joined
-    try:
-        return Begun(addresses, link, machines.take(folder, plan, settings.machine, asks, pipeline.name))
-    except BaseException:
-        link.close()
-        raise
 
 
 def life(pipeline: Pipeline, settings: JobSettings, kept: Kept, lives: int, asked: threading.Event, begun: Begun) -> Death:

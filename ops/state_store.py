@@ -8,9 +8,11 @@ import numpy as np
 
 from streams.holdings import held, staged
 from streams.lookup import SecretError
+from streams.machines import lineage_of
 from streams.pipeline import Pipeline
 from streams.positions import positions
 from streams.settings import JobSettings
+from streams.sound import elsewhere
 from streams.start import RecoveryError, Start, check, made_for, store_of
 from streams.store import Size, Store
 
@@ -99,7 +101,24 @@ def verdict(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str,
     folder = store_of(pipeline, settings)
     there = settings.recovery and made_for(folder) is not None
     good, differs = goes_on(pipeline, settings, called) if there else (True, None)
+    of = made_on(folder) if there and good else settings.machines
+    if of != settings.machines and (of or settings.machines == 1):
+        good, differs = (
+            False,
+            (
+                f"recovery store {folder}: it is of {of or 'several'} machine{'s' * (of != 1)}, the job of {settings.machines}: headrace "
+                f"state move {called} deals it out or brings it together, and headrace run {called} --rebuild makes the state anew"
+            ),
+        )
     return {"store": str(folder.absolute()) if there else None, "goes_on": good, "differs": differs}
+
+
+def made_on(folder: Path) -> int:
+    """The number of machines that a store's part is of; 0: several, and it does not say how many."""
+    if not elsewhere(folder):
+        return 1
+    with Store(folder) as store:
+        return store.count if lineage_of(folder) else 0
 
 
 def _positions(store: Store, folder: Path, name: str, output: dict[int, int] | None) -> dict[str, dict[str, int | None]]:

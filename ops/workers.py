@@ -104,7 +104,7 @@ def heard(line: str, number: int) -> str:
         return line.removeprefix(PREFIX).strip()
     told = parsed(line) if as_json() else {}
     if told:
-        print(line, file=sys.stderr, flush=True)
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)
         return str(told["message"]) if told["level"] == "critical" else ""
     say(line if as_json() else f"worker {number}: {line}", level="warning", worker=number)
     return ""

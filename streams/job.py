@@ -481,7 +481,7 @@ class Job:
             _ = self.events.partitions
         if self.staged and not self.settings.recovery:
             raise ValueError(f"pipeline {self.pipeline.name}: delivery exactly_once needs the recovery store, which is off")
-        _ = self.tracing, self.decoder, self.cutters, self.deciding, self.output
+        _ = self.decoder, self.cutters, self.deciding, self.output
         if self.staged:
             _ = self.outbox
         _ = [page_name(shard, 0) for shard in range(self.pipeline.shards)]
@@ -492,6 +492,7 @@ class Job:
             _ = self.shadowing
         if self.stored is not None:
             self.stored.warm()
+        _ = self.tracing
 
     def close(self) -> None:
         """Closes what was opened, but not what was given."""

@@ -41,6 +41,12 @@ def test_settings_that_are_not_the_defaults_are_those_of_the_release() -> None:
     checked(by_digest)
 
 
+def test_several_machines_are_several_pods() -> None:
+    values = of(workers=2, machines=3)
+    assert (values["pods"], values["workers"], values["settings"]) == (3, 2, {"registry": "https://mlflow:5000"})
+    checked(values)
+
+
 def test_what_wakes_a_job_that_rests_is_its_topic_and_group() -> None:
     values = of()
     assert values["scaling"] == {"topic": "pay", "group": "headrace-payments"}
@@ -118,6 +124,7 @@ TOLD = "headrace: recovery store /var/lib/headrace/recovery/payments: it has not
         ("pre-upgrade hooks failed: job flights-check failed: BackoffLimitExceeded", [(0, ""), (1, f"{TOLD}\n")], TOLD),
         ("pre-upgrade hooks failed: job flights-check failed: DeadlineExceeded", [], "kubectl --namespace decisions describe"),
         ("pre-upgrade hooks failed: job flights-check failed: BackoffLimitExceeded", [(137, "")], "came to no result"),
+        ("pre-upgrade hooks failed: job flights-stop failed: DeadlineExceeded", [], "logs job/flights-stop. The next upgrade"),
         ("timed out waiting for the condition", [(1, TOLD)], ""),
     ],
 )

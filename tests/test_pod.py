@@ -247,6 +247,10 @@ def test_several_pods_decide_every_event_whatever_becomes_of_them(scene: Scene) 
         scene.decides()
 
         two = THREE | {"pods": 2}
+        done = cluster.try_helm("upgrade", "pod", str(CHART), "--wait", "--timeout", "3m", **scene.values(**two))
+        assert "pod-check failed" in done.stderr, "without a rebuild two pods cannot go on with what three have"
+        assert [(pod.ready, pod.deleted) for pod in scene.pods()] == [(True, False)] * 3
+        scene.decides()
         scene.helm("upgrade", **two, rebuild=True)
         scene.decides()
         assert len(scene.pods()) == 2

@@ -237,7 +237,12 @@ def test_interrupted_a_rebuild_goes_on_by_itself_and_dead_letters_are_not_sent_a
     told: list[str] = []
     registry = CollectorRegistry()
     run(
-        *job, registry=registry, source=MemorySource([log], rows=40), sink=sink, champion=champion_of(pipeline), say=told.append
+        *job,
+        registry=registry,
+        source=MemorySource([log], rows=40),
+        sink=sink,
+        champion=champion_of(pipeline),
+        say=lambda words, **fields: told.append(words),
     )
     check_second_half(sink, sent, whole)
     assert len(sink.values("pay.dead")) == 30

@@ -124,8 +124,15 @@ def helm(
         done = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     print(done.stderr, end="", file=sys.stderr)
     if REFUSED in done.stderr:
-        print(refusal(release, namespace), file=sys.stderr)
+        stopping = re.search(r"job (\S+-stop) failed", done.stderr)
+        print(half_stopped(stopping[1], namespace) if stopping else refusal(release, namespace), file=sys.stderr)
     return done.returncode
+
+
+def half_stopped(job: str, namespace: str) -> str:
+    """What is to be said where pods were asked to go before an upgrade, and did not in time."""
+    look = f"kubectl --namespace {namespace} logs job/{job}"
+    return f"the pods could not all be stopped, and may be gone. Look: {look}. The next upgrade, or helm rollback, starts them"
 
 
 def refusal(release: str, namespace: str) -> str:
@@ -140,5 +147,5 @@ def refusal(release: str, namespace: str) -> str:
     said = [each["message"].strip() for each in ended if each.get("exitCode") and each.get("message")]
     if not said:
         look = " ".join([*kubectl, "describe", "jobs,pods", *of])
-        return f"the check before the upgrade came to no result, and nothing was changed. Look: {look}\n{WITHOUT}"
+        return f"the check before the upgrade came to no result (or pods did not stop in time). Look: {look}\n{WITHOUT}"
     return f"the check before the upgrade refused it, and nothing was changed:\n{said[-1]}\n{ANEW}"
