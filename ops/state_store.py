@@ -103,13 +103,9 @@ def verdict(pipeline: Pipeline, settings: JobSettings, called: str) -> dict[str,
     good, differs = goes_on(pipeline, settings, called) if there else (True, None)
     of = made_on(folder) if there and good else settings.machines
     if of != settings.machines and (of or settings.machines == 1):
-        good, differs = (
-            False,
-            (
-                f"recovery store {folder}: it is of {of or 'several'} machine{'s' * (of != 1)}, the job of {settings.machines}: headrace "
-                f"state move {called} deals it out or brings it together, and headrace run {called} --rebuild makes the state anew"
-            ),
-        )
+        told = f"expected one of {settings.machines} machines, got one of {of or 'several'}"
+        how = f"headrace state move {called} deals it out or brings it together, headrace run {called} --rebuild makes it anew"
+        good, differs = False, f"recovery store {folder}: {told}: {how}"
     return {"store": str(folder.absolute()) if there else None, "goes_on": good, "differs": differs}
 
 
