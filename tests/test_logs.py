@@ -149,7 +149,7 @@ class Picky(Arithmetic):
 
 
 def said_of(
-    home: Path, log: Log, engine: Arithmetic, pipeline: Pipeline | None = None, **values: Any
+    home: Path, messages: Log, engine: Arithmetic, pipeline: Pipeline | None = None, **values: Any
 ) -> tuple[Said, dict[str, dict[str, Any]], MemorySink]:
     """What a job says of a log, with fields, its decisions, and its sink."""
     said, sink = Said(), MemorySink()
@@ -158,7 +158,7 @@ def said_of(
         pipeline or payments(),
         settings(home, **values),
         registry=CollectorRegistry(),
-        source=MemorySource([log], rows=250, **parts),
+        source=MemorySource([messages], rows=250, **parts),
         sink=sink,
         champion=Champion(7, engine, None, "d7"),
         say=lambda words, **fields: said.append((words, fields)),
