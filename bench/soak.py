@@ -8,11 +8,12 @@ once and started again, in the first third; after that the broker stands still f
 turns, again and again (--every). After every second of these, and at the end, the load rests for 0.3 of that time. Each
 decision is counted as it comes, with read_committed.
 
-Judged is the job's last life, by slopes (the median of those between any two samples): what is grown by over that life,
-against what is allowed. Of memory and the recovery store it is what is kept in the rests, in their last quarter: under load
-both hold what an epoch takes in, and an epoch is longer where the machine has less time for it. What they are under load is
-told beside it. File handles, threads and p99 are judged under load. Left out there is what a fault or a rest shows in: half a
-minute of the p99, and of the others a minute and a half, by which the memory that a backlog needed has been given back. Of the
+Judged is the job's last life once each fault of the broker has come over it, by slopes (the median of those between any two
+samples): what is grown by over that span, against what is allowed. What a first backlog leaves is no slope; what each further
+one adds is. Of memory it is what is kept in the rests, in their last quarter: under load it holds what an epoch takes in, and
+an epoch is longer where the machine has less time for it; that is told beside it. The recovery store, whose epochs rest with
+the load, file handles, threads and p99 are judged under load. Left out there is what a fault or a rest shows in: half a minute
+of the p99, and of the others a minute and a half, by which the memory that a backlog needed has been given back. Of the
 store what is in use counts: its files keep the size of the largest backlog. Below half an hour growth is told and no fault.
 """
 
@@ -23,7 +24,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,8 @@ ALLOWED = {
     "store MB": (0.1, 5.0),
     "p99 ms": (0.25, 5.0),
 }
-AT_REST = ("memory MB", "store MB")
+AT_REST = "memory MB"
+OF_THE_BROKER = ("broker SIGSTOP", "broker stopped and started")
 SEGMENTS = {"segment.bytes": str(64 * 1024 * 1024), "retention.ms": "900000"}
 
 
@@ -159,11 +161,11 @@ def faults(seconds: float, every: float) -> tuple[list[tuple[float, str]], list[
     """The faults, (seconds from the start, what): the job's in the first third, then the broker's. And the rests of the load:
     (from when on, for how long)."""
     plan = [(KILLED_AT * seconds, "SIGKILL of the job"), (STOPPED_AT * seconds, "SIGTERM of the job")]
-    kinds, rests = ("broker SIGSTOP", "broker stopped and started"), list[tuple[float, float]]()
+    rests = list[tuple[float, float]]()
     rest = REST_SHARE * min(every, seconds / 3)
     at, number = BROKER_FROM * seconds, 0
     while at < seconds - rest - 2 * AFTER_SECONDS:
-        plan.append((at, kinds[number % 2]))
+        plan.append((at, OF_THE_BROKER[number % 2]))
         if number % 2 == 0 and at + every < seconds - rest:
             rests.append((at + every / 2, rest))
         at, number = at + every, number + 1
@@ -217,31 +219,14 @@ def told(
     stream: Stream, found: Counted, vitals: Vitals, happened: list[dict[str, Any]], lives: int, seconds: float
 ) -> dict[str, Any]:
     """All that was seen while there was load, judged."""
-    vitals.seen = [each for each in vitals.seen if each[0] <= stream.began + seconds]
-    last = [each for each in vitals.seen if each[1] == lives]
-    start = last[0][0] + SETTLE_SHARE * (last[-1][0] - last[0][0])
-    kept = [(begin + (1 - KEPT_SHARE) * length, begin + length) for begin, length in stream.rests]
-
-    def within(at: float, spans: Sequence[tuple[float, float]]) -> bool:
-        return any(a <= at - stream.began <= b for a, b in spans)
-
-    def calm(series: Sequence[tuple[float, float]], after: float) -> list[tuple[float, float]]:
-        near = [(each["from_s"] - SECONDS_A_BIN, each["to_s"] + after) for each in happened]
-        return [each for each in series if each[0] >= start and not within(each[0], near)]
-
-    def rested(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        return [each for each in series if within(each[0], kept)]
-
-    p99 = [(at + stream.began, value) for at, value in found.p99()]
-    lasting = {name: vitals.of_life(lives, 2 + k, start) for k, name in enumerate(list(ALLOWED)[:4])}
-    series = {name: calm(each, GIVEN_BACK_SECONDS) for name, each in lasting.items()} | {"p99 ms": calm(p99, AFTER_SECONDS)}
-    trends = [trend(name, rested(lasting[name]) if name in AT_REST else each, *ALLOWED[name]) for name, each in series.items()]
-    loaded = [trend(f"{name} under load", series[name], *ALLOWED[name]) for name in AT_REST]
+    seen = [each for each in vitals.seen if each[0] <= stream.began + seconds]
+    last = next(each[0] for each in seen if each[1] == lives) - stream.began
     over_time = {
-        name: [[round(each[0] - stream.began, 1), round(float(each[2 + k]), 2)] for each in vitals.seen]
+        name: [(round(each[0] - stream.began, 1), round(float(each[2 + k]), 2)) for each in seen]
         for k, name in enumerate(list(ALLOWED)[:4])
     }
-    over_time["p99 ms"] = [[at, round(p99, 2)] for at, p99 in found.p99()]
+    over_time["p99 ms"] = [(at, round(p99, 2)) for at, p99 in found.p99()]
+    trends, beside = judged(over_time, happened, last)
     decided = found.decided
     counts = {"messages": stream.sent, "decided": decided, "lost": stream.sent - decided, "repeats": found.repeats}
     said = [
@@ -249,17 +234,41 @@ def told(
         f"key's order or with another count of it; {lives} lives, {len(happened) - len(stream.rests)} faults",
         *map(str, trends),
         "not judged:",
-        *map(str, loaded),
+        *map(str, beside),
     ]
     return {
         **counts,
         "state_wrong": found.wrong,
         "faults": happened,
         "trends": written(trends),
-        "under_load": written(loaded),
+        "beside": written(beside),
         "over_time": over_time,
         "said": said,
     }
+
+
+def judged(
+    over_time: Mapping[str, Sequence[tuple[float, float]]], happened: Sequence[Mapping[str, Any]], last: float
+) -> tuple[list[Trend], list[Trend]]:
+    """What was seen over time, (seconds, value) of each, judged, and what is told beside it. happened: what, from_s, to_s;
+    last: the seconds at which the job's last life began."""
+    end = max(at for at, _ in over_time["memory MB"])
+    once = [min((each["to_s"] for each in happened if each["what"] == what), default=0.0) for what in OF_THE_BROKER]
+    start = max(last + SETTLE_SHARE * (end - last), *(to + GIVEN_BACK_SECONDS for to in once))
+    rests = [(each["from_s"], each["to_s"]) for each in happened if each["what"] == REST]
+    kept = [(begin + (1 - KEPT_SHARE) * (until - begin), until) for begin, until in rests]
+
+    def within(at: float, spans: Sequence[tuple[float, float]]) -> bool:
+        return any(a <= at <= b for a, b in spans)
+
+    def calm(name: str) -> list[tuple[float, float]]:
+        after = AFTER_SECONDS if name == "p99 ms" else GIVEN_BACK_SECONDS
+        near = [(each["from_s"] - SECONDS_A_BIN, each["to_s"] + after) for each in happened]
+        return [(at, value) for at, value in over_time[name] if at >= start and not within(at, near)]
+
+    rested = [(at, value) for at, value in over_time[AT_REST] if at >= start and within(at, kept)]
+    trends = [trend(name, rested if name == AT_REST else calm(name), *allowed) for name, allowed in ALLOWED.items()]
+    return trends, [trend(f"{AT_REST} under load", calm(AT_REST), *ALLOWED[AT_REST])]
 
 
 def written(trends: Sequence[Trend]) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ def test_what_is_kept_is_judged_in_rests_and_what_is_held_under_load_is_told() -
             found.took[second // 5] = np.eye(1, 400, 100, dtype=np.int64)[0]
         seen = told(stream, found, vitals, happened, 1, 3600)
         assert [each["name"] for each in seen["trends"] if each["grown"]] == grown
-        assert [each["name"] for each in seen["under_load"] if each["grown"]] == ["memory MB under load"]
+        assert [each["name"] for each in seen["beside"] if each["grown"]] == ["memory MB under load"]
         assert "memory MB under load" not in str(wrong(seen, "exactly_once"))
 
 
