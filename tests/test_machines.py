@@ -450,7 +450,7 @@ def test_three_machines_decide_every_event_once_whatever_becomes_of_them(scene: 
 
         scene.processes[0].kill()
         scene.processes[0].wait()
-        scene.until(lambda: "machine 0, where all meet, is gone" in scene.said(2), "nobody notices")
+        scene.until(lambda: "is gone; started again" in scene.said(2), "nobody notices")
         scene.start(0)
         scene.decides()
 

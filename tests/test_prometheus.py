@@ -109,7 +109,7 @@ def profile(folder: Path) -> None:
     matrix = np.random.default_rng(0).random((2000, 4)).astype(np.float32)
     days = np.repeat(np.arange(20), 100) * DAY_US
     folder.mkdir(parents=True)
-    build_reference(["n", COUNT, SUM, ALL], [False] * 4, matrix, matrix[:, 0], days).write(folder)
+    build_reference(["n", COUNT, SUM, ALL], [False] * 4, matrix, matrix[:, 0], days).save(folder)
 
 
 @pytest.mark.slow
