@@ -27,7 +27,10 @@ from ops.project import CHECKOUT, make
 from ops.replay import replay
 from ops.topics import counts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+OF_AN_OLDER_PYTHON = "async-timeout"
+"""Redis' client needs it before Python 3.11.3, which Debian's is."""
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
 
 DEBIAN, PACKAGES = "bookworm", "ca-certificates,python-is-python3,python3-venv"
 TORCH, PYPI = "https://download.pytorch.org/whl/cpu", "https://pypi.org/simple"
@@ -165,7 +168,9 @@ def test_each_package_is_the_pinned_one_and_in_the_bill_of_materials(image: Imag
     installed = packages(image)
     lines = (CHART.parent / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines[1:])}
-    own = {name: version.partition("+")[0] for name, version in installed.items() if name != "headrace"}
+    own = {
+        name: version.partition("+")[0] for name, version in installed.items() if name not in ("headrace", OF_AN_OLDER_PYTHON)
+    }
     assert own == {name: pins.get(name) for name in own}
     bill = json.loads(inside(image.root, SBOM).read_text())
     assert bill["bomFormat"] == "CycloneDX"
