@@ -96,6 +96,14 @@ def control_plane(folder: Path) -> Iterator[Cluster]:
             process.wait(30)
 
 
+def free_volumes(cluster: Cluster) -> None:
+    """Makes the volumes ready again whose claims are gone: there are eight, and nobody else does it here."""
+    for volume in cluster.kubectl("get", "persistentvolumes", "-o", "json")["items"]:
+        if volume["status"].get("phase") in ("Released", "Failed"):
+            name = volume["metadata"]["name"]
+            cluster.kubectl("patch", "persistentvolume", name, "--type", "merge", "--patch", '{"spec": {"claimRef": null}}')
+
+
 @contextmanager
 def namespaced(cluster: Cluster) -> Iterator[Cluster]:
     """A namespace that takes only what the pod security level "restricted" allows, and is gone afterwards."""
@@ -103,6 +111,7 @@ def namespaced(cluster: Cluster) -> Iterator[Cluster]:
     made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": levels}}
     file = cluster.folder / "namespace.json"
     file.write_text(json.dumps(made))
+    free_volumes(cluster)
     cluster.kubectl("apply", "-f", str(file))
     try:
         yield cluster
