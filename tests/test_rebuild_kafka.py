@@ -82,6 +82,7 @@ def test_a_lost_disk_is_rebuilt_with_other_workers_and_shards(
     before, after = of_topic(events), of_topic(events, shards=5)
     fill(broker.address, events, logs)
     whole = whole_of(tmp_path / "whole", after, logs)
+    assert committed(broker.address, {}, before.group, events, PARTITIONS) == {}  # and the group's coordinator is there
     sink, values = half(tmp_path, broker, before, until=900)
     store = store_of(before, values)
     safe = kept(store, "payments")
