@@ -96,12 +96,18 @@ def control_plane(folder: Path) -> Iterator[Cluster]:
             process.wait(30)
 
 
-def free_volumes(cluster: Cluster) -> None:
-    """Makes the volumes ready again whose claims are gone: there are eight, and nobody else does it here."""
-    for volume in cluster.kubectl("get", "persistentvolumes", "-o", "json")["items"]:
-        if volume["status"].get("phase") in ("Released", "Failed"):
-            name = volume["metadata"]["name"]
-            cluster.kubectl("patch", "persistentvolume", name, "--type", "merge", "--patch", '{"spec": {"claimRef": null}}')
+def more_volumes(cluster: Cluster, count: int = 16) -> None:
+    """Adds ready volumes: there are eight, which nobody makes ready again when their claims are gone."""
+    (like, *_) = cluster.kubectl("get", "persistentvolumes", "pv-0", "pv-1", "-o", "json")["items"]
+    kept = {
+        name: like["spec"][name] for name in ("accessModes", "capacity", "storageClassName", "persistentVolumeReclaimPolicy")
+    }
+    for number in range(count):
+        name = f"more-{number}"
+        made = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}}
+        file = cluster.folder / f"{name}.json"
+        file.write_text(json.dumps(made | {"spec": kept | {"hostPath": {"path": f"/tmp/{name}"}}}))
+        cluster.kubectl("apply", "-f", str(file))
 
 
 @contextmanager
@@ -111,7 +117,6 @@ def namespaced(cluster: Cluster) -> Iterator[Cluster]:
     made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": levels}}
     file = cluster.folder / "namespace.json"
     file.write_text(json.dumps(made))
-    free_volumes(cluster)
     cluster.kubectl("apply", "-f", str(file))
     try:
         yield cluster

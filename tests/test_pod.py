@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from control_plane import NAMESPACE, Cluster, namespaced
+from control_plane import NAMESPACE, Cluster, more_volumes, namespaced
 from kubelet import Api, Kubelet, Pod
 
 from bench.brokers import Served, counting
@@ -43,6 +43,7 @@ job = replace(before, features=[*before.features[:2], Window("shared", "n", over
 @contextmanager
 def played(cluster: Cluster, folder: Path) -> Iterator[Kubelet]:
     """A kubelet in the place of the one that only says that pods run."""
+    more_volumes(cluster)
     players = [each for each in psutil.Process(cluster.process).children() if each.name() == "kwok"]
     assert players
     port = free_port()
