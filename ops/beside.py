@@ -55,5 +55,10 @@ def answer(server: Server) -> None:
     """What such a process does: an empty line says that it answers, which it does until standard input ends."""
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(flush=True)
+    until_parent_ends()
+
+
+def until_parent_ends() -> None:
+    """Waits until standard input ends, which is when the process that started this one is gone, or has let go of it."""
     while os.read(0, 1024):
         continue

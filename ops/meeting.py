@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ops.beside import beside
+from ops.beside import beside, until_parent_ends
 from ops.server import at
 from streams.machines import Part, Plan, agreed
 from streams.store import RecoveryError
@@ -296,13 +296,8 @@ async def received(host: str, port: int) -> None:
     server = await asyncio.start_server(Meeting().receive, host, port, limit=LINE_BYTES)
     print(flush=True)
     async with server:
-        await asyncio.to_thread(_parent_gone)
+        await asyncio.to_thread(until_parent_ends)
     os._exit(0)
-
-
-def _parent_gone() -> None:
-    while os.read(0, 1024):
-        continue
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from streams.rebuild import SECOND, Timeline, resume
 from streams.settings import JobSettings
 from streams.sound import elsewhere
 from streams.source import topic_partitions
-from streams.start import START, RecoveryError, Start, check, made_for, store_of
+from streams.start import START, RecoveryError, Start, check, made_for, put_in_place, store_of
 from streams.store_writer import taken_up
 
 CHOICES = "--from earliest, --from latest or --from TIME (an event's, as in 2026-01-31T08:00)"
@@ -127,16 +127,11 @@ def place(timeline: Timeline, partition: int, begin: str) -> int:
 
 def begin_at(store: Path, start: Start) -> None:
     """A store without state that begins at `start`; the one that was there is kept as NAME.old, if it ever was of use."""
-    new, old = store.with_name(f"{store.name}.new"), store.with_name(f"{store.name}.old")
+    new = store.with_name(f"{store.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     start.save(new)
-    if made_for(store) is not None:
-        shutil.rmtree(old, ignore_errors=True)
-        store.rename(old)
-    elif store.exists():
-        shutil.rmtree(store)
-    new.rename(store)
+    put_in_place(new, store)
 
 
 def unfinished(store: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 from prometheus_client import CollectorRegistry, Gauge
 
+from ops.beside import until_parent_ends
 from ops.errors import FAILED, hush, report
 from ops.faults import killed_at
 from ops.logs import say, speak
@@ -95,8 +96,7 @@ def leave_with_parent() -> None:
     """Ends this process when standard input ends, which is when the process that started it is gone."""
 
     def watch() -> None:
-        while os.read(0, 1024):
-            continue
+        until_parent_ends()
         os._exit(FAILED)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -106,6 +106,13 @@ class Job:
     news_read: int = field(default=0, init=False)
     _references: dict[str, Reference] = field(default_factory=dict, init=False)
 
+    @property
+    def workers_here(self) -> range:
+        """The numbers of the workers that are on this machine; the first of them does what is done once on each."""
+        each = self.workers // self.settings.machines
+        first = self.settings.machine * each
+        return range(first, first + each)
+
     @cached_property
     def meters(self) -> Meters:
         budget = self.pipeline.budget
@@ -273,9 +280,7 @@ class Job:
         """Where the record of this worker's decisions is written."""
         said = self.pipeline.record or Record()
         folder = said.folder(self.settings.home, self.pipeline.name)
-        each = self.workers // self.settings.machines
-        first = self.settings.machine * each
-        adopt(folder, self.worker, range(first, first + each), shaped)
+        adopt(folder, self.worker, self.workers_here, shaped)
         chain, size = folder / f"worker-{self.worker}", int(said.megabytes * 1e6)
         journal = Journal(
             chain,
@@ -298,7 +303,7 @@ class Job:
     def shadowing(self) -> Shadowing:
         """What hands decided batches to a shadow, where there is one."""
         folder, model = shadow_folder(self.settings.home / "models", self.pipeline.name), self.pipeline.model.name
-        if self.worker % (self.workers // self.settings.machines) == 0:  # the first of this machine
+        if self.worker == self.workers_here.start:
             self.meters.shadow(lambda: Compared.read(folder))
         policy, features = self.deciding.policy, self.pipeline.feature_names(self.stored.names if self.stored else ())
         read = {name for condition in (policy.conditions if policy else ()) for name in condition.names} - {SCORE}

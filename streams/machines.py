@@ -17,7 +17,7 @@ from models.files import write_whole
 from streams.positions import forget
 from streams.shards import FIRST_EPOCH
 from streams.sound import ELSEWHERE, sound
-from streams.start import MADE, START, RecoveryError, Start, differences, made_for
+from streams.start import MADE, START, RecoveryError, Start, differences, made_for, put_in_place
 from streams.store import SUFFIX, Store, progress_of
 
 LINEAGE = "lineage"
@@ -126,7 +126,7 @@ def lineage_of(folder: Path) -> str:
 
 def make(folder: Path, plan: Plan, machine: int, needs: Mapping[str, Any]) -> None:
     """The machine's part of a new store: its own partition of as many as there are machines."""
-    new, unused = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.unused")
+    new = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     init_db_dir(new, plan.machines)
@@ -138,9 +138,4 @@ def make(folder: Path, plan: Plan, machine: int, needs: Mapping[str, Any]) -> No
     (new / LINEAGE).write_text(plan.lineage)
     (new / ELSEWHERE).write_text(json.dumps([number for number in range(plan.machines) if number != machine]))
     write_whole(new / MADE, json.dumps(needs))
-    if folder.exists():
-        aside = unused if made_for(folder) is None else folder.with_name(f"{folder.name}.old")
-        shutil.rmtree(aside, ignore_errors=True)
-        folder.rename(aside)
-    new.rename(folder)
-    shutil.rmtree(unused, ignore_errors=True)
+    put_in_place(new, folder)

@@ -71,7 +71,7 @@ def run(
     try:
         with ExitStack() as around:
             around.enter_context(tidying())
-            if folder and worker % (workers // settings.machines) == 0:  # the first of this machine
+            if folder and worker == job.workers_here.start:
                 around.enter_context(checkpointing(folder))
             if settings.model_look_seconds:
                 around.enter_context(closing(Swapping(job, rehearsed)))

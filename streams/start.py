@@ -5,6 +5,7 @@ where the job did not simply begin at the beginning of its topic.
 """
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -119,6 +120,17 @@ def made_for(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, TypeError):
         return {}
+
+
+def put_in_place(new: Path, folder: Path) -> None:
+    """A new store takes the place of what is in a folder, which is kept as NAME.old if it ever was of use."""
+    unused = folder.with_name(f"{folder.name}.unused")
+    if folder.exists():
+        aside = unused if made_for(folder) is None else folder.with_name(f"{folder.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    new.rename(folder)
+    shutil.rmtree(unused, ignore_errors=True)
 
 
 def differences(got: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, str]:

@@ -114,6 +114,17 @@ class Scene:
         logs = sorted(self.kubelet.folder.glob("pod-*.log"), key=lambda log: log.stat().st_mtime)
         return "\n".join(log.read_text() for log in logs)
 
+    def uninstall(self) -> None:
+        self.cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+
+    def all_is_decided(self) -> None:
+        """Waits until what was sent is decided, and looks whether it was right, with the release gone."""
+        found, stream = self.found, self.found.stream
+        with counting(self.stand.served, self.stand.load.target) as count:
+            self.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")
+        self.uninstall()
+        assert (found.decided, found.wrong) == (stream.sent, 0)
+
     def decides(self) -> None:
         """Waits until what comes from now on is decided."""
         sent = self.found.stream.sent
@@ -179,10 +190,7 @@ def test_every_event_is_decided_whatever_becomes_of_the_pod(scene: Scene) -> Non
         scene.helm("upgrade", workers=2, rebuild=True)
         scene.decides()
         assert not kubelet.failed
-    with counting(served, scene.stand.load.target) as count:
-        scene.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")
-    cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
-    assert (found.decided, found.wrong) == (stream.sent, 0)
+    scene.all_is_decided()
 
 
 def test_an_upgrade_that_cannot_go_on_with_the_state_is_refused_and_the_job_goes_on(
@@ -217,10 +225,7 @@ def test_an_upgrade_that_cannot_go_on_with_the_state_is_refused_and_the_job_goes
         scene.decides()
         assert scene.pod() is not pod
         assert not kubelet.failed
-    with counting(served, scene.stand.load.target) as count:
-        scene.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")
-    cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
-    assert (found.decided, found.wrong) == (stream.sent, 0)
+    scene.all_is_decided()
 
 
 THREE: dict[str, Any] = {"pods": 3, "workers": 1, "cluster": {"port": 19_470}}
@@ -265,10 +270,7 @@ def test_several_pods_decide_every_event_whatever_becomes_of_them(scene: Scene) 
         scene.helm("upgrade", **two, rebuild=True)
         scene.decides()
         assert not kubelet.failed
-    with counting(served, scene.stand.load.target) as count:
-        scene.until(lambda: found.decided == stream.sent, f"{found.decided} of {stream.sent} are decided, {count()} written")
-    cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
-    assert (found.decided, found.wrong) == (stream.sent, 0)
+    scene.all_is_decided()
 
 
 def planted(folder: Path, right: str, wrong: str) -> Path:
@@ -289,7 +291,7 @@ def test_pods_that_are_started_one_after_the_other_fail(scene: Scene, tmp_path: 
         scene.until(lambda: "machine 0 of 3 waits for the others" in scene.said(), "it does not start")
         time.sleep(10)
     assert (len(scene.pods()), scene.found.decided) == (1, 0), "the first waits for the others, which wait for it to be ready"
-    scene.cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+    scene.uninstall()
 
 
 def test_half_of_the_pods_with_another_version_fail(scene: Scene, tmp_path: Path) -> None:
@@ -306,7 +308,7 @@ def test_half_of_the_pods_with_another_version_fail(scene: Scene, tmp_path: Path
         decided = scene.found.decided
         time.sleep(10)
     assert scene.found.decided == decided, "two versions work together"
-    scene.cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+    scene.uninstall()
 
 
 def test_health_that_is_on_the_loopback_alone_fails(scene: Scene, tmp_path: Path) -> None:
@@ -318,4 +320,4 @@ def test_health_that_is_on_the_loopback_alone_fails(scene: Scene, tmp_path: Path
     time.sleep(10)
     pod = scene.pod()
     assert (pod.started, pod.ready) == (False, False), "it could decide, and nobody could tell"
-    scene.cluster.helm("uninstall", "pod", "--wait", "--cascade", "foreground", "--timeout", "2m")
+    scene.uninstall()

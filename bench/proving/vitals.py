@@ -21,10 +21,6 @@ class Vitals:
 
     seen: list[tuple[float, int, float, int, int, float]] = field(default_factory=list)
 
-    def of_life(self, life: int, column: int, start: float) -> list[tuple[float, float]]:
-        """(seconds, value) of a life from a moment on; column: as in `seen`."""
-        return [(each[0], float(each[column])) for each in self.seen if each[1] == life and each[0] >= start]
-
 
 @contextmanager
 def watched(pid: Callable[[], tuple[int, int]], store: Path) -> Iterator[Vitals]:
