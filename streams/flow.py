@@ -170,7 +170,7 @@ def build(job: Job) -> Dataflow:
         return []
 
     def gather(resume: dict[str, Any] | None) -> Gather:
-        return Gather(pipeline.groups, resume, job.beginning.undecided, job.kept)
+        return Gather(pipeline.groups, resume, job.beginning.undecided, job.kept, gate.closing)
 
     def begin_flush() -> None:
         if pipeline.record:

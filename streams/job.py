@@ -37,6 +37,7 @@ from sinks.records import shaped
 from sinks.staged import Log
 from sinks.transactions import KafkaLane, progress_topic
 from streams.budget import Pace
+from streams.closing import Closing
 from streams.decide import Deciding, Names, Work
 from streams.decode import PROVENANCE, Decoder
 from streams.inputs import fits
@@ -135,10 +136,11 @@ class Job:
     def gate(self) -> Gate:
         """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them. With
         several workers others' rows come to this one meanwhile, and none waits either."""
+        closing = Closing(self.settings.epoch_seconds, self.workers)
         if self.order == "event":
-            return Gate(0, moved=self.moved)
+            return Gate(0, moved=self.moved, closing=closing)
         patience = WAIT_SECONDS if self.workers == 1 else 0.0
-        return Gate(self.workers, patience, self.pace.rows if self.pace else lambda: ALL, self.moved)
+        return Gate(self.workers, patience, self.pace.rows if self.pace else lambda: ALL, self.moved, closing)
 
     @cached_property
     def pace(self) -> Pace | None:

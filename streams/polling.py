@@ -12,6 +12,7 @@ import pyarrow as pa
 from bytewax.inputs import StatefulSourcePartition
 from confluent_kafka import Message
 
+from streams.closing import Closing
 from streams.routing import shard_number
 from streams.shards import FIRST_EPOCH, page_of
 from streams.trail import ALL, Trail
@@ -55,13 +56,16 @@ class Gate:
         patience: float = 0.0,
         rows: Callable[[], int] = lambda: ALL,
         moved: Callable[[], None] = lambda: None,
+        closing: Closing | None = None,
     ) -> None:
         """most: batches on their way at which no new round begins; 0: never waits. patience: the seconds that a poll may wait
         for messages, for a worker that nobody waits for meanwhile. rows: asked at each round how many it may take. moved: told
-        of each round that begins: the worker moves, or has nothing to do.
+        of each round that begins: the worker moves, or has nothing to do. closing: told which partitions wait for an epoch to
+        be closed.
         """
         self.partitions, self.home = 0, ""
         """How many poll by it, and the first of them."""
+        self.closing = closing or Closing(0.0, workers=1)
         self._rows, self._moved = rows, moved
         self._left, self._to_poll, self._busy, self._had = ALL, 0, 0, 0
         self.patience = patience
@@ -233,6 +237,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
                 self.publish(self._safe, leaving)
 
     def next_batch(self) -> list[tuple[str, Polled]]:
+        self._gate.closing.goes_on(self._name)
         self._durable()
         self._waits = self._idle = False
         self._waited_from = None
@@ -244,6 +249,7 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
                 self._beginning.reading.discard(self._number)
                 self._beginning.lags.pop(self._number, None)
                 self._gate.partitions -= 1
+                self._gate.closing.left(self._name)
                 raise StopIteration
             return []
         most = ALL if self._trail is None else self._trail.most(self._number, self._begins_epoch)
@@ -297,4 +303,5 @@ class Partition(StatefulSourcePartition[tuple[str, Polled], int]):
         self._snapshots += 1
         self._begins_epoch = True
         self._snapshotted = self._position
+        self._gate.closing.ended(self._name)
         return self._position
