@@ -112,9 +112,10 @@ def top(stand: Stand, workers: int) -> float:
     return rate
 
 
-def topics(served: Served, stand: Stand) -> None:
-    """The job's topics, whose messages are deleted once they are old."""
-    make(served, [stand.load.source, stand.load.target], PARTITIONS, more=SEGMENTS)
+def topics(served: Served, stand: Stand, appended: bool = False) -> None:
+    """The job's topics, whose messages are deleted once they are old. appended: decisions get the broker's time."""
+    make(served, [stand.load.source], PARTITIONS, more=SEGMENTS)
+    make(served, [stand.load.target], PARTITIONS, appended, more=SEGMENTS)
     make(served, [stand.load.letters], 1)
 
 

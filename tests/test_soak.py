@@ -24,14 +24,15 @@ def decision(partition: int, n: int, count: int) -> bytes:
 
 def test_decisions_are_counted_as_they_come() -> None:
     counted = Counted(Stream("soak", 300.0, began=100.0))
-    counted.add([decision(p, n, 0) for p in range(3) for n in range(100)], now=101.0)
+    counted.add([decision(p, n, 0) for p in range(3) for n in range(100)], [101.0] * 300)
     assert (counted.decided, counted.decisions, counted.repeats, counted.wrong) == (300, 300, 0, 0)
-    counted.add([decision(1, 7, 0), decision(1, KEYS + 7, 1), decision(2, KEYS + 8, 2)], now=300.0)
+    counted.add([decision(1, 7, 0), decision(1, KEYS + 7, 1), decision(2, KEYS + 8, 2)], [300.0] * 3)
     assert (counted.decided, counted.decisions, counted.repeats, counted.wrong) == (302, 303, 1, 1)
-    counted.add([decision(0, 2 * KEYS + 5, 2), decision(0, KEYS + 5, 1)], now=301.0)
+    counted.add([decision(0, 2 * KEYS + 5, 2), decision(0, KEYS + 5, 1)], [301.0, 300.25])
     assert (counted.repeats, counted.wrong) == (1, 2), "out of its key's order"
     assert counted.versions == {1: 304}
-    assert counted.gaps == {0: 0.0, 40: 199.0}
+    gaps = [counted.longest_gap(*each) for each in ((0, 200), (0, 202), (150, 300), (200.5, 200.75))]
+    assert gaps == [199, 199, 99, 0.25]
 
 
 @pytest.mark.parametrize("n", [0, KEYS - 1, KEYS + 3, 7 * KEYS, 9 * KEYS + 11, 40 * KEYS + 17_000])
@@ -46,7 +47,7 @@ def test_p99_is_of_the_time_that_messages_were_due() -> None:
     counted = Counted(Stream("soak", 300.0, began=100.0))
     for n in range(1_000):
         due = counted.stream.due(0, n)
-        counted.add([decision(0, n, 0)], due + (0.05 if n < 500 else 0.8))
+        counted.add([decision(0, n, 0)], [due + (0.05 if n < 500 else 0.8)])
     (first, fast), (second, slow) = counted.p99()
     assert (first, second) == (0, 5)
     assert fast == pytest.approx(50, rel=0.06)

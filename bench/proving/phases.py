@@ -51,7 +51,7 @@ def at_half(name: str, options: argparse.Namespace) -> Iterator[tuple[Stand, Pat
             rate = top(Stand.made(broker.served, Path(folder), "top", "", {}), options.workers) / 2
             say(f"half of the highest rate: {rate:,.0f} messages/s")
         stand = Stand.made(broker.served, Path(folder), name, "", {"model_look_seconds": 1})
-        topics(broker.served, stand)
+        topics(broker.served, stand, appended=True)
         yield stand, Path(folder), rate
 
 
@@ -70,7 +70,7 @@ def told(
 def phased(stand: Stand, rate: float, workers: int, turns: int, seconds: float, every: float, kinds: Sequence[Kind]) -> Seen:
     """The job under a load of `rate` messages a second: `turns` times a phase of so many seconds of each kind."""
     stream = Stream(stand.load.name, rate)
-    with counted(stand.served.address, stream) as found, living(stand, workers, stand.load.name) as life:
+    with counted(stand.served.address, stream, appended=True) as found, living(stand, workers, stand.load.name) as life:
         up(life)
         phases: list[tuple[str, float, float]] = []
         with streaming(stand.served.address, stream):
@@ -111,7 +111,7 @@ def quantiles(seen: Seen, shares: Mapping[str, float]) -> dict[str, dict[str, li
         of = by_kind.setdefault(kind, {name: [] for name in [*shares, "longest gap"]})
         for name, share in shares.items():
             of[name].append(quantile(counts, share))
-        of["longest gap"].append(max(found.gaps.get(window, SECONDS_A_BIN) for window in windows) * 1000)
+        of["longest gap"].append(found.longest_gap(start, until) * 1000)
     return by_kind
 
 

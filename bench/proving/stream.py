@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    TIMESTAMP_LOG_APPEND_TIME,
+    Consumer,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 
 from bench.proving.job import COUNT, event
 from bench.proving.load import PARTITIONS
@@ -114,7 +122,7 @@ class Counted:
     of their key or know another count of it, and how long they took, by window of SECONDS_A_BIN of the time they were due (bins
     that grow by FACTOR from FIRST_MS on).
 
-    gaps: the longest time without any, by window of the time when it ended. versions: how many are of which version of the
+    came: for each millisecond since the stream began whether one came in it. versions: how many are of which version of the
     model.
     """
 
@@ -125,19 +133,19 @@ class Counted:
     repeats: int = 0
     wrong: int = 0
     took: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
-    gaps: dict[int, float] = field(default_factory=dict)
+    came: bytearray = field(default_factory=bytearray)
     versions: dict[int, int] = field(default_factory=dict)
-    last: float = 0.0
 
-    def add(self, values: Sequence[bytes], now: float) -> None:
-        """Counts decisions that were seen at a moment, monotonic seconds."""
+    def add(self, values: Sequence[bytes], moments: Sequence[float]) -> None:
+        """Counts decisions that came at these moments, monotonic seconds."""
         skip = len(f"{self.stream.name}/{self.stream.name}-in/")
-        if values:
-            window = int((now - self.stream.began) / SECONDS_A_BIN)
-            self.gaps[window] = max(self.gaps.get(window, 0.0), now - (self.last or now))
-            self.last = now
+        for moment in set(moments):
+            at = max(0, int((moment - self.stream.began) * 1000))
+            if at >= len(self.came):
+                self.came.extend(bytes(at + 1 - len(self.came) + 100_000))
+            self.came[at] = 1
         late: dict[int, list[float]] = {}
-        for value in values:
+        for value, now in zip(values, moments, strict=True):
             decision = orjson.loads(value)
             place = decision["decision_id"][skip:].split("/")
             partition, n = int(place[0]), int(place[1])
@@ -166,6 +174,12 @@ class Counted:
         """How many messages have a decision."""
         return sum(times.count(1) for times in self.times)
 
+    def longest_gap(self, start: float, until: float) -> float:
+        """The longest time without any between two moments, all in seconds since the stream began."""
+        first, end = int(start * 1000), int(until * 1000)
+        (came,) = np.nonzero(np.frombuffer(self.came, np.uint8)[first:end])
+        return float(np.diff([0, *came, end - first]).max()) / 1000
+
     def p99(self) -> list[tuple[float, float]]:
         """(seconds since the start, p99 in ms) of each window."""
         return [(window * SECONDS_A_BIN, quantile(counts, 0.99)) for window, counts in sorted(self.took.items())]
@@ -184,9 +198,11 @@ def quantile(counts: npt.NDArray[np.int64], share: float) -> float:
 
 
 @contextmanager
-def counted(brokers: str, stream: Stream) -> Iterator[Counted]:
+def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Counted]:
     """Counts what a consumer with read_committed sees while this lasts. Raises what the client raised.
 
+    A decision came when it was seen or, where `appended`, when the broker appended it, which its topic has to say: nobody has to
+    wait for this process then, which counts and sends the load.
     What is loaded by then is left out of garbage collection: with a model registry's library among it one takes a quarter of a
     second, in which nothing is counted.
     """
@@ -204,10 +220,22 @@ def counted(brokers: str, stream: Stream) -> Iterator[Counted]:
     consumer.assign([TopicPartition(f"{stream.name}-out", number, OFFSET_BEGINNING) for number in range(PARTITIONS)])
     found, ended, failed = Counted(stream), threading.Event(), list[BaseException]()
 
+    offset = time.time() - time.monotonic()
+
+    def came(message: Message, now: float) -> float:
+        if not appended:
+            return now
+        kind, milliseconds = message.timestamp()
+        if kind != TIMESTAMP_LOG_APPEND_TIME:
+            raise ValueError(f"{message.topic()} does not say when its messages were appended")
+        return float(milliseconds / 1000 - offset)
+
     def count() -> None:
         while not ended.is_set():
             messages = consumer.consume(10_000, 0.01)
-            found.add([message.value() or b"" for message in messages if message.error() is None], time.monotonic())
+            messages = [message for message in messages if message.error() is None]
+            now = time.monotonic()
+            found.add([message.value() or b"" for message in messages], [came(message, now) for message in messages])
 
     def kept() -> None:
         try:
