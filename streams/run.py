@@ -63,7 +63,7 @@ def run(
     rehearsed = rehearse(job)
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not walk through a million objects of libraries again and again
-    folder = recovery_folder(pipeline, settings, worker) if settings.recovery else None
+    folder = recovery_folder(pipeline, settings, worker, workers) if settings.recovery else None
     recovery = RecoveryConfig(str(folder)) if folder else None
     epoch = timedelta(seconds=settings.epoch_seconds)
     flow = build(job)
@@ -125,8 +125,9 @@ def innermost(error: BaseException) -> BaseException:
     return error
 
 
-def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, wait: float = 30.0) -> Path:
-    """The recovery store of a pipeline; worker 0 makes it, the others wait for it.
+def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, workers: int = 1, wait: float = 30.0) -> Path:
+    """The recovery store of a pipeline; worker 0 makes it, the others wait for it. A new one has as many partitions as workers,
+    if the settings do not say how many: each worker then writes one, and reads one when the job starts again.
 
     Raises TimeoutError after `wait` seconds.
     """
@@ -140,7 +141,7 @@ def recovery_folder(pipeline: Pipeline, settings: JobSettings, worker: int = 0, 
         making = folder / "making"
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir()
-        init_db_dir(making, max(1, settings.recovery_partitions))
+        init_db_dir(making, settings.recovery_partitions or workers)
         for file in making.iterdir():
             file.rename(folder / file.name)  # whole, whenever it is killed
         making.rmdir()

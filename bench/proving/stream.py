@@ -201,8 +201,9 @@ def quantile(counts: npt.NDArray[np.int64], share: float) -> float:
 def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Counted]:
     """Counts what a consumer with read_committed sees while this lasts. Raises what the client raised.
 
-    A decision came when it was seen or, where `appended`, when the broker appended it, which its topic has to say: nobody has to
-    wait for this process then, which counts and sends the load.
+    A decision came when it was seen or, where `appended`, when the broker appended it, which its topic has to say: no decision
+    waits for this process then, which counts and sends the load.
+
     What is loaded by then is left out of garbage collection: with a model registry's library among it one takes a quarter of a
     second, in which nothing is counted.
     """
