@@ -34,7 +34,7 @@ class JobSettings(BaseSettings):
     workers: int = Field(1, ge=1, le=64, description="processes on this machine")
     epoch_seconds: float = Field(0.25, gt=0, le=60, description="time between two snapshots")
     recovery: bool = Field(True, description="keep positions and state in home/recovery/PIPELINE")
-    recovery_partitions: int = Field(0, ge=0, le=64, description="files of the recovery store; 0: as it has, new: one per worker")
+    recovery_partitions: int = Field(0, ge=0, le=64, description="files of the recovery store; 0: as it has; new: one a worker")
     restart_deaths: int = Field(
         10, ge=0, description="with --restart: after how many deaths within restart_seconds it gives up"
     )
