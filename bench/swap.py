@@ -5,9 +5,9 @@ python -m bench.swap --rate 5000 --seconds 60 --json swap.json
 
 One job on an Apache Kafka decides at half of its highest rate, which is measured first. Phases without and with swaps take
 turns: in these another version is made champion every five seconds, and the job finds it by itself. The versions have other
-weights or other inputs, and one is a table of 80 MB. Latency is from when a message was due to when its decision was read; the
-longest gap is that between any two decisions. Exit code 1 if a message is lost, doubled, or decided by a version that never
-was champion, or if p99.9 or the longest gap is more than 10 ms over that of the phases without.
+weights or other inputs, and one is a table of 80 MB. Latency is from when a message was due to when the broker appended its
+decision; the longest gap is that between any two decisions. Exit code 1 if a message is lost, doubled, or decided by a version
+that never was champion, or if p99.9 or the longest gap is more than 10 ms over that of the phases without.
 """
 
 import argparse

@@ -16,7 +16,6 @@ hear of each epoch once, by a Wake of one of their pages, which makes Bytewax ta
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
@@ -27,7 +26,6 @@ from bytewax.operators import StatefulBatchLogic
 
 from features.memo import Memo
 from features.streaming import Cut, Cutter, Group
-from streams.closing import Closing
 from streams.meters import Meters
 from streams.ordering import NEVER, Held
 from streams.replays import ORIGINAL
@@ -270,7 +268,7 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
 
     Where an entity of a row is null its features stay null. undecided: where a snapshot writes what the partition's first
     waiting batch is, if one waits. kept: the columns that are needed of an event; RecoveryError is raised where rows that wait
-    in a snapshot lack one. closing: by which this step, which is on the worker of the partitions, sleeps (streams/closing.py).
+    in a snapshot lack one.
     """
 
     def __init__(
@@ -279,7 +277,6 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
         resume: dict[str, Any] | None,
         undecided: dict[int, int] | None = None,
         kept: Sequence[str] = (),
-        closing: Closing | None = None,
     ) -> None:
         edges = np.cumsum([0, *(len(group.names) for group in groups)]).tolist()
         self._features = edges[-1]
@@ -287,7 +284,6 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
         self._waiting: dict[int, _Waiting] = {}
         self._early: list[Part] = []
         self._undecided = {} if undecided is None else undecided
-        self._closing = closing or Closing(0.0, workers=1)
         self._partition = -1
         if resume:
             for sequence, packed, missing, begins, values in checked(resume)["waiting"]:
@@ -318,13 +314,6 @@ class Gather(StatefulBatchLogic[Base | Part, Gathered, dict[str, Any]]):
             waiting = self._waiting.pop(sequence)
             out.append(Gathered(waiting.batch, waiting.values, waiting.hashes, waiting.begins, waiting.polled))
         return out, StatefulBatchLogic.RETAIN
-
-    def notify_at(self) -> datetime | None:
-        return self._closing.next()
-
-    def on_notify(self) -> tuple[list[Gathered], bool]:
-        self._closing.rest()
-        return [], StatefulBatchLogic.RETAIN
 
     def snapshot(self) -> dict[str, Any]:
         if self._early:

@@ -14,6 +14,7 @@ from features.expressions import mask
 from features.memo import Memo, microseconds
 from models.policy import Coded
 from sinks.messages import Encoder, Messages, encode_dead, encode_drift
+from streams.closing import Rest
 from streams.decide import Work, answers, together
 from streams.drift import DriftCounter, DriftJudge, Partial, Sample
 from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut, wakes
@@ -48,6 +49,10 @@ def build(job: Job) -> Dataflow:
         if job.order == "event":
             return partition, rows.column("_offset")[0].as_py() if rows.num_rows else -1
         return gate.home, next(numbers)
+
+    def begun(polls: list[tuple[str, Polled]]) -> list[tuple[str, None]]:
+        """For the step that sleeps, once an epoch."""
+        return [(gate.home, None)] if any(polled.page >= 0 for _, polled in polls) else []
 
     def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
         return [made for near in rounds(polls, apart=job.order == "event") for made in _decode(near)]
@@ -170,7 +175,7 @@ def build(job: Job) -> Dataflow:
         return []
 
     def gather(resume: dict[str, Any] | None) -> Gather:
-        return Gather(pipeline.groups, resume, job.beginning.undecided, job.kept, gate.closing)
+        return Gather(pipeline.groups, resume, job.beginning.undecided, job.kept)
 
     def begin_flush() -> None:
         if pipeline.record:
@@ -182,6 +187,8 @@ def build(job: Job) -> Dataflow:
 
     flow = Dataflow(pipeline.name)
     polled = op.input("event", flow, job.events)
+    if job.workers > 1:
+        op.stateful_batch("rest", op.flat_map_batch("begun", polled, begun), lambda resume: Rest(gate.closing))
     decoded = op.branch("decoded", op.flat_map_batch("decode", polled, decode), lambda item: not isinstance(item[1], Messages))
     fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
     parts = op.stateful_batch("features", fanned.trues, shard)

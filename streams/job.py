@@ -136,7 +136,7 @@ class Job:
     def gate(self) -> Gate:
         """What the source waits for; in event order rows wait for other partitions' and no poll may wait for them. With
         several workers others' rows come to this one meanwhile, and none waits either."""
-        closing = Closing(self.settings.epoch_seconds, self.workers)
+        closing = Closing(self.settings.epoch_seconds)
         if self.order == "event":
             return Gate(0, moved=self.moved, closing=closing)
         patience = WAIT_SECONDS if self.workers == 1 else 0.0

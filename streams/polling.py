@@ -65,7 +65,7 @@ class Gate:
         """
         self.partitions, self.home = 0, ""
         """How many poll by it, and the first of them."""
-        self.closing = closing or Closing(0.0, workers=1)
+        self.closing = closing or Closing(0.0)
         self._rows, self._moved = rows, moved
         self._left, self._to_poll, self._busy, self._had = ALL, 0, 0, 0
         self.patience = patience

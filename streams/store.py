@@ -8,12 +8,14 @@ import io
 import os
 import pickle
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SUFFIX = ".sqlite3"
+OPENED_TIMES = 50
 DAMAGED = (
     pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError
 )  # fmt: skip
@@ -109,8 +111,9 @@ class _Plain(pickle.Unpickler):
 class Store:
     """A store that is read, as of when it was opened: a job may write on meanwhile, and is not held up. Close it.
 
-    Raises RecoveryError, which names the file, for one that is no store, is damaged, or has no partitions; those that are
-    missing are in `missing`. more: further folders with partitions of it.
+    Raises RecoveryError, which names the file, for one that is no store, is damaged, has no partitions, or of which no epoch
+    lasts as long as its files take to open; those that are missing are in `missing`. more: further folders with partitions
+    of it.
     """
 
     def __init__(self, folder: Path, *more: Path) -> None:
@@ -121,6 +124,7 @@ class Store:
         try:
             for file in self.files:
                 self._opened(file)
+            self._as_of_one_epoch()
             self.progress = progress_of(self.executions(), self.fronts())
         except BaseException:
             self.close()
@@ -186,7 +190,6 @@ class Store:
         how = "immutable=1" if alone else "mode=ro"  # whoever reads beside a writer leaves a mark in the folder
         connection = sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
         self._open.append(connection)
-        self._rows(file, connection, "BEGIN", ())
         rows = self._rows(file, connection, "SELECT part_index, part_count FROM parts", ())
         if len(rows) != 1:
             raise RecoveryError(f"recovery store {self.folder}: {file.name}: expected one partition, got {len(rows)}")
@@ -200,6 +203,20 @@ class Store:
                 both = f"{other.path.name} and {file.name} are both partition {part.index}"
                 raise RecoveryError(f"recovery store {self.folder}: {both}")
         self.parts.append(part)
+
+    def _as_of_one_epoch(self) -> None:
+        """From here on each file is seen as it is now, when no epoch ends: one that ended between two files would have deleted
+        from the second what the first says is needed."""
+        for attempt in range(OPENED_TIMES):
+            before = self.fronts(), self.executions()
+            for part, connection in zip(self.parts, self._open, strict=True):
+                self._rows(part.path, connection, "BEGIN", ())
+            if (self.fronts(), self.executions()) == before:
+                return
+            for part, connection in zip(self.parts, self._open, strict=True):
+                self._rows(part.path, connection, "ROLLBACK", ())
+            time.sleep(0.001 * attempt)
+        raise RecoveryError(f"recovery store {self.folder}: epochs end faster than its files can be opened")
 
     def executions(self) -> list[tuple[int, int, int]]:
         """Number, workers and first epoch of each execution that the partitions here know of."""

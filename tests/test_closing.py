@@ -12,7 +12,7 @@ from test_rebuild import champion_of, quick, spread
 
 from ops.broker import free_port
 from sinks.memory import MemorySink
-from streams.closing import NOTHING_SECONDS, REST_SECONDS, SOON, Closing
+from streams.closing import NOTHING_SECONDS, REST_SECONDS, SOON, Closing, Rest
 from streams.run import run
 from streams.source import MemorySource
 
@@ -27,13 +27,13 @@ class World:
         self.now, self.worked = BEGAN, 0.0
         self.slept: list[float] = []
 
-    def closing(self, workers: int) -> Closing:
-        return Closing(EPOCH, workers, self.slept.append, lambda: self.worked, lambda: self.now)
+    def closing(self) -> Closing:
+        return Closing(EPOCH, self.slept.append, lambda: self.worked, lambda: self.now)
 
 
 def test_it_sleeps_while_all_partitions_wait_and_nothing_is_done() -> None:
     world = World()
-    closing = world.closing(2)
+    closing = world.closing()
     for partition in ("a", "b"):
         closing.goes_on(partition)
     closing.rest()
@@ -46,7 +46,7 @@ def test_it_sleeps_while_all_partitions_wait_and_nothing_is_done() -> None:
         closing.rest()
     assert world.slept == [REST_SECONDS] * 3
     world.now += timedelta(seconds=1)
-    assert closing.next() == BEGAN  # past: at once
+    assert closing.next_rest() == BEGAN  # past: at once
     closing.goes_on("a")
     closing.rest()
     assert len(world.slept) == 3
@@ -54,19 +54,19 @@ def test_it_sleeps_while_all_partitions_wait_and_nothing_is_done() -> None:
 
 def test_it_asks_again_when_the_next_epoch_should_end_and_soon_after_until_it_does() -> None:
     world = World()
-    closing = world.closing(3)
+    closing = world.closing()
     closing.goes_on("a")
     closing.ended("a")
     closing.goes_on("a")
     ends = BEGAN + timedelta(seconds=EPOCH)
-    assert closing.next() == ends
+    assert closing.next_rest() == ends
     world.now = ends + timedelta(milliseconds=1)
-    assert closing.next() == world.now + SOON
+    assert closing.next_rest() == world.now + SOON
 
 
 def test_a_partition_that_has_left_is_not_waited_for_and_does_not_wait() -> None:
     world = World()
-    closing = world.closing(2)
+    closing = world.closing()
     for partition in ("a", "b"):
         closing.goes_on(partition)
     closing.left("a")
@@ -81,12 +81,19 @@ def test_a_partition_that_has_left_is_not_waited_for_and_does_not_wait() -> None
     assert len(world.slept) == 1
 
 
-def test_who_works_alone_never_asks() -> None:
+def test_the_step_asks_once_it_was_awoken() -> None:
+    """Not where an earlier life had its key, which a resume brings back: that one's first partition may be another's now."""
     world = World()
-    closing = world.closing(1)
+    closing = world.closing()
     closing.goes_on("a")
     closing.ended("a")
-    assert closing.next() is None
+    step = Rest(closing)
+    assert step.notify_at() is None
+    assert step.on_batch([None]) == ([], Rest.RETAIN)
+    assert step.notify_at() == BEGAN
+    step.on_notify()
+    assert world.slept == [REST_SECONDS]
+    assert step.snapshot() is None
 
 
 def worker(home: Path, number: int, addresses: list[str]) -> None:
@@ -120,9 +127,13 @@ def test_who_waits_for_a_slow_worker_takes_little_of_a_core(tmp_path: Path) -> N
     processes = [spawn.Process(target=worker, args=(tmp_path, number, addresses)) for number in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(120)
-        assert process.exitcode == 0
+    try:
+        for process in processes:
+            process.join(120)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
     seconds, worked = json.loads((tmp_path / "0.json").read_text())
     assert seconds > 1.5
     assert worked < seconds / 2

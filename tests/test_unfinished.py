@@ -12,7 +12,7 @@ from payments import payments, settings
 from streams.positions import forget_unfinished
 from streams.run import recovery_folder
 from streams.start import store_of
-from streams.store import Store
+from streams.store import RecoveryError, Store
 from streams.store_writer import taken_up
 
 
@@ -56,6 +56,42 @@ def test_a_store_that_was_being_made_is_made_anew_wherever_that_was_stopped(tmp_
         with Store(folder) as store:
             assert (store.count, store.missing, store.damage()) == (3, [], "")
         shutil.rmtree(folder)
+
+
+def test_a_new_store_has_a_partition_for_each_worker_and_keeps_them(tmp_path: Path) -> None:
+    job = settings(tmp_path, recovery=True)
+    for workers in (3, 2):
+        with Store(recovery_folder(payments(), job, workers=workers)) as store:
+            assert store.count == 3
+
+
+def test_a_store_of_several_files_is_read_as_of_one_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch that ends while they are opened is waited for; where they end all the time the store is not read."""
+    init_db_dir(tmp_path, 2)
+    frontier = iter(range(1, 1000))
+    right = Store._rows
+
+    def epoch_ends() -> None:
+        with closing(sqlite3.connect(tmp_path / "part-1.sqlite3")) as file, file:
+            file.execute(
+                "INSERT OR REPLACE INTO fronts (ex_num, worker_index, worker_frontier) VALUES (0, 1, ?)", (next(frontier),)
+            )
+
+    def rows(store: Store, file: Path, connection: sqlite3.Connection, query: str, values: tuple[object, ...]) -> list[object]:
+        if query == "BEGIN" and file.name == "part-0.sqlite3" and next(times, None) is not None:
+            epoch_ends()
+        return right(store, file, connection, query, values)
+
+    with closing(sqlite3.connect(tmp_path / "part-0.sqlite3")) as file, file:
+        file.execute("INSERT INTO exs (ex_num, worker_count, resume_epoch) VALUES (0, 1, 1)")
+    epoch_ends()
+    monkeypatch.setattr(Store, "_rows", rows)
+    times = iter(range(3))
+    with Store(tmp_path) as store:
+        assert store.fronts() == [(0, 1, 4)]
+    times = iter(range(1000))
+    with pytest.raises(RecoveryError, match="epochs end faster than its files can be opened"):
+        Store(tmp_path)
 
 
 def test_a_store_that_is_taken_up_has_its_log_so_that_workers_do_not_fight_for_it(tmp_path: Path) -> None:

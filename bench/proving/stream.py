@@ -32,6 +32,7 @@ STEP_US = 300_000
 """Of an event after the one before: a window of 12 hours is full after 144,000 of them, with seven of a key, and from then on
 the state does not grow. A year, which is what the schema takes, is 105 million of them."""
 WINDOW_US, TILE_US = 12 * 3_600_000_000, 360_000_000
+MOST_DRIFT_SECONDS = 0.005
 SECONDS_A_BIN, BINS, FIRST_MS, FACTOR = 5.0, 400, 0.1, 1.05
 
 
@@ -139,7 +140,7 @@ class Counted:
     def add(self, values: Sequence[bytes], moments: Sequence[float]) -> None:
         """Counts decisions that came at these moments, monotonic seconds."""
         skip = len(f"{self.stream.name}/{self.stream.name}-in/")
-        for moment in set(moments):
+        for moment in set(moments) if self.stream.began else ():
             at = max(0, int((moment - self.stream.began) * 1000))
             if at >= len(self.came):
                 self.came.extend(bytes(at + 1 - len(self.came) + 100_000))
@@ -175,9 +176,9 @@ class Counted:
         return sum(times.count(1) for times in self.times)
 
     def longest_gap(self, start: float, until: float) -> float:
-        """The longest time without any between two moments, all in seconds since the stream began."""
+        """The longest time without any between two moments, where it is cut; all in seconds since the stream began."""
         first, end = int(start * 1000), int(until * 1000)
-        (came,) = np.nonzero(np.frombuffer(self.came, np.uint8)[first:end])
+        (came,) = np.nonzero(np.frombuffer(bytes(self.came[first:end]), np.uint8))
         return float(np.diff([0, *came, end - first]).max()) / 1000
 
     def p99(self) -> list[tuple[float, float]]:
@@ -202,7 +203,7 @@ def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Co
     """Counts what a consumer with read_committed sees while this lasts. Raises what the client raised.
 
     A decision came when it was seen or, where `appended`, when the broker appended it, which its topic has to say: no decision
-    waits for this process then, which counts and sends the load.
+    waits for this process then, which counts and sends the load. Where decisions are committed later, that is not in it.
 
     What is loaded by then is left out of garbage collection: with a model registry's library among it one takes a quarter of a
     second, in which nothing is counted.
@@ -221,7 +222,10 @@ def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Co
     consumer.assign([TopicPartition(f"{stream.name}-out", number, OFFSET_BEGINNING) for number in range(PARTITIONS)])
     found, ended, failed = Counted(stream), threading.Event(), list[BaseException]()
 
-    offset = time.time() - time.monotonic()
+    def offset() -> float:
+        return time.time() - time.monotonic()
+
+    at_first = offset()
 
     def came(message: Message, now: float) -> float:
         if not appended:
@@ -229,7 +233,7 @@ def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Co
         kind, milliseconds = message.timestamp()
         if kind != TIMESTAMP_LOG_APPEND_TIME:
             raise ValueError(f"{message.topic()} does not say when its messages were appended")
-        return float(milliseconds / 1000 - offset)
+        return float(milliseconds / 1000 - at_first)
 
     def count() -> None:
         while not ended.is_set():
@@ -257,3 +261,5 @@ def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Co
         consumer.close()
         if failed:
             raise failed[0]
+        if appended and abs(moved := offset() - at_first) > MOST_DRIFT_SECONDS:
+            raise ValueError(f"the clock was set by {moved:.3f} s meanwhile: nobody knows how long decisions took")
