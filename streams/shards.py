@@ -22,6 +22,8 @@ PAGES, ROUND = 128, 131
 KEPT, LEAST_KEPT, OF_HELD, MOST_AT_ONCE = 1_500_000, 500_000, 4, 32
 """Changes that are kept, at most and at least, and as many times what is held, where that is between the two. With fewer a
 store is smaller and a start faster, but more pages are taken in an epoch, each of which costs a millisecond of its pause."""
+EPOCHS = 16
+"""Over which it is averaged how many rows an epoch has."""
 FIRST_EPOCH = 1
 """Of a dataflow that Bytewax has never run."""
 
@@ -84,6 +86,7 @@ class Shards:
         self._shards = shards
         self._known = begins is not None
         self.begins = NEVER if begins is None else begins
+        self._rows = 0.0
         self._near = 2 * max((span for _, span in spans(groups)), default=0)
         self._heard: set[str] = set()
         self._seen: dict[str, tuple[bool, int]] = {}
@@ -93,9 +96,11 @@ class Shards:
         self._taken_at = -1
 
     def at_once(self, page: int, rows: int) -> list[int]:
-        """The pages to take in an epoch whose page this is, after so many rows."""
+        """The pages to take in an epoch whose page this is, after so many rows: by what it was over the last epochs. Pages out
+        of turn carry on what is kept under their keys, so an epoch after a short stop would stop the stream for longer."""
         held = [state.entities[0] for state in self.states]
-        return at_once(page, sum(min(rows, each) for each in held), sum(held))
+        self._rows += (rows - self._rows) / EPOCHS
+        return at_once(page, sum(min(int(self._rows), each) for each in held), sum(held))
 
     def snapshot(self, shard: int, page: int) -> dict[str, Any]:
         """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""

@@ -141,6 +141,19 @@ def test_the_more_changes_in_an_epoch_the_more_pages_are_taken_in_it(changed: in
     assert most <= 2 * max(ROUND * changed / MOST_AT_ONCE, LEAST_KEPT, min(KEPT, OF_HELD * held))
 
 
+def test_an_epoch_after_a_stop_takes_no_pages_out_of_turn_and_a_load_that_lasts_does() -> None:
+    shards = Shards(GROUPS[:1], SHARDS, None)
+    n = 60_000
+    hashes = np.random.default_rng(5).integers(1, 2**64, n, np.uint64)
+    rows, bits = np.arange(n, dtype=np.int32), np.full(n, 2, np.uint32)
+    shards.states[0].update(Cut(rows, hashes, np.full(n, 10**9), bits, np.ones((2, n)), np.empty((0, n), np.int64)))
+    loads = [2_000] * 40 + [30_000] + [2_000] * 20 + [60_000] * 40
+    taken = [len(shards.at_once(page_of(epoch), rows)) for epoch, rows in enumerate(loads)]
+    assert set(taken[:61]) == {1}
+    assert taken[-1] == 16
+    assert taken[61:] == sorted(taken[61:])
+
+
 @given(st.lists(st.sampled_from([100, 11_000, 12_000, 30_000, 80_000]), min_size=40, max_size=400), st.integers(0, 10**6))
 def test_what_is_kept_of_changes_is_bounded_however_the_load_goes_up_and_down(loads: list[int], begin: int) -> None:
     """A page that comes out of turn carries on what is still needed of its changes, and no longer than it is."""
