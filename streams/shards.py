@@ -7,6 +7,7 @@ an epoch, as while a backlog is worked off, several pages are taken in it (`at_o
 many times what is held.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ class Shards:
         self._near = 2 * max((span for _, span in spans(groups)), default=0)
         self._heard: set[str] = set()
         self._seen: dict[str, tuple[bool, int]] = {}
-        self._ledgers: dict[int, Ledger] = {}
+        self._ledgers = defaultdict[int, Ledger](Ledger)
         self._resumed: dict[int, list[dict[str, Any]]] = {}
         self._taken: dict[tuple[int, int], Sequence[Taken]] = {}
         self._taken_at = -1
@@ -105,8 +106,6 @@ class Shards:
     def snapshot(self, shard: int, page: int) -> dict[str, Any]:
         """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""
         self.ready()
-        if shard not in self._ledgers:
-            self._ledgers[shard] = Ledger()
         ledger = self._ledgers[shard]
         number = ledger.number + 1
         taken = self._taken_of(shard, page)

@@ -209,12 +209,10 @@ class Store:
         from the second what the first says is needed."""
         for attempt in range(OPENED_TIMES):
             before = self.fronts(), self.executions()
-            for part, connection in zip(self.parts, self._open, strict=True):
-                self._rows(part.path, connection, "BEGIN", ())
+            self._asked("BEGIN", ())
             if (self.fronts(), self.executions()) == before:
                 return
-            for part, connection in zip(self.parts, self._open, strict=True):
-                self._rows(part.path, connection, "ROLLBACK", ())
+            self._asked("ROLLBACK", ())
             time.sleep(0.001 * attempt)
         raise RecoveryError(f"recovery store {self.folder}: epochs end faster than its files can be opened")
 

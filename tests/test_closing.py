@@ -27,15 +27,17 @@ class World:
         self.now, self.worked = BEGAN, 0.0
         self.slept: list[float] = []
 
-    def closing(self) -> Closing:
-        return Closing(EPOCH, self.slept.append, lambda: self.worked, lambda: self.now)
+    def closing(self, *partitions: str) -> Closing:
+        """These go on."""
+        made = Closing(EPOCH, self.slept.append, lambda: self.worked, lambda: self.now)
+        for partition in partitions:
+            made.goes_on(partition)
+        return made
 
 
 def test_it_sleeps_while_all_partitions_wait_and_nothing_is_done() -> None:
     world = World()
-    closing = world.closing()
-    for partition in ("a", "b"):
-        closing.goes_on(partition)
+    closing = world.closing("a", "b")
     closing.rest()
     closing.ended("a")
     closing.rest()
@@ -54,8 +56,7 @@ def test_it_sleeps_while_all_partitions_wait_and_nothing_is_done() -> None:
 
 def test_it_asks_again_when_the_next_epoch_should_end_and_soon_after_until_it_does() -> None:
     world = World()
-    closing = world.closing()
-    closing.goes_on("a")
+    closing = world.closing("a")
     closing.ended("a")
     closing.goes_on("a")
     ends = BEGAN + timedelta(seconds=EPOCH)
@@ -66,9 +67,7 @@ def test_it_asks_again_when_the_next_epoch_should_end_and_soon_after_until_it_do
 
 def test_a_partition_that_has_left_is_not_waited_for_and_does_not_wait() -> None:
     world = World()
-    closing = world.closing()
-    for partition in ("a", "b"):
-        closing.goes_on(partition)
+    closing = world.closing("a", "b")
     closing.left("a")
     closing.ended("a")  # Bytewax takes a last snapshot
     closing.rest()
@@ -84,8 +83,7 @@ def test_a_partition_that_has_left_is_not_waited_for_and_does_not_wait() -> None
 def test_the_step_asks_once_it_was_awoken() -> None:
     """Not where an earlier life had its key, which a resume brings back: that one's first partition may be another's now."""
     world = World()
-    closing = world.closing()
-    closing.goes_on("a")
+    closing = world.closing("a")
     closing.ended("a")
     step = Rest(closing)
     assert step.notify_at() is None

@@ -41,6 +41,13 @@ def cut(rng: np.random.Generator, now: int, n: int, low: int, high: int) -> Cut:
     )
 
 
+def updating(hashes: np.ndarray, now: int) -> Cut:
+    """An update of each entity, none of which is read."""
+    n = len(hashes)
+    rows, times, bits = np.arange(n, dtype=np.int32), np.full(n, now * 1_000_000), np.full(n, 2, np.uint32)
+    return Cut(rows, hashes.copy(), times, bits, np.ones((2, n)), np.empty((0, n), np.int64))
+
+
 def everything(shards: Shards, now: int) -> np.ndarray:
     """The features of all entities."""
     n = len(HASHES)
@@ -105,20 +112,13 @@ def test_a_snapshot_costs_by_what_changed() -> None:
     hashes = rng.integers(1, 2**64, 30_000, np.uint64)
     shards = Shards(GROUPS[:1], SHARDS, None)
 
-    def feed(which: np.ndarray, now: int) -> None:
-        n = len(which)
-        values = np.ones((2, n))
-        rows = np.arange(n, dtype=np.int32)
-        times = np.full(n, now * 1_000_000)
-        shards.states[0].update(Cut(rows, which, times, np.full(n, 2, np.uint32), values, np.empty((0, n), np.int64)))
-
     def epoch(number: int) -> int:
         return sum(len(pickle.dumps(shards.snapshot(shard, number % PAGES))) for shard in range(SHARDS))
 
-    feed(hashes, 1000)
+    shards.states[0].update(updating(hashes, 1000))
     first = epoch(0)
     for number in range(1, PAGES + 1):
-        feed(hashes[:50], 1000 + number)
+        shards.states[0].update(updating(hashes[:50], 1000 + number))
         size = epoch(number)
     assert size < first / 10
 
@@ -143,10 +143,7 @@ def test_the_more_changes_in_an_epoch_the_more_pages_are_taken_in_it(changed: in
 
 def test_an_epoch_after_a_stop_takes_no_pages_out_of_turn_and_a_load_that_lasts_does() -> None:
     shards = Shards(GROUPS[:1], SHARDS, None)
-    n = 60_000
-    hashes = np.random.default_rng(5).integers(1, 2**64, n, np.uint64)
-    rows, bits = np.arange(n, dtype=np.int32), np.full(n, 2, np.uint32)
-    shards.states[0].update(Cut(rows, hashes, np.full(n, 10**9), bits, np.ones((2, n)), np.empty((0, n), np.int64)))
+    shards.states[0].update(updating(np.random.default_rng(5).integers(1, 2**64, 60_000, np.uint64), 1000))
     loads = [2_000] * 40 + [30_000] + [2_000] * 20 + [60_000] * 40
     taken = [len(shards.at_once(page_of(epoch), rows)) for epoch, rows in enumerate(loads)]
     assert set(taken[:61]) == {1}
@@ -181,12 +178,10 @@ def test_what_is_kept_of_changes_is_known_by_the_entities_alone() -> None:
     hashes = np.random.default_rng(3).integers(1, 2**64, 10_000, np.uint64)
     store = {}
     for epoch in range(6):
-        n = len(hashes)
-        rows, times, bits = np.arange(n, dtype=np.int32), np.full(n, 10**9), np.full(n, 2, np.uint32)
-        shards.states[0].update(Cut(rows, hashes.copy(), times, bits, np.ones((2, n)), np.empty((0, n), np.int64)))
+        shards.states[0].update(updating(hashes, 1000))
         store[0] = shards.snapshot(0, 0)  # the others never come: each snapshot has to hold all
         (changed,) = store[0]["changes"]
-        assert len(hashes_of(changed)) == n, epoch
+        assert len(hashes_of(changed)) == len(hashes), epoch
     (ledger,) = shards._ledgers.values()
     assert sum(each.nbytes for kept in ledger._changed for _, changed in kept for each in changed) == 6 * hashes.nbytes
 
