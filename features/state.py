@@ -250,6 +250,11 @@ def hashes_of(changed: Dump) -> U64:
     return np.concatenate([np.frombuffer(changed["arrays"][name][2], np.uint64) for name in ("keys", "gone")])
 
 
+def pages_of(hashes: U64, pages: int) -> I64:
+    """The page of each entity: the highest bits of its hash. pages: a power of two."""
+    return (hashes >> np.uint64(65 - pages.bit_length())).astype(np.int64) if pages > 1 else np.zeros(len(hashes), np.int64)
+
+
 def newest(pieces: Sequence[Dump], held: Sequence[Arrays]) -> list[npt.NDArray[np.bool_]]:
     """Which of the keys of each piece of a shard are to be loaded, bool [keys].
 
@@ -266,8 +271,7 @@ def newest(pieces: Sequence[Dump], held: Sequence[Arrays]) -> list[npt.NDArray[n
     number = np.repeat([piece["number"] for piece in pieces for _ in range(2)], sizes)
     of_page = np.repeat([piece["page"] is not None for piece in pieces for _ in range(2)], sizes)
     stays = np.repeat([kind == "keys" for _ in pieces for kind in ("keys", "gone")], sizes)
-    shift = np.uint64(64 - (pages.bit_length() - 1))
-    base = based[(every >> shift).astype(np.int64)] if pages > 1 else np.full(len(every), based[0])
+    base = based[pages_of(every, pages)]
     current = np.flatnonzero((number > base) | (of_page & (number == base)))
     order = current[np.lexsort((number[current], every[current]))]
     latest = order[np.append(every[order][1:] != every[order][:-1], True)[: len(order)]]

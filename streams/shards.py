@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from features.state import State, Taken, hashes_of, spans
+from features.state import State, Taken, hashes_of, pages_of, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
@@ -55,12 +55,13 @@ class Ledger:
 
     def __init__(self) -> None:
         self.number = 0
-        self._taken = [0] * PAGES
+        self._taken = np.zeros(PAGES, np.int64)
         self._changed: list[list[tuple[int, Sequence[U64]]]] = [[] for _ in range(PAGES)]
 
     def carried(self, page: int) -> list[Sequence[U64]]:
-        """The changes under a page's key that would be lost when the page is taken again: none where every other page was taken
-        since, as it is where pages are taken in turn."""
+        """The changes under a page's key that would be lost when the page is taken again: those of entities whose own page was
+        not taken since. There are none where pages are taken in turn, but a page misses its turn in an epoch without events,
+        as may follow a short stop."""
         return [changed for _, changed in self._needed(page)]
 
     def take(self, page: int, number: int, fresh: Sequence[U64]) -> None:
@@ -70,8 +71,13 @@ class Ledger:
         self._taken[page] = number
 
     def _needed(self, page: int) -> list[tuple[int, Sequence[U64]]]:
-        oldest = min(self._taken[:page] + self._taken[page + 1 :])
-        return [kept for kept in self._changed[page] if kept[0] > oldest]
+        taken = self._taken.copy()
+        taken[page] = self.number + 1
+        return [
+            (number, [each[number > taken[pages_of(each, PAGES)]] for each in changed])
+            for number, changed in self._changed[page]
+            if number > taken.min()
+        ]
 
 
 class Shards:
