@@ -5,15 +5,18 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 HOME = Path(os.environ.get("KUBERNETES_HOME") or Path(__file__).parents[2] / "shared" / "kubernetes")
-START_SECONDS, PORTS = 180.0, 6
+START_SECONDS, BEAT_SECONDS, PORTS = 180.0, 10.0, 6
 NAMESPACE = "decisions"
 
 
@@ -34,10 +37,22 @@ class Cluster:
         assert "Warning" not in done.stderr, done.stderr
         return json.loads(done.stdout) if "json" in arguments else done.stdout
 
+    def apply(self, objects: Iterable[Mapping[str, Any]]) -> None:
+        """Makes these objects, or makes them so."""
+        told = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
+        done = subprocess.run(
+            ["kubectl", "apply", "-f", "-"], env=self.environment, input=told, capture_output=True, text=True, check=False
+        )
+        assert not done.returncode, done.stderr
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        return [each["metadata"]["name"] for each in self.kubectl("get", "nodes", "-o", "json")["items"]]
+
     def helm(self, *arguments: str, **values: Any) -> str:
         """Without a warning."""
         done = self.try_helm(*arguments, **values)
-        assert not done.returncode, done.stderr
+        assert not done.returncode, f"{done.stderr}\n{self.state()}"
         assert "warning" not in done.stderr.lower(), done.stderr
         return done.stdout
 
@@ -46,6 +61,11 @@ class Cluster:
         file.write_text(json.dumps(values))
         more = ["--values", str(file)] if values else []
         return self.run("helm", "--namespace", NAMESPACE, *arguments, *more)
+
+    def state(self) -> str:
+        """What there is and what has happened, for who wonders why something did not."""
+        asked = [["pods,statefulsets,jobs,persistentvolumeclaims,persistentvolumes", "-o", "wide"], ["events"]]
+        return "\n".join(self.run("kubectl", "--namespace", NAMESPACE, "get", *each).stdout for each in asked)
 
     def pods(self) -> list[dict[str, Any]]:
         """Those of releases, without what looks before an upgrade."""
@@ -90,34 +110,60 @@ def control_plane(folder: Path) -> Iterator[Cluster]:
                 "PATH": f"{said}:{os.environ['PATH']}",
                 **{f"HELM_{kind}_HOME": str(folder / "helm") for kind in ("CACHE", "CONFIG", "DATA")},
             }
-            yield Cluster(environment, folder, process.pid)
+            cluster, stop = Cluster(environment, folder, process.pid), threading.Event()
+            beating = threading.Thread(target=beat, args=(cluster, stop), daemon=True)
+            beating.start()
+            try:
+                yield cluster
+            finally:
+                stop.set()
+                beating.join()
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
 
 
 def more_volumes(cluster: Cluster, count: int = 16) -> None:
-    """Adds ready volumes: there are eight, which nobody makes ready again when their claims are gone."""
-    (like, *_) = cluster.kubectl("get", "persistentvolumes", "pv-0", "pv-1", "-o", "json")["items"]
-    kept = {
-        name: like["spec"][name] for name in ("accessModes", "capacity", "storageClassName", "persistentVolumeReclaimPolicy")
+    """Adds ready volumes: there are eight, which are deleted with their claims."""
+    volume = {
+        "accessModes": ["ReadWriteOnce"],
+        "capacity": {"storage": "100Gi"},
+        "storageClassName": "standard",
+        "persistentVolumeReclaimPolicy": "Delete",
     }
-    for number in range(count):
-        name = f"more-{number}"
-        made = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}}
-        file = cluster.folder / f"{name}.json"
-        file.write_text(json.dumps(made | {"spec": kept | {"hostPath": {"path": f"/tmp/{name}"}}}))
-        cluster.kubectl("apply", "-f", str(file))
+    made = time.monotonic_ns()
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name},
+            "spec": volume | {"hostPath": {"path": f"/tmp/{name}"}},
+        }
+        for name in (f"more-{made}-{number}" for number in range(count))
+    )
+
+
+def beat(cluster: Cluster, stop: threading.Event) -> None:
+    """Renews the leases of the nodes, as their kubelets would. After 50 s without, a node counts as not ready and its pods, too,
+    which nobody who plays them makes ready again."""
+    while not stop.wait(BEAT_SECONDS):
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        cluster.apply(
+            {
+                "apiVersion": "coordination.k8s.io/v1",
+                "kind": "Lease",
+                "metadata": {"name": node, "namespace": "kube-node-lease"},
+                "spec": {"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": now},
+            }
+            for node in cluster.nodes
+        )
 
 
 @contextmanager
 def namespaced(cluster: Cluster) -> Iterator[Cluster]:
     """A namespace that takes only what the pod security level "restricted" allows, and is gone afterwards."""
     levels = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
-    made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": levels}}
-    file = cluster.folder / "namespace.json"
-    file.write_text(json.dumps(made))
-    cluster.kubectl("apply", "-f", str(file))
+    cluster.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": levels}}])
     try:
         yield cluster
     finally:
