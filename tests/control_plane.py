@@ -144,8 +144,8 @@ def more_volumes(cluster: Cluster, count: int = 16) -> None:
 
 
 def beat(cluster: Cluster, stop: threading.Event) -> None:
-    """Renews the leases of the nodes, as their kubelets would. After 50 s without, a node counts as not ready and its pods, too,
-    which nobody who plays them makes ready again."""
+    """Renews the leases of the nodes, as their kubelets would. After 50 s without, a node counts as not ready, and its pods do,
+    too, and nobody who plays them makes those ready again."""
     while not stop.wait(BEAT_SECONDS):
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
         cluster.apply(
