@@ -108,6 +108,18 @@ def test_rates_are_of_the_last_seconds() -> None:
     assert figures.rate("headrace_rows_total", stage="event") == 1
 
 
+def test_of_metrics_no_more_is_read_than_is_shown() -> None:
+    worker = Worker()
+    worker.count(100)
+    for feature in map(str, range(200)):
+        worker.meters.drift(feature, "psi", 0.1, True)
+    names = {name for name, _ in parsed(f"python_info 1.0\n{worker.text}")}
+    assert "headrace_rows_total" in names
+    assert not {name for name in names if not name.startswith("headrace_") or "drift" in name}
+    with pytest.raises(ValueError, match="expected metrics, got none"):
+        parsed("<html>headrace_rows_total 1</html>")
+
+
 def test_quantiles_are_those_of_what_is_new() -> None:
     figures, worker = Figures(), Worker()
     worker.meters.hops.add("flow", np.full(1000, 60.0))
