@@ -104,7 +104,8 @@ class Shards:
 
     def at_once(self, page: int, rows: int) -> list[int]:
         """The pages to take in an epoch whose page this is, after so many rows: by what it was over the last epochs. Pages out
-        of turn carry on what is kept under their keys, so an epoch after a short stop would stop the stream for longer."""
+        of turn carry on changes whose own page has not been taken since, so an epoch after a short stop would stop the stream
+        for longer."""
         held = [state.entities[0] for state in self.states]
         self._rows += (rows - self._rows) / EPOCHS
         return at_once(page, sum(min(int(self._rows), each) for each in held), sum(held))
