@@ -73,10 +73,11 @@ class Ledger:
     def _needed(self, page: int) -> list[tuple[int, Sequence[U64]]]:
         taken = self._taken.copy()
         taken[page] = self.number + 1
+        oldest = taken.min()
         return [
             (number, [each[number > taken[pages_of(each, PAGES)]] for each in changed])
             for number, changed in self._changed[page]
-            if number > taken.min()
+            if number > oldest
         ]
 
 

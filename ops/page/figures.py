@@ -14,11 +14,11 @@ OURS, DRIFTS = "headrace_", "headrace_drift"
 
 
 def parsed(text: str) -> dict[Key, float]:
-    """A worker's metrics that count something, without drift's, which are read from its reports: to read a line costs the page
+    """A worker's own metrics without drift's, which are read from its reports: to read a line costs the page
     more than all else. Raises ValueError for a text that has none."""
     found: dict[Key, float] = {}
     counted = [line for line in text.split("\n") if line.startswith(OURS) and not line.startswith(DRIFTS)]
-    for family in text_string_to_metric_families("\n".join([*counted, ""])):
+    for family in text_string_to_metric_families("\n".join(counted)):
         for sample in family.samples:
             labels = frozenset((name, value) for name, value in sample.labels.items() if name != "pipeline")
             found[sample.name, labels] = float(sample.value)
