@@ -49,15 +49,39 @@ class System:
     page: bool = False
 
 
+@dataclass(frozen=True)
+class Reader:
+    """Who looks at a page. looks: as long as this is set, which it is at first. seen: set with the first figures."""
+
+    page: str
+    looks: threading.Event = field(default_factory=threading.Event)
+    seen: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.looks.set()
+
+    def read(self, goes_on: Callable[[], bool]) -> None:
+        """Reads what the page says, as one who has it open, while `goes_on`; opens it again when it is gone."""
+        while goes_on():
+            if self.looks.is_set():
+                with suppress(OSError, HTTPException), urllib.request.urlopen(self.page, timeout=QUIET_SECONDS) as events:
+                    for line in events:
+                        if line.startswith(b"data:"):
+                            self.seen.set()
+                        if not self.looks.is_set():
+                            break
+            time.sleep(AGAIN_SECONDS)
+
+
 @dataclass
 class Running:
-    """A system that has been started. log: what it said. metrics: where its workers serve them. seen: set once its page, if it
-    has one, has been seen."""
+    """A system that has been started. log: what it said. metrics: where its workers serve them. reader: who has its page open,
+    if it has one."""
 
     process: subprocess.Popen[bytes]
     log: Path
     metrics: tuple[str, ...] = ()
-    seen: threading.Event | None = None
+    reader: "Reader | None" = None
 
     def died(self) -> str:
         """Its last words if it is no longer there, else nothing."""
@@ -108,12 +132,11 @@ def started(system: System, workload: Workload, values: Mapping[str, str]) -> It
             )
         except OSError as error:
             raise SystemDiedError(f"{system.name}: cannot start {command[0]}: {error.strerror}") from None
-    seen = threading.Event() if system.page else None
-    if seen:
-        page = f"http://127.0.0.1:{environment['HEADRACE_PAGE_PORT']}/events"
-        threading.Thread(target=look_at, args=(page, seen, lambda: process.poll() is None), name="reader", daemon=True).start()
+    reader = Reader(f"http://127.0.0.1:{environment['HEADRACE_PAGE_PORT']}/events") if system.page else None
+    if reader:
+        threading.Thread(target=reader.read, args=(lambda: process.poll() is None,), name="reader", daemon=True).start()
     try:
-        yield Running(process, log, metrics, seen)
+        yield Running(process, log, metrics, reader)
     finally:
         leave(process)
 
@@ -168,22 +191,12 @@ def leave(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> Non
     process.wait()
 
 
-def look_at(page: str, seen: threading.Event, goes_on: Callable[[], bool]) -> None:
-    """Reads what a page says, as one who has it open, while `goes_on`. seen: set with the first figures."""
-    while goes_on():
-        with suppress(OSError, HTTPException), urllib.request.urlopen(page, timeout=QUIET_SECONDS) as events:
-            for line in events:
-                if line.startswith(b"data:"):
-                    seen.set()
-        time.sleep(AGAIN_SECONDS)
-
-
 def is_ready(running: Running, wait: float = 120.0) -> None:
     """Waits until every worker says that it is ready, and somebody has seen the page, if there is one. Raises
     SystemDiedError."""
     deadline = time.monotonic() + wait
     asked: list[Callable[[], bool]] = [partial(_answers, f"{worker}/readyz") for worker in running.metrics]
-    for done in [*asked, running.seen.is_set] if running.seen else asked:
+    for done in [*asked, running.reader.seen.is_set] if running.reader else asked:
         while not done():
             if dead := running.died():
                 raise SystemDiedError(dead)

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pyarrow as pa
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Gauge, disable_created_metrics
 
 from ops.beside import until_parent_ends
 from ops.errors import FAILED, hush, report
@@ -46,7 +46,8 @@ def work(
     """
     speak(settings.log, pipeline.name, worker)
     stop = threading.Event()
-    health, registry = Health(), CollectorRegistry()
+    disable_created_metrics()  # a line for each counter that says when it began, which nobody asks for
+    health, registry = Health(), CollectorRegistry(auto_describe=True)  # so that one may ask for some of them by name
     port = settings.metrics_port
     server = serve(settings.metrics_host, port + worker % settings.workers, registry, health) if port else None
 

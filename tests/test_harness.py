@@ -19,7 +19,7 @@ from bench.load import Payloads, linger_ms
 from bench.options import common, in_turn, systems
 from bench.run import Bounds, generator_fault
 from bench.schedule import schedule
-from bench.systems import System, fill, headrace, look_at
+from bench.systems import Reader, System, fill, headrace
 from bench.throughput import rates
 from bench.workloads import Checked, Prepared, load, write_payloads
 from ops.server import made
@@ -251,11 +251,15 @@ def test_with_a_page_headrace_runs_once_more_and_somebody_looks_at_it(tmp_path: 
         start("200 OK", [("Content-Type", "text/event-stream")])
         return [b"retry: 2000\n\n", b"data: {}\n\n"]
 
-    seen, left = threading.Event(), iter([True, True, False])
     with closing(made("127.0.0.1", 0, events)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        look_at(f"http://127.0.0.1:{server.server_port}/events", seen, lambda: next(left))
-    assert seen.is_set()
+        reader, left = Reader(f"http://127.0.0.1:{server.server_port}/events"), iter([True, False, True, False])
+        reader.looks.clear()
+        reader.read(lambda: next(left))
+        assert not reader.seen.is_set()
+        reader.looks.set()
+        reader.read(lambda: next(left))
+    assert reader.seen.is_set()
 
 
 def test_no_system_is_always_first() -> None:

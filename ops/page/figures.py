@@ -10,15 +10,13 @@ Key = tuple[str, frozenset[tuple[str, str]]]
 """A sample's name, and its labels but the pipeline's, of which a worker has one."""
 Reading = Mapping[Key, float]
 WINDOW_SECONDS = 10.0
-OURS, DRIFTS = "headrace_", "headrace_drift"
+OURS = "headrace_"
 
 
 def parsed(text: str) -> dict[Key, float]:
-    """A worker's own metrics without drift's, which are read from its reports: to read a line costs the page
-    more than all else. Raises ValueError for a text that has none."""
+    """A worker's own metrics. Raises ValueError for a text that has none."""
     found: dict[Key, float] = {}
-    counted = [line for line in text.split("\n") if line.startswith(OURS) and not line.startswith(DRIFTS)]
-    for family in text_string_to_metric_families("\n".join(counted)):
+    for family in text_string_to_metric_families("\n".join(line for line in text.split("\n") if line.startswith(OURS))):
         for sample in family.samples:
             labels = frozenset((name, value) for name, value in sample.labels.items() if name != "pipeline")
             found[sample.name, labels] = float(sample.value)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.parse import urlencode
 
 from confluent_kafka import KafkaException
 
@@ -18,18 +19,32 @@ from streams.settings import JobSettings
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
 """Those of streams/meters.py, which would load much of what a job is made of."""
+NAMES = tuple(
+    f"headrace_{name}"
+    for name in (
+        *("rows_total", "seconds_total", "hop_seconds_bucket", "batch_rows_bucket", "batch_rows_count", "batch_rows_sum"),
+        *("lag_messages", "rebuild_left", "push_waiting", "entities", "early_releases_total", "restarts"),
+        *("decisions_total", "flags_total", "dead_letters_total"),
+        *("model_version", "model_engine", "model_resting", "model_swaps_total", "model_refused_total"),
+        "model_failed_rows_total",
+    )
+)
+"""Of a worker's metrics those that are shown: it is not to spend its time on others, most of which are drift's."""
+QUERY = urlencode([("name[]", name) for name in NAMES])
 ASK_SECONDS = 1.0
 MOST_BYTES = 16 * 1024 * 1024
 ENDS, REPORTS = 40, 6000
 """Messages of a look: the last of all partitions, and all of drift's reports that are shown."""
+REPORTS_SECONDS = 5.0
+"""Between two looks at drift's reports, of which a job that works off what lay there writes many."""
 KINDS = 20
 SHARES = {"p50": 0.5, "p99": 0.99}
 
 
 def asked(host: str, port: int) -> str | None:
-    """The metrics of a worker; None where it does not answer in time."""
+    """The metrics of a worker that are shown; None where it does not answer in time."""
     try:
-        with DIRECTLY.open(f"http://{at(host, port)}/metrics", timeout=ASK_SECONDS) as answer:
+        with DIRECTLY.open(f"http://{at(host, port)}/metrics?{QUERY}", timeout=ASK_SECONDS) as answer:
             return bytes(answer.read(MOST_BYTES)).decode()
     except (OSError, ValueError, http.client.HTTPException):
         return None
@@ -53,14 +68,16 @@ class Looker:
         self._decisions = Newest(lambda seen: decision(seen, about.secrets))
         self._letters = Newest(lambda seen: letter(seen, about.events))
         self._windows, self._drift, self._drawn = Windows(about.pipeline), dict[str, Any](), -1
+        self._reports_at = float("-inf")
         self._tails: Tails | None = None
 
     def __call__(self) -> dict[str, Any]:
         """What the page shows, as JSON has it."""
         about, figures = self._about, self._figures
         read = self._read_workers()
-        figures.take(self._clock(), read)
-        trouble = self._look_at_topics()
+        now = self._clock()
+        figures.take(now, read)
+        trouble = self._look_at_topics(now)
         if self._drawn != self._windows.version:
             self._drift, self._drawn = self._windows.shown(), self._windows.version
         return {
@@ -112,22 +129,25 @@ class Looker:
                     continue
         return found
 
-    def _look_at_topics(self) -> str:
+    def _look_at_topics(self, now: float) -> str:
         """Takes what has come; says what is wrong, if anything is. ValueError: a setting cannot be."""
         about = self._about
         most = {about.decisions: ENDS, about.dead: ENDS, about.drift: REPORTS}
+        rests = (about.drift,) if now - self._reports_at < REPORTS_SECONDS else ()
         try:
             if self._tails is None:
                 most.pop("", None)
                 self._tails = Tails(self._settings.brokers, self._settings.client, about.group, most, [about.events])
-            new = self._tails.look()
+            new = self._tails.look(rests)
         except KafkaException as error:
             return str(error.args[0].str())
         except ValueError as error:
             return str(error)
         self._decisions.take(new.get(about.decisions, ()))
         self._letters.take(new.get(about.dead, ()))
-        self._windows.take(new.get(about.drift, ()))
+        if not rests:
+            self._windows.take(new.get(about.drift, ()))
+            self._reports_at = now
         return ""
 
     def _model(self) -> dict[str, Any]:
