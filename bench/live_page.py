@@ -1,6 +1,6 @@
 """What the live page costs a job while somebody looks at it.
 
-python -m bench.live_page [--turns 3] [--json FILE]
+python -m bench.live_page [--turns 10] [--json FILE]
 
 A job empties a topic that was filled before, and somebody has its page open in every second slice of the time. The rate of
 each slice with a reader is compared with the mean of the slices before and after it, which have none: what a machine does
@@ -36,7 +36,7 @@ from ops.page.look import QUERY
 from ops.progress import bar
 
 MOST_COST = 0.01
-WARM_SECONDS, FADE_SECONDS = 6.0, 4.5
+WARM_SECONDS, FADE_SECONDS = 5.0, 4.5
 ANSWERS = 50
 RESAMPLES = 10_000
 
@@ -57,10 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workload", default="flights")
     parser.add_argument("--broker", default="apache", help="apache, embedded or HOST:PORT")
-    parser.add_argument("--messages", type=int, default=12_000_000, help="in the topic  [default: 12,000,000]")
+    parser.add_argument("--messages", type=int, default=8_000_000, help="in the topic  [default: 8,000,000]")
     parser.add_argument("--partitions", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=5.0, help="measured of a slice  [default: 5]")
-    parser.add_argument("--turns", type=int, default=3, help="how often the topic is emptied  [default: 3]")
+    parser.add_argument("--seconds", type=float, default=4.0, help="measured of a slice  [default: 4]")
+    parser.add_argument("--turns", type=int, default=10, help="how often the topic is emptied  [default: 10]")
     parser.add_argument("--home", type=Path, default=Path(".headrace"), help="models, and what is prepared once")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)

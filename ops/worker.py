@@ -46,7 +46,7 @@ def work(
     """
     speak(settings.log, pipeline.name, worker)
     stop = threading.Event()
-    disable_created_metrics()  # a line for each counter that says when it began, which nobody asks for
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a line a counter of when it began, which nobody asks for
     health, registry = Health(), CollectorRegistry(auto_describe=True)  # so that one may ask for some of them by name
     port = settings.metrics_port
     server = serve(settings.metrics_host, port + worker % settings.workers, registry, health) if port else None

@@ -15,6 +15,7 @@ from hdrh.histogram import HdrHistogram
 
 from bench.check import Answers, check, encoded, figures, histogram, lag
 from bench.collect import Collected
+from bench.live_page import Slice, compared
 from bench.load import Payloads, linger_ms
 from bench.options import common, in_turn, systems
 from bench.run import Bounds, generator_fault
@@ -260,6 +261,18 @@ def test_with_a_page_headrace_runs_once_more_and_somebody_looks_at_it(tmp_path: 
         reader.looks.set()
         reader.read(lambda: next(left))
     assert reader.seen.is_set()
+
+
+def test_a_slice_that_is_looked_at_is_compared_with_those_around_it() -> None:
+    rates = [100.0, 108.9, 120.0, 126.0, 160.0]
+    turn = [Slice(bool(place % 2), rate, 0.02 * (place % 2)) for place, rate in enumerate(rates)]
+    figures, (low, high) = compared([turn, turn[:3]], [7.0, 9.0])
+    by_what = {one["what"]: one for one in figures}
+    cost = by_what["less throughput while somebody looks"]
+    assert (cost["median"], cost["min"], cost["max"], cost["n"]) == (*map(pytest.approx, (1.0, 1.0, 10.0)), 3)
+    assert (low, high) == (pytest.approx(1.0), pytest.approx(10.0))
+    assert by_what["its process, somebody looks"]["median"] == 2.0
+    assert by_what["decisions, nobody looks"]["n"] == 5
 
 
 def test_no_system_is_always_first() -> None:

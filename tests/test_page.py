@@ -139,17 +139,20 @@ class NoTopics:
 
     missing: tuple[str, ...] = ()
 
-    def __init__(self, *told: object) -> None: ...
+    def __init__(self, *told: object) -> None:
+        self.left_out: list[Container[str]] = []
 
     def look(self, without: Container[str] = ()) -> dict[str, list[Seen]]:
+        self.left_out.append(without)
         return {}
 
     def close(self) -> None: ...
 
 
 def test_a_look_says_what_workers_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ops.page.look.Tails", NoTopics)
-    one, two, times = Worker(), Worker(), iter([0.0, 2.0, 3.0])
+    topics = NoTopics()
+    monkeypatch.setattr("ops.page.look.Tails", lambda *told: topics)
+    one, two, times = Worker(), Worker(), iter([0.0, 2.0, 3.0, 5.0])
     answers: dict[int, Worker | None] = {9000: one, 9001: two}
 
     def ask(host: str, port: int) -> str | None:
@@ -192,6 +195,8 @@ def test_a_look_says_what_workers_say(monkeypatch: pytest.MonkeyPatch) -> None:
     assert second["broker"] == {"answers": True, "trouble": ""}
     answers[9001] = None
     assert looker()["workers"] == [{"worker": 0, "answers": True}, {"worker": 1, "answers": False}]
+    looker()
+    assert topics.left_out == [(), ("pay-drift",), ("pay-drift",), ()], "drift's reports are read every five seconds"
 
 
 def test_a_worker_is_asked_for_what_is_shown_and_one_that_is_not_there_says_nothing() -> None:
@@ -555,7 +560,8 @@ def test_the_ends_of_topics_are_looked_at_and_what_lies_between_is_passed_over(
         assert offsets() == [(0, 3), (0, 4), (0, 5), (0, 6), (0, 7), (1, 0), (1, 1), (1, 2)]
         assert offsets() == [], "nothing is new"
         send(embedded_broker, topic, [{"n": 1}], partition=1)
-        assert offsets() == [(1, 3)]
+        assert tails.look(without=[topic]) == {}
+        assert offsets() == [(1, 3)], "what is left out is found by a later look"
 
 
 @pytest.mark.timeout(120)
