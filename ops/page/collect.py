@@ -1,4 +1,5 @@
-"""Looks at a job once a second on a thread, as long as somebody wants to see it, and no longer."""
+"""Looks at a job on a thread, as long as somebody wants to see it, and no longer: once a second, or as often as may be for a
+hundredth of a core."""
 
 import json
 import threading
@@ -11,7 +12,8 @@ from typing import Any
 
 from ops.errors import explain
 
-EVERY_SECONDS, LINGER_SECONDS = 1.0, 3.0
+EVERY_SECONDS, MOST_SECONDS, LINGER_SECONDS = 1.0, 5.0, 3.0
+SHARE = 0.01
 Look = Callable[[], dict[str, Any]]
 
 
@@ -30,15 +32,22 @@ class Snapshot:
 
 
 class Collector:
-    """Keeps the newest snapshot. opened: what looks, from when it is needed until nobody has wanted it for `linger` seconds."""
+    """Keeps the newest snapshot. opened: what looks, from when it is needed until nobody has wanted it for `linger` seconds.
+
+    A look comes every so many seconds; more rarely, but after `most` at the latest, where this process would take more than
+    that `share` of a core with it.
+    """
 
     def __init__(
         self,
         opened: Callable[[], AbstractContextManager[Look]],
         every: float = EVERY_SECONDS,
         linger: float = LINGER_SECONDS,
+        share: float = SHARE,
+        most: float = MOST_SECONDS,
     ) -> None:
         self._opened, self._every, self._linger = opened, every, linger
+        self._share, self._most = share, most
         self._changed = threading.Condition()
         self._wanting, self._left_at, self._ends = 0, float("-inf"), False
         self._numbers = count(1)
@@ -86,12 +95,15 @@ class Collector:
                     self._newest = None  # whoever comes next is not shown what was
 
     def _look_on(self, look: Look) -> None:
+        between = self._every
         for looks in count(1):
-            began = time.monotonic()
+            began, used = time.monotonic(), time.process_time()
             self._publish(look(), settled=looks > 1)
-            self._pause(max(self._every / 4, self._every - (time.monotonic() - began)))
+            self._pause(max(self._every / 4, between - (time.monotonic() - began)))
             if not self._goes_on():
                 return
+            if looks > 1:  # to begin takes more, once
+                between = min(max(self._every, (time.process_time() - used) / self._share), self._most)
 
     def _begins(self) -> bool:
         """Waits until somebody wants it; False at the end."""

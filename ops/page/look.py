@@ -35,8 +35,6 @@ ASK_SECONDS = 1.0
 MOST_BYTES = 16 * 1024 * 1024
 ENDS, REPORTS = 40, 6000
 """Messages of a look: the last of all partitions, and all of drift's reports that are shown."""
-REPORTS_SECONDS = 5.0
-"""Between two looks at drift's reports, of which a job that works off what lay there writes many."""
 KINDS = 20
 SHARES = {"p50": 0.5, "p99": 0.99}
 
@@ -68,16 +66,14 @@ class Looker:
         self._decisions = Newest(lambda seen: decision(seen, about.secrets))
         self._letters = Newest(lambda seen: letter(seen, about.events))
         self._windows, self._drift, self._drawn = Windows(about.pipeline), dict[str, Any](), -1
-        self._reports_at = float("-inf")
         self._tails: Tails | None = None
 
     def __call__(self) -> dict[str, Any]:
         """What the page shows, as JSON has it."""
         about, figures = self._about, self._figures
         read = self._read_workers()
-        now = self._clock()
-        figures.take(now, read)
-        trouble = self._look_at_topics(now)
+        figures.take(self._clock(), read)
+        trouble = self._look_at_topics()
         if self._drawn != self._windows.version:
             self._drift, self._drawn = self._windows.shown(), self._windows.version
         return {
@@ -129,25 +125,22 @@ class Looker:
                     continue
         return found
 
-    def _look_at_topics(self, now: float) -> str:
+    def _look_at_topics(self) -> str:
         """Takes what has come; says what is wrong, if anything is. ValueError: a setting cannot be."""
         about = self._about
         most = {about.decisions: ENDS, about.dead: ENDS, about.drift: REPORTS}
-        rests = (about.drift,) if now - self._reports_at < REPORTS_SECONDS else ()
         try:
             if self._tails is None:
                 most.pop("", None)
                 self._tails = Tails(self._settings.brokers, self._settings.client, about.group, most, [about.events])
-            new = self._tails.look(rests)
+            new = self._tails.look()
         except KafkaException as error:
             return str(error.args[0].str())
         except ValueError as error:
             return str(error)
         self._decisions.take(new.get(about.decisions, ()))
         self._letters.take(new.get(about.dead, ()))
-        if not rests:
-            self._windows.take(new.get(about.drift, ()))
-            self._reports_at = now
+        self._windows.take(new.get(about.drift, ()))
         return ""
 
     def _model(self) -> dict[str, Any]:

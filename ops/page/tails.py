@@ -2,7 +2,7 @@
 is passed over, so that a look costs the same however much is written."""
 
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
@@ -66,15 +66,13 @@ class Tails:
         """The topics that the broker has not."""
         return [topic for topic in self._topics if topic not in self._partitions]
 
-    def look(self, without: Container[str] = ()) -> dict[str, list[Seen]]:
-        """What is new, by topic, each partition's in order. The first look finds the last messages that are there.
-
-        without: topics that are left for a later look."""
+    def look(self) -> dict[str, list[Seen]]:
+        """What is new, by topic, each partition's in order. The first look finds the last messages that are there."""
         self._find_partitions()
         ends: dict[Place, int] = {}
         starts: list[TopicPartition] = []
         for topic, most in self._most.items():
-            partitions = [] if topic in without else self._partitions.get(topic, [])
+            partitions = self._partitions.get(topic, [])
             for number in partitions:
                 place = topic, number
                 low, high = self._bounds(place)
