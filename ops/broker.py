@@ -83,12 +83,14 @@ def apache(
     more: Mapping[str, str] | None = None,
     users: Sequence[str] = (),
     joins: Path | None = None,
+    heap: str = "",
 ) -> Iterator[Broker]:
     """One Apache Kafka broker on 127.0.0.1, from the download in `home`, with its data in `folder`, which it finds again there.
 
     Port 0: a free one. listeners: further ones, NAME://HOST:PORT, each named as its protocol; more: further properties; users:
     what kafka-storage takes as --add-scram. joins: the folder of a broker that runs, to whose cluster this one is added; what
-    elects leaders stays with that one. Raises BrokerError.
+    elects leaders stays with that one. heap: of its Java, as "1g"; what the environment says goes first, and what the
+    download's script says last. Raises BrokerError.
     """
     _java()
     if not (home / START).is_file():
@@ -128,7 +130,10 @@ def apache(
             said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("\t")]  # no stack
             raise BrokerError(f"Apache Kafka cannot format {folder}: {said[-1] if said else 'it said nothing'}")
     command = [str(home / START), str(file)]
-    with _running(command, address, 60, 20, dict(os.environ, LOG_DIR=str(folder / "logs")), log) as broker:
+    environment = (
+        ({"KAFKA_HEAP_OPTS": f"-Xms{heap} -Xmx{heap}"} if heap else {}) | os.environ | {"LOG_DIR": str(folder / "logs")}
+    )
+    with _running(command, address, 60, 20, environment, log) as broker:
         yield broker
 
 

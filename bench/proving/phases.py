@@ -19,7 +19,8 @@ from bench.proving.stream import BINS, SECONDS_A_BIN, Counted, Stream, counted, 
 from bench.show import say, write
 from bench.soak import top, topics
 
-WARM_SECONDS = 10.0
+WARM_SECONDS = 60.0
+"""A broker that has just been started compiles what it runs for about a minute, on the same cores."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from confluent_kafka import ElectionType, KafkaException
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from bench.brokers import Served
+from bench.brokers import HEAP, Served
 from bench.proving.lives import Life, Stand, StuckError, living
 from bench.proving.seen import caught_up, latencies, recovery, slow, watching
 from bench.show import say
@@ -54,7 +54,7 @@ class Own:
         more, first = (REPLICATED if len(self._ports) > 1 else {}), self._folder / "kafka-0"
         folder, joins = self._folder / f"kafka-{number}", first if number else None
         self._brokers[number] = self._lives[number].enter_context(
-            apache(self._home, folder, self._ports[number], more=more, joins=joins)
+            apache(self._home, folder, self._ports[number], more=more, joins=joins, heap=HEAP)
         )
 
     def stop(self, number: int = 0, hard: bool = False) -> None:

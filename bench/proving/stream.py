@@ -1,6 +1,7 @@
 """A load of many messages, and their decisions counted as they come: for runs that are too long to be kept."""
 
 import gc
+import signal
 import threading
 import time
 from bisect import bisect_right
@@ -8,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from multiprocessing import get_context
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +28,15 @@ from confluent_kafka import (
 from bench.proving.job import COUNT, event
 from bench.proving.load import PARTITIONS
 from ops.broker import BrokerError
+from sinks.journal import step_back
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.sharedctypes import Synchronized
 
 KEYS, SHARED, TICK_SECONDS, MOST = 20_000, 1_000, 0.01, 10_000
+SPAWN = get_context("spawn")
+LOADED_SECONDS, FLUSH_SECONDS, GRACE_SECONDS = 60.0, 60.0, 10.0
 STEP_US = 300_000
 """Of an event after the one before: a window of 12 hours is full after 144,000 of them, with seven of a key, and from then on
 the state does not grow. A year, which is what the schema takes, is 105 million of them."""
@@ -47,8 +56,13 @@ class Stream:
     name: str
     rate: float
     began: float = 0.0
-    sent: int = 0
     rests: Sequence[tuple[float, float]] = ()
+    count: "Synchronized[int]" = field(default_factory=lambda: SPAWN.Value("q", 0), repr=False)
+
+    @property
+    def sent(self) -> int:
+        """How many messages have been sent, by whichever process."""
+        return self.count.value
 
     def __post_init__(self) -> None:
         rested = [0.0, *accumulate(length for _, length in self.rests)]
@@ -76,8 +90,35 @@ class Stream:
 
 @contextmanager
 def streaming(brokers: str, stream: Stream) -> Iterator[None]:
-    """Sends by the stream's schedule while this lasts, each message once, as fast as it can where that is slower. Raises
-    BrokerError."""
+    """Sends by the stream's schedule while this lasts, each message once, as fast as it can where that is slower: in a process
+    of its own, which does not wait for whoever counts decisions here. Raises BrokerError."""
+    ours, theirs = SPAWN.Pipe()
+    process = SPAWN.Process(target=_sending, args=(brokers, stream, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(LOADED_SECONDS):
+            raise BrokerError(f"the load is not ready after {LOADED_SECONDS:.0f} s")
+        stream.began = ours.recv()
+        yield
+    finally:
+        failed = _ended(ours)
+        process.join()
+        if failed:
+            raise BrokerError(f"the load was not delivered: {failed}")
+
+
+def _ended(sending: "Connection[Any, Any]") -> str:
+    """Ends the load; what went wrong with it."""
+    try:
+        sending.send(None)
+        return str(sending.recv()) if sending.poll(FLUSH_SECONDS + GRACE_SECONDS) else "it does not end"
+    except (EOFError, OSError):
+        return "its process died"
+
+
+def _sending(brokers: str, stream: Stream, told: "Connection[Any, Any]") -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it ends it
     producer = Producer(
         {
             "bootstrap.servers": brokers,
@@ -90,31 +131,22 @@ def streaming(brokers: str, stream: Stream) -> Iterator[None]:
             "log_level": 0,
         }
     )
-    ended, failed = threading.Event(), list[str]()
-
-    def send() -> None:
-        while not ended.wait(TICK_SECONDS):
-            first = stream.sent // PARTITIONS
-            upto = min(stream.due_by(time.monotonic()) // PARTITIONS, first + MOST)
-            for partition in range(PARTITIONS if upto > first else 0):
-                entries = stream.entries(partition, first, upto)
-                if producer.produce_batch(f"{stream.name}-in", entries, partition=partition) != len(entries):
-                    failed.append("the queue of the load is full")
-                    return
-            stream.sent = max(upto, first) * PARTITIONS
-            producer.poll(0)
-
+    gc.collect()
+    gc.freeze()
     stream.began = time.monotonic()
-    thread = threading.Thread(target=send, name="load")
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        left = producer.flush(60)
-        if left or failed:
-            raise BrokerError(f"the load was not delivered: {failed[0] if failed else f'{left} messages are left'}")
+    told.send(stream.began)
+    failed = ""
+    while not told.poll(TICK_SECONDS):
+        first = stream.sent // PARTITIONS
+        upto = min(stream.due_by(time.monotonic()) // PARTITIONS, first + MOST)
+        for partition in range(PARTITIONS if upto > first and not failed else 0):
+            entries = stream.entries(partition, first, upto)
+            if producer.produce_batch(f"{stream.name}-in", entries, partition=partition) != len(entries):
+                failed = "the queue of the load is full"
+        stream.count.value = max(upto, first) * PARTITIONS
+        producer.poll(0)
+    left = producer.flush(FLUSH_SECONDS)
+    told.send(failed or (f"{left} messages are left" if left else ""))
 
 
 @dataclass
@@ -203,7 +235,7 @@ def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Co
     """Counts what a consumer with read_committed sees while this lasts. Raises what the client raised.
 
     A decision came when it was seen or, where `appended`, when the broker appended it, which its topic has to say: no decision
-    waits for this process then, which counts and sends the load. Where decisions are committed later, that is not in it.
+    waits for this process then, and the thread that counts has time. Where decisions are committed later, that is not in it.
 
     What is loaded by then is left out of garbage collection: with a model registry's library among it one takes a quarter of a
     second, in which nothing is counted.
@@ -236,6 +268,8 @@ def counted(brokers: str, stream: Stream, appended: bool = False) -> Iterator[Co
         return float(milliseconds / 1000 - at_first)
 
     def count() -> None:
+        if appended:
+            step_back()
         while not ended.is_set():
             messages = consumer.consume(10_000, 0.01)
             messages = [message for message in messages if message.error() is None]
