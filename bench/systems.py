@@ -49,27 +49,23 @@ class System:
     page: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reader:
-    """Who looks at a page. looks: as long as this is set, which it is at first. seen: set with the first figures."""
+    """Who has a page open. looked: how often it has shown something."""
 
     page: str
-    looks: threading.Event = field(default_factory=threading.Event)
-    seen: threading.Event = field(default_factory=threading.Event)
+    looked: int = 0
 
-    def __post_init__(self) -> None:
-        self.looks.set()
+    def has_looked(self) -> bool:
+        """Whether it has shown anything."""
+        return self.looked > 0
 
     def read(self, goes_on: Callable[[], bool]) -> None:
-        """Reads what the page says, as one who has it open, while `goes_on`; opens it again when it is gone."""
+        """Reads what the page says while `goes_on`; opens it again when it is gone."""
         while goes_on():
-            if self.looks.is_set():
-                with suppress(OSError, HTTPException), urllib.request.urlopen(self.page, timeout=QUIET_SECONDS) as events:
-                    for line in events:
-                        if line.startswith(b"data:"):
-                            self.seen.set()
-                        if not self.looks.is_set():
-                            break
+            with suppress(OSError, HTTPException), urllib.request.urlopen(self.page, timeout=QUIET_SECONDS) as events:
+                for line in events:
+                    self.looked += line.startswith(b"data:")
             time.sleep(AGAIN_SECONDS)
 
 
@@ -81,7 +77,7 @@ class Running:
     process: subprocess.Popen[bytes]
     log: Path
     metrics: tuple[str, ...] = ()
-    reader: "Reader | None" = None
+    reader: Reader | None = None
 
     def died(self) -> str:
         """Its last words if it is no longer there, else nothing."""
@@ -196,7 +192,9 @@ def is_ready(running: Running, wait: float = 120.0) -> None:
     SystemDiedError."""
     deadline = time.monotonic() + wait
     asked: list[Callable[[], bool]] = [partial(_answers, f"{worker}/readyz") for worker in running.metrics]
-    for done in [*asked, running.reader.seen.is_set] if running.reader else asked:
+    if running.reader:
+        asked.append(running.reader.has_looked)
+    for done in asked:
         while not done():
             if dead := running.died():
                 raise SystemDiedError(dead)

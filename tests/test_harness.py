@@ -15,7 +15,7 @@ from hdrh.histogram import HdrHistogram
 
 from bench.check import Answers, check, encoded, figures, histogram, lag
 from bench.collect import Collected
-from bench.live_page import Slice, compared
+from bench.live_page import Turn, told_of
 from bench.load import Payloads, linger_ms
 from bench.options import common, in_turn, systems
 from bench.run import Bounds, generator_fault
@@ -254,25 +254,18 @@ def test_with_a_page_headrace_runs_once_more_and_somebody_looks_at_it(tmp_path: 
 
     with closing(made("127.0.0.1", 0, events)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        reader, left = Reader(f"http://127.0.0.1:{server.server_port}/events"), iter([True, False, True, False])
-        reader.looks.clear()
+        reader, left = Reader(f"http://127.0.0.1:{server.server_port}/events"), iter([True, True, False])
         reader.read(lambda: next(left))
-        assert not reader.seen.is_set()
-        reader.looks.set()
-        reader.read(lambda: next(left))
-    assert reader.seen.is_set()
+    assert reader.looked == 2
 
 
-def test_a_slice_that_is_looked_at_is_compared_with_those_around_it() -> None:
-    rates = [100.0, 108.9, 120.0, 126.0, 160.0]
-    turn = [Slice(bool(place % 2), rate, 0.02 * (place % 2)) for place, rate in enumerate(rates)]
-    figures, (low, high) = compared([turn, turn[:3]], [7.0, 9.0])
-    by_what = {one["what"]: one for one in figures}
-    cost = by_what["less throughput while somebody looks"]
-    assert (cost["median"], cost["min"], cost["max"], cost["n"]) == (*map(pytest.approx, (1.0, 1.0, 10.0)), 3)
-    assert (low, high) == (pytest.approx(1.0), pytest.approx(10.0))
-    assert by_what["its process, somebody looks"]["median"] == 2.0
-    assert by_what["decisions, nobody looks"]["n"] == 5
+def test_the_page_costs_what_it_and_the_answers_to_it_take_of_what_the_job_takes() -> None:
+    turns = [Turn(50_000.0, 0.011, 1.5, 0.5, [0.002, 0.008, 0.9]), Turn(40_000.0, 0.02, 1.0, 1.0, [0.01])]
+    assert [one.cost for one in turns] == [pytest.approx(0.01), pytest.approx(0.03)]
+    by_what = {one["what"]: one for one in told_of(turns)}
+    assert by_what["less throughput, at most"]["median"] == pytest.approx(2.0)
+    assert by_what["less throughput, at most"]["goal"] == 1.0
+    assert by_what["its process"]["max"] == 2.0
 
 
 def test_no_system_is_always_first() -> None:

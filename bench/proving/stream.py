@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from multiprocessing import get_context
@@ -57,7 +57,7 @@ class Stream:
     rate: float
     began: float = 0.0
     rests: Sequence[tuple[float, float]] = ()
-    count: "Synchronized[int]" = field(default_factory=lambda: SPAWN.Value("q", 0), repr=False)
+    count: "Synchronized[int]" = field(default_factory=lambda: SPAWN.Value("q", 0, lock=False), repr=False)
 
     @property
     def sent(self) -> int:
@@ -99,19 +99,25 @@ def streaming(brokers: str, stream: Stream) -> Iterator[None]:
     try:
         if not ours.poll(LOADED_SECONDS):
             raise BrokerError(f"the load is not ready after {LOADED_SECONDS:.0f} s")
-        stream.began = ours.recv()
-        yield
+        try:
+            stream.began = ours.recv()
+        except EOFError:
+            raise BrokerError("the load cannot be sent: its process died") from None
+        try:
+            yield
+        finally:
+            if failed := _ended(ours):
+                raise BrokerError(f"the load was not delivered: {failed}")
     finally:
-        failed = _ended(ours)
+        process.kill()
         process.join()
-        if failed:
-            raise BrokerError(f"the load was not delivered: {failed}")
 
 
 def _ended(sending: "Connection[Any, Any]") -> str:
     """Ends the load; what went wrong with it."""
-    try:
+    with suppress(OSError):  # it has ended by itself, and said why
         sending.send(None)
+    try:
         return str(sending.recv()) if sending.poll(FLUSH_SECONDS + GRACE_SECONDS) else "it does not end"
     except (EOFError, OSError):
         return "its process died"
@@ -135,18 +141,18 @@ def _sending(brokers: str, stream: Stream, told: "Connection[Any, Any]") -> None
     gc.freeze()
     stream.began = time.monotonic()
     told.send(stream.began)
-    failed = ""
     while not told.poll(TICK_SECONDS):
         first = stream.sent // PARTITIONS
         upto = min(stream.due_by(time.monotonic()) // PARTITIONS, first + MOST)
-        for partition in range(PARTITIONS if upto > first and not failed else 0):
+        for partition in range(PARTITIONS if upto > first else 0):
             entries = stream.entries(partition, first, upto)
             if producer.produce_batch(f"{stream.name}-in", entries, partition=partition) != len(entries):
-                failed = "the queue of the load is full"
+                told.send("the queue of the load is full")
+                return
         stream.count.value = max(upto, first) * PARTITIONS
         producer.poll(0)
     left = producer.flush(FLUSH_SECONDS)
-    told.send(failed or (f"{left} messages are left" if left else ""))
+    told.send(f"{left} messages are left" if left else "")
 
 
 @dataclass

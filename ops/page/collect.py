@@ -1,5 +1,5 @@
 """Looks at a job on a thread, as long as somebody wants to see it, and no longer: once a second, or as often as may be for a
-hundredth of a core."""
+hundredth of a core, and after five seconds at the latest."""
 
 import json
 import threading

@@ -33,8 +33,8 @@ NAMES = tuple(
 QUERY = urlencode([("name[]", name) for name in NAMES])
 ASK_SECONDS = 1.0
 MOST_BYTES = 16 * 1024 * 1024
-ENDS, REPORTS = 40, 6000
-"""Messages of a look: the last of all partitions, and all of drift's reports that are shown."""
+ENDS, REPORTS, NEW_REPORTS = 40, 6000, 2000
+"""Messages of a look: the last of all partitions, all of drift's reports that are shown, and those that come later."""
 KINDS = 20
 SHARES = {"p50": 0.5, "p99": 0.99}
 
@@ -128,11 +128,13 @@ class Looker:
     def _look_at_topics(self) -> str:
         """Takes what has come; says what is wrong, if anything is. ValueError: a setting cannot be."""
         about = self._about
-        most = {about.decisions: ENDS, about.dead: ENDS, about.drift: REPORTS}
+        most = {about.decisions: ENDS, about.dead: ENDS, about.drift: NEW_REPORTS}
         try:
             if self._tails is None:
                 most.pop("", None)
-                self._tails = Tails(self._settings.brokers, self._settings.client, about.group, most, [about.events])
+                self._tails = Tails(
+                    self._settings.brokers, self._settings.client, about.group, most, [about.events], {about.drift: REPORTS}
+                )
             new = self._tails.look()
         except KafkaException as error:
             return str(error.args[0].str())

@@ -12,7 +12,7 @@ from ops.page.collect import Collector
 
 PAGE = Path(__file__).with_name("page.html")
 NAMES = ("localhost", "127.0.0.1", "[::1]")
-MOST, QUIET_SECONDS, SNAPSHOT_SECONDS = 16, 5.0, 15.0
+MOST, QUIET_SECONDS, SNAPSHOT_SECONDS = 16, 1.0, 15.0
 OF_THE_PAGE = ("same-origin", "none")
 TEXT = "text/plain; charset=utf-8"
 HEADERS = [

@@ -32,11 +32,18 @@ class Tails:
     """Looks at the ends of topics. Raises KafkaException where the broker does not answer in time, or refuses us; another look
     may find it well. Joins no group and commits nothing.
 
-    most: of which topics, and about how many messages of each a look takes at most. others: topics that are not read.
+    most: of which topics, and about how many messages of each a look takes at most. first: those of which the first look
+    takes more. others: topics that are not read.
     """
 
     def __init__(
-        self, brokers: str, config: Mapping[str, str], group: str, most: Mapping[str, int], others: Iterable[str] = ()
+        self,
+        brokers: str,
+        config: Mapping[str, str],
+        group: str,
+        most: Mapping[str, int],
+        others: Iterable[str] = (),
+        first: Mapping[str, int] | None = None,
     ) -> None:
         self._consumer = Consumer(
             {
@@ -54,7 +61,7 @@ class Tails:
                 **config,
             }
         )
-        self._most = most
+        self._most, self._first = most, {**most, **(first or {})}
         self._topics = (*most, *others)
         self._partitions: dict[str, list[int]] = {}
         self._asked_at = float("-inf")
@@ -71,10 +78,11 @@ class Tails:
         self._find_partitions()
         ends: dict[Place, int] = {}
         starts: list[TopicPartition] = []
-        for topic, most in self._most.items():
+        for topic in self._most:
             partitions = self._partitions.get(topic, [])
             for number in partitions:
                 place = topic, number
+                most = (self._most if place in self._at else self._first)[topic]
                 low, high = self._bounds(place)
                 at = max(low, self._at.get(place, low))
                 if at > high + MADE_ANEW:
