@@ -1,6 +1,6 @@
 """What a shadow costs the champion.
 
-python -m bench.shadow                                 # about five minutes
+python -m bench.shadow                                 # about six minutes
 python -m bench.shadow --rate 5000 --seconds 60 --json shadow.json
 
 One job on an Apache Kafka decides at half of its highest rate, which is measured first. Phases take turns: without a shadow;

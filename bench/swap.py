@@ -1,6 +1,6 @@
 """What it costs to swap the model of a job under load every few seconds.
 
-python -m bench.swap                                   # about five minutes
+python -m bench.swap                                   # about six minutes
 python -m bench.swap --rate 5000 --seconds 60 --json swap.json
 
 One job on an Apache Kafka decides at half of its highest rate, which is measured first. Phases without and with swaps take

@@ -10,7 +10,7 @@ import pytest
 
 from bench.proving.chart import drawn
 from bench.proving.job import COUNT
-from bench.proving.stream import KEYS, STEP_US, TILE_US, WINDOW_US, Counted, Stream, before
+from bench.proving.stream import KEYS, SPAWN, STEP_US, TILE_US, WINDOW_US, Counted, Stream, _ended, before
 from bench.proving.vitals import Vitals, slope, trend, used_mb
 from bench.soak import REST, faults, main, told, wrong
 from kernels.windows import naive
@@ -148,3 +148,18 @@ def test_two_minutes_with_faults_lose_and_double_nothing(tmp_path: Path, apache_
     assert (seen["lost"], seen["repeats"], seen["state_wrong"]) == (0, 0, 0)
     assert seen["decided"] == seen["messages"] > 180_000
     assert len(seen["faults"]) >= 3
+
+
+def test_what_becomes_of_a_load_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = SPAWN.Pipe()
+    for said in ("", "3 messages are left"):
+        theirs.send(said)
+        assert _ended(ours) == said
+        assert theirs.recv() is None, "it is asked to end"
+    monkeypatch.setattr("bench.proving.stream.FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr("bench.proving.stream.GRACE_SECONDS", 0.01)
+    assert _ended(ours) == "it does not end"
+    theirs.send("the queue of the load is full")
+    theirs.close()
+    assert _ended(ours) == "the queue of the load is full"
+    assert _ended(ours) == "its process died"
