@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     common(parser)
     parser.add_argument("--rate", type=float, nargs="+", default=[1000.0], help="messages a second")
     parser.add_argument("--seconds", type=float, default=30.0, help="measured")
-    parser.add_argument("--warmup", type=float, default=15.0, help="seconds of load before, not measured")
+    parser.add_argument("--warmup", type=float, default=40.0, help="seconds of load before, not measured  [default: 40]")
     parser.add_argument("--schedule", default="constant", help="constant, poisson, bursts or a file of times in seconds")
     parser.add_argument(
         "--load-linger", type=float, default=None, help="of the generator's producer, ms  [default: by the rate]"

@@ -1,4 +1,4 @@
-"""Processes beside a job that answer on a port: each says whether it answers, and ends with the job."""
+"""Processes beside a job, which end with it; and those of them that answer on a port, which say whether they do."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ from ops.server import PortTakenError, Server
 if TYPE_CHECKING:
     from streams.settings import JobSettings
 
+Process = subprocess.Popen[str]
 GRACE_SECONDS = 2.0
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks workers whatever proxy the environment names."""
@@ -27,9 +28,9 @@ def expect_metrics(setting: str, settings: "JobSettings") -> None:
 
 
 @contextmanager
-def beside(command: Sequence[str], silent: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
-    """Runs a module while this lasts, which answers on a port; more: of its environment. It ends when this process does,
-    however that ends. Raises PortTakenError with what it says, or `silent` if it ends without a word."""
+def child(command: Sequence[str], more: Mapping[str, str] | None = None, output: int = subprocess.DEVNULL) -> Iterator[Process]:
+    """Runs a module while this lasts. Its standard input ends when this process does, however that ends. more: of its
+    environment; output: where its standard output goes."""
     from ops.workers import end
 
     process = subprocess.Popen(
@@ -37,18 +38,26 @@ def beside(command: Sequence[str], silent: str, more: Mapping[str, str] | None =
         env=os.environ | (more or {}),
         start_new_session=True,
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=output,
         text=True,
     )
     try:
+        yield process
+    finally:
+        end([process], GRACE_SECONDS)
+
+
+@contextmanager
+def beside(command: Sequence[str], silent: str, more: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Runs a module while this lasts, which answers on a port; more: of its environment. It ends when this process does,
+    however that ends. Raises PortTakenError with what it says, or `silent` if it ends without a word."""
+    with child(command, more, subprocess.PIPE) as process:
         assert process.stdout is not None
         with process.stdout as output:
             said = output.readline()
         if said != "\n":
             raise PortTakenError(said.strip() or silent)
         yield
-    finally:
-        end([process], GRACE_SECONDS)
 
 
 def answer(server: Server) -> None:

@@ -7,7 +7,6 @@ import argparse
 import os
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,8 +15,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from streams.settings import JobSettings
 
-GRACE_SECONDS = 2.0
-
 
 @contextmanager
 def watching(called: str, settings: "JobSettings") -> Iterator[None]:
@@ -25,19 +22,11 @@ def watching(called: str, settings: "JobSettings") -> Iterator[None]:
     if not settings.model_look_seconds:
         yield
         return
-    from ops.workers import as_environment, end
+    from ops.beside import child
+    from ops.workers import as_environment
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ops.model_watch", called, str(settings.model_look_seconds)],
-        env=os.environ | as_environment(settings),
-        start_new_session=True,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
+    with child(["ops.model_watch", called, str(settings.model_look_seconds)], as_environment(settings)):
         yield
-    finally:
-        end([process], GRACE_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
