@@ -13,7 +13,6 @@ import argparse
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from bench.systems import Running, System, SystemDiedError, is_ready, started
 from bench.throughput import LINGER_MS, fill
 from bench.workloads import load
 from ops.broker import BrokerError
-from ops.page.look import QUERY
+from ops.page.look import asked
 from ops.progress import bar
 
 MOST_COST = 0.01
@@ -116,7 +115,7 @@ def turn(plan: Plan, source: str, number: int) -> Turn:
         if took < WARM_SECONDS:
             raise ChildError(f"the topic was empty after {WARM_SECONDS + took:.0f} s: more --messages")
         time.sleep(REST_SECONDS)
-        answers = [answered(f"{running.metrics[0]}/metrics?{QUERY}") for _ in range(ANSWERS)]
+        answers = [answered(running.metrics[0]) for _ in range(ANSWERS)]
     return Turn(decided / took, page / took, others / took, looks / took, answers)
 
 
@@ -136,16 +135,13 @@ def cpu(processes: Sequence[psutil.Process]) -> float:
     return float(sum(sum(process.cpu_times()[:2]) for process in processes))
 
 
-def answered(url: str) -> float:
-    """How long an answer takes, seconds."""
-    took, _ = timed(get, url)
+def answered(worker: str) -> float:
+    """How long a worker at http://HOST:PORT takes to answer the page, seconds. Raises SystemDiedError if it does not."""
+    host, _, port = worker.removeprefix("http://").rpartition(":")
+    took, said = timed(asked, host, int(port))
+    if said is None:
+        raise SystemDiedError(f"{worker} does not answer the page")
     return took
-
-
-def get(url: str) -> bytes:
-    """What is answered."""
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return bytes(answer.read())
 
 
 def told_of(turns: Sequence[Turn]) -> list[Figure]:

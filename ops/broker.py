@@ -130,9 +130,9 @@ def apache(
             said = [line for line in (done.stdout + done.stderr).splitlines() if not line.startswith("\t")]  # no stack
             raise BrokerError(f"Apache Kafka cannot format {folder}: {said[-1] if said else 'it said nothing'}")
     command = [str(home / START), str(file)]
-    environment = (
-        ({"KAFKA_HEAP_OPTS": f"-Xms{heap} -Xmx{heap}"} if heap else {}) | os.environ | {"LOG_DIR": str(folder / "logs")}
-    )
+    environment = dict(os.environ, LOG_DIR=str(folder / "logs"))
+    if heap:
+        environment.setdefault("KAFKA_HEAP_OPTS", f"-Xms{heap} -Xmx{heap}")
     with _running(command, address, 60, 20, environment, log) as broker:
         yield broker
 
