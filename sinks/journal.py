@@ -2,13 +2,11 @@
 
 import fcntl
 import os
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +21,6 @@ Shape = Callable[[pa.Table], pa.Table]
 FRAME_ROWS = 8_192
 LINGER_SECONDS = 0.5
 SEALS_WAITING = 2
-NICE = 10
 
 
 class Journal(Generic[Item]):
@@ -63,7 +60,7 @@ class Journal(Generic[Item]):
         self._file: IO[bytes] | None = None
         self._frames = Frames()
         self._written = 0
-        self._sealer = ThreadPoolExecutor(1, "seal", initializer=step_back)
+        self._sealer = ThreadPoolExecutor(1, "seal")
         self._sealing: deque[Future[Path | None]] = deque()
         self._changed = threading.Condition()
         self._items: list[Item] = []
@@ -217,10 +214,3 @@ def adopt(folder: Path, worker: int, workers: range, shape: Shape) -> None:
             with locked(chain):
                 for log in in_order(chain, LOG):
                     seal(log, shape)
-
-
-def step_back() -> None:
-    """This thread has time: those that decide go first. Only Linux knows of threads' own priorities."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -17,7 +17,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from models.shadow import CHAMPION, READY, SCORE, STALE_SECONDS, SUFFIX
-from sinks.journal import step_back
 from streams.decide import Work
 
 TURN_SECONDS = 0.25
@@ -78,7 +77,6 @@ class Shadowing:
         self._thread.join()
 
     def _run(self) -> None:
-        step_back()
         stopped = False
         while not stopped:
             stopped = self._stop.wait(self._seconds)

@@ -13,7 +13,6 @@ from typing import Any
 from models.news import Good, News, key, news_file, reason_of
 from models.registry import DigestMismatch
 from models.spec import digest
-from sinks.journal import step_back
 from streams.decide import Deciding, Work
 from streams.drift import thresholds
 from streams.job import Champion, Job
@@ -48,7 +47,6 @@ class Swapping:
                 champion.engine.close()
 
     def _run(self) -> None:
-        step_back()
         while not self._stop.wait(self._seconds):
             try:
                 self._look()

@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sinks.journal import step_back
-
 EVERY_SECONDS, MOST_LOOKS, LEAST, SHARE = 30.0, 20, 16e6, 0.03
 """Giving back holds who asks for memory meanwhile, for a millisecond, or for tens of them after a backlog: so it is done only
 while so many more bytes, and such a share more, are used than there were at the best; and where it has brought less than that,
@@ -64,7 +62,6 @@ def tidying(seconds: float = EVERY_SECONDS) -> Iterator[None]:
     ended, tidy = threading.Event(), Tidy(resident, lambda: trim(0))
 
     def looks() -> None:
-        step_back()
         while not ended.wait(seconds):
             tidy.look()
 
