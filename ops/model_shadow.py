@@ -36,13 +36,22 @@ LONGER = 2.0
 """Times the model's limit: this process has the lowest priority."""
 DIES_WITH_PARENT, FIRST_TO_GO = 1, "1000"
 SILENT_LIMITS, LEAST_SILENT_SECONDS = 3.0, 60.0
-REFUSED = 3
+REST_SECONDS, MOST_REST_SECONDS, DOUBLED = 10.0, 600.0, 16
+TIMES_LONGER, LEAST_CALL_SECONDS = 10.0, 2.0
+"""A call that takes so many times what one of ROWS rows takes, and so many seconds of a core at least, is one that hangs."""
+REFUSED, HANGS = 3, -signal.SIGPROF
 
 
 class Keeper:
-    """Has a process that scores by the version with the alias shadow, while one has it. Close it."""
+    """Has a process that scores by the version with the alias shadow, while one has it. Close it.
 
-    def __init__(self, called: str, pipeline: "Pipeline", settings: "JobSettings", say: Callable[..., None]) -> None:
+    To start costs seconds of a core: after it has ended by itself for the n-th time in a row there is none for
+    rest * 2 ** (n - 1) seconds, at most MOST_REST_SECONDS. One that lasted for that long has not ended in a row.
+    """
+
+    def __init__(
+        self, called: str, pipeline: "Pipeline", settings: "JobSettings", say: Callable[..., None], rest: float = REST_SECONDS
+    ) -> None:
         self._called, self._pipeline, self._settings, self._say = called, pipeline, settings, say
         self._models = settings.home / "models"
         self._folder = shadow_folder(self._models, pipeline.name)
@@ -50,6 +59,7 @@ class Keeper:
         self._refused: tuple[int, str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._since = 0.0
+        self._rest, self._ends, self._ended, self._until = rest, 0, (0, ""), 0.0
         self._silent = max(LEAST_SILENT_SECONDS, SILENT_LIMITS * pipeline.model.limit)
         _clear(self._folder)
 
@@ -60,23 +70,23 @@ class Keeper:
             found = newest(self._settings.registry_uri, name, SHADOW)
         except ModelNotFound:
             found = None
+        if found != self._ended:
+            self._ends = 0
         if self._process is not None and found is not None and found == self._of:
             code = self._process.poll()
+            if code is None and not self._silently():
+                return
             if code == REFUSED:
                 self._refused = found
                 self._tell(found, "is refused: headrace models diff says why", "warning")
-            elif code is not None:
-                self._tell(found, f"ended with code {code}: it is started again", "warning")
-            elif self._hangs():
-                self._tell(found, f"said nothing for {self._silent:.0f} s: it is started again", "warning")
             else:
-                return
-        before = self._of
+                self._ends_again(found, code)
         self.close()
-        if found is not None and found != self._refused:
-            self._start(found)
-            if found != before:
-                self._tell(found, "scores what the champion decides on")
+        if found is None or found == self._refused or (self._ends and time.monotonic() < self._until):
+            return
+        self._start(found)
+        if not self._ends:
+            self._tell(found, "scores what the champion decides on")
 
     def close(self) -> None:
         """Ends the process, and what waits for it is given up."""
@@ -86,6 +96,13 @@ class Keeper:
             end([self._process], 0.0)  # it may hang, and has nothing to lose
         self._process = self._of = None
         _clear(self._folder)
+
+    def _ends_again(self, found: tuple[int, str], code: int | None) -> None:
+        self._ends = self._ends + 1 if time.time() - self._since < MOST_REST_SECONDS else 1
+        rest = min(self._rest * 2.0 ** min(self._ends - 1, DOUBLED), MOST_REST_SECONDS)
+        self._ended, self._until = found, time.monotonic() + rest
+        why = {None: f"said nothing for {self._silent:.0f} s", HANGS: "hung in a call"}.get(code, f"ended with code {code}")
+        self._tell(found, f"{why}: it is started again" + (f" in {rest:g} s" if rest else ""), "warning")
 
     def _start(self, found: tuple[int, str]) -> None:
         from ops.workers import as_environment
@@ -107,7 +124,7 @@ class Keeper:
         told = {"model": name, "model_version": version, "model_digest": digest}
         self._say(f"model {name}: the shadow, version {version}, {words}", level=level, **told)
 
-    def _hangs(self) -> bool:
+    def _silently(self) -> bool:
         """Whether it has not said for long that it is ready."""
         told = self._since
         with suppress(OSError):
@@ -122,13 +139,20 @@ def _clear(folder: Path) -> None:
 
 
 class Scoring:
-    """Scores the batches of a folder by an engine, and compares. beat: called after each call of the engine."""
+    """Scores the batches of a folder by an engine, and compares. beat: called after each call of the engine. most: the seconds
+    of a core that a call may take (0: as many as it likes); the process is ended then, by SIGPROF."""
 
     def __init__(
-        self, folder: Path, engine: Engine, pipeline: "Pipeline", version: int, beat: Callable[[], None] = lambda: None
+        self,
+        folder: Path,
+        engine: Engine,
+        pipeline: "Pipeline",
+        version: int,
+        beat: Callable[[], None] = lambda: None,
+        most: float = 0.0,
     ) -> None:
         self._folder, self._guard, self._spec, self._pipeline = folder, Guard(engine), engine.spec, pipeline
-        self._version, self._beat = version, beat
+        self._version, self._beat, self._most = version, beat, most
         self._policy: Policy | None = None
         before = Compared.read(folder)
         same = before is not None and (before.shadow, before.refused) == (version, "")
@@ -165,7 +189,9 @@ class Scoring:
         batch = batch.drop_columns([SCORE])
         matrix, _ = assemble(batch, self._spec)
         began = time.perf_counter()
+        signal.setitimer(signal.ITIMER_PROF, self._most)  # of a core: it may wait for one for long
         theirs = self._guard.infer(matrix)
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
         took, decisions = time.perf_counter() - began, None
         if self._pipeline.policy is not None:
             self._policy = self._policy or self._pipeline.policy.compile(self._columns(batch))
@@ -203,7 +229,8 @@ def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: P
                 (shared / READY).touch()
                 scoring.compared.write(shared)
 
-    scoring = Scoring(shared, engine, pipeline, version, beat)
+    most = TIMES_LONGER * pipeline.model.threads * engine.profile((ROWS,))[ROWS]
+    scoring = Scoring(shared, engine, pipeline, version, beat, max(LEAST_CALL_SECONDS, most))
     waits = 0.0
     while goes_on(waits):
         beat()

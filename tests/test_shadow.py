@@ -34,7 +34,7 @@ from models.registry import shadow as set_shadow
 from models.shadow import CHAMPION, EDGES, READY, SCORE, SUFFIX, Compared, lines, shadow_folder
 from models.spec import Input, ModelSpec
 from ops.cli import app
-from ops.model_shadow import REFUSED, Keeper, Scoring, score
+from ops.model_shadow import HANGS, MOST_REST_SECONDS, REFUSED, Keeper, Scoring, score
 from ops.workers import as_environment
 from sinks.memory import MemorySink
 from sinks.messages import Messages
@@ -170,11 +170,12 @@ def pipeline_file(folder: Path) -> str:
 
 @pytest.mark.slow
 def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: list[Path]) -> None:
-    """A crash, another version, one that is refused, and none."""
-    bad = version(tmp_path / "bad", ("nobody", "knows"), 1)
-    made, said = registered(tmp_path, *versions, bad), list[str]()
+    """A crash, another version, one that is refused, one that hangs, and none."""
+    bad, hangs = version(tmp_path / "bad", ("nobody", "knows"), 1), tmp_path / "hangs"
+    write_hanging(hangs, ModelSpec("payments", tuple(Input(name, "number") for name in NAMES), medians={NAMES[0]: 3.0}))
+    made, said = registered(tmp_path, *versions, bad, hangs), list[str]()
     folder = shadow_folder(made.home / "models", "payments")
-    keeper = Keeper(pipeline_file(tmp_path), payments(), made, lambda words, **fields: said.append(words))
+    keeper = Keeper(pipeline_file(tmp_path), payments(), made, lambda words, **fields: said.append(words), rest=0.0)
 
     def process() -> subprocess.Popen[bytes]:
         assert keeper._process is not None
@@ -213,11 +214,20 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     assert found is not None
     assert "nobody" in found.refused
     assert "is refused" in lines("payments", found)[0]
+    set_shadow(made.registry_uri, "payments", 4)
+    keeper.look()
+    until(lambda: (folder / READY).exists())
+    write_batch(folder, np.full(300, FOREVER), np.full(300, 0.5, np.float32))
+    assert process().wait(60) == HANGS, "long before the model's limit"
+    keeper.look()
+    assert not list(folder.glob(f"*{SUFFIX}")), "what it hung at is given up"
     assert [words.partition(", version ")[2] for words in said] == [
         "2, scores what the champion decides on",
         "2, ended with code -9: it is started again",
         "3, scores what the champion decides on",
         "3, is refused: headrace models diff says why",
+        "4, scores what the champion decides on",
+        "4, hung in a call: it is started again",
     ]
     set_shadow(made.registry_uri, "payments", None)
     keeper.look()
@@ -253,7 +263,7 @@ def test_a_process_that_says_nothing_is_started_again(tmp_path: Path, monkeypatc
         return started[-1]
 
     monkeypatch.setattr("ops.model_shadow.subprocess.Popen", sleeper)
-    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: said.append(words))
+    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: said.append(words), rest=0.0)
     keeper._silent = 0.2
     set_shadow(made.registry_uri, "payments", 2)
     keeper.look()
@@ -384,6 +394,39 @@ def test_after_a_failed_start_it_is_started_at_the_next_look(
         keeper.look()
     keeper.look()
     assert keeper._process is not None
+    keeper.close()
+
+
+def test_one_that_ends_again_and_again_rests_for_longer_and_another_version_does_not(
+    tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, said, now = registered(tmp_path, *versions), list[str](), [1000.0]
+    whole, started = subprocess.Popen, list[subprocess.Popen[bytes]]()
+
+    def ends(*arguments: Any, **values: Any) -> subprocess.Popen[bytes]:
+        started.append(whole([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE))
+        return started[-1]
+
+    monkeypatch.setattr("ops.model_shadow.subprocess.Popen", ends)
+    monkeypatch.setattr("ops.model_shadow.time.monotonic", lambda: now[0])
+    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: said.append(words))
+
+    def looks(seconds: float) -> int:
+        """How many have been started after a look so much later."""
+        now[0] += seconds
+        keeper.look()
+        if keeper._process is not None:
+            keeper._process.wait()
+        return len(started)
+
+    set_shadow(made.registry_uri, "payments", 2)
+    assert [looks(seconds) for seconds in (0, 1, 9, 1, 1, 19, 1, 1, 39, 1)] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+    set_shadow(made.registry_uri, "payments", 1)
+    assert looks(0) == 5, "another one has no share in it"
+    keeper._since -= MOST_REST_SECONDS  # as if it had lasted
+    assert [looks(seconds) for seconds in (0, 9, 1)] == [5, 5, 6]
+    ended = "ended with code 9: it is started again in "
+    assert [words.partition(ended)[2] for words in said if ended in words] == ["10 s", "20 s", "40 s", "10 s"]
     keeper.close()
 
 
