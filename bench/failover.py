@@ -110,7 +110,7 @@ def running(job: str, settings: JobSettings, log: Path) -> Iterator[subprocess.P
     environment = os.environ | as_environment(settings) | {"PYTHONPATH": str(ROOT)}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, process_group=0
         )
     try:
         yield process

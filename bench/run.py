@@ -96,7 +96,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,
+                process_group=0,
             )
         self._module = module
         self._said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

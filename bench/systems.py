@@ -124,7 +124,7 @@ def started(system: System, workload: Workload, values: Mapping[str, str]) -> It
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                process_group=0,
             )
         except OSError as error:
             raise SystemDiedError(f"{system.name}: cannot start {command[0]}: {error.strerror}") from None
@@ -177,7 +177,7 @@ def _free(port: int) -> bool:
 
 
 def leave(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
-    """SIGTERM, and after `grace` seconds SIGKILL to the whole session of the process."""
+    """SIGTERM, and after `grace` seconds SIGKILL to the whole process group of the process."""
     if process.poll() is None:
         process.terminate()
     with suppress(subprocess.TimeoutExpired):

@@ -36,7 +36,7 @@ def child(command: Sequence[str], more: Mapping[str, str] | None = None, output:
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         env=os.environ | (more or {}),
-        start_new_session=True,
+        process_group=0,
         stdin=subprocess.PIPE,
         stdout=output,
         text=True,

@@ -115,7 +115,7 @@ def running(settings: JobSettings) -> Iterator[subprocess.Popen[bytes]]:
     """The job, as `headrace run flights` in a process of its own, from when it is ready. Raises DemoError if it dies before."""
     command = [sys.executable, "-m", "ops", "run", "flights"]
     environment = os.environ | as_environment(settings)
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, process_group=0)
     try:
         for worker in range(settings.workers):
             while not _get(f"http://127.0.0.1:{settings.metrics_port + worker}/readyz"):
@@ -133,7 +133,7 @@ def replaying(brokers: str, options: DemoOptions) -> Iterator[subprocess.Popen[s
     command = [sys.executable, "-m", "ops.replay", "flights", "--brokers", brokers, "--malformed", "--wait"]
     command += [] if options.all_year else ["--start", f"{OCTOBER:%Y-%m-%d}"]
     command += ["--speed", str(options.speed)] if options.speed else []
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, process_group=0)
     try:
         yield process
     finally:

@@ -113,7 +113,7 @@ class Keeper:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "ops.model_shadow", self._called, str(version.version), str(version.folder)],
             env=os.environ | as_environment(self._settings),
-            start_new_session=True,
+            process_group=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
         )

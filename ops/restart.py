@@ -350,12 +350,12 @@ def be_worker(pipeline: Pipeline, settings: JobSettings, number: int, begun: Beg
 
 
 def forked() -> int:
-    """os.fork(), with nothing left to be said twice, and the child in a session of its own that no signal handler follows."""
+    """os.fork(), with nothing left to be said twice, and the child in a process group of its own, without signal handlers."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if not pid:
-        os.setsid()
+        os.setpgid(0, 0)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
     return pid

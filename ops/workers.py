@@ -82,7 +82,7 @@ def grace(settings: JobSettings) -> float:
 def start(command: Sequence[str], environment: dict[str, str], number: int, said: Said) -> Member:
     """Starts one worker, which ends when this process does. Its errors go to `said`, all else on its stderr is passed on."""
     process = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=environment, process_group=0, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     listener = threading.Thread(target=listen, args=(process.stderr, number, said), name=f"worker {number}", daemon=True)

@@ -147,7 +147,7 @@ def living(stand: Stand, workers: int, number: int | str, kill_at: str = "", aga
     log = stand.log(number)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
+            command, cwd=ROOT, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL, process_group=0
         )
     life = Life(process, log, workers, time.monotonic())
     try:
