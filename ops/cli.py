@@ -152,6 +152,7 @@ def run(
         prepare(loaded, settings, called=pipeline, rebuild=rebuild, begin=begin, slack=slack)
 
     beside = (answering(settings), meeting(settings), paging(loaded, settings), watching(pipeline, settings))
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)  # what is started here, in groups of its own, may write to the terminal
     with ended_by_sigterm(), ExitStack() as around:
         for each in beside:
             around.enter_context(each)

@@ -12,16 +12,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
-from models.engine import Engine
+from models.engine import Engine, Matrix
 from models.guard import Guard
+from models.news import sample
 from models.registry import SHADOW, ModelNotFound, Version, newest, resolve
 from models.shadow import CHAMPION, READY, SCORE, SUFFIX, Compared, shadow_folder
 from models.spec import assemble
@@ -32,21 +34,20 @@ if TYPE_CHECKING:
     from streams.settings import JobSettings
 
 ROWS, IDLE_SECONDS, TELL_SECONDS = 1024, 0.1, 1.0
-LONGER = 2.0
-"""Times the model's limit: this process has the lowest priority."""
 DIES_WITH_PARENT, FIRST_TO_GO = 1, "1000"
-SILENT_LIMITS, LEAST_SILENT_SECONDS = 3.0, 60.0
-REST_SECONDS, MOST_REST_SECONDS, DOUBLED = 10.0, 600.0, 16
-TIMES_LONGER, LEAST_CALL_SECONDS = 10.0, 2.0
-"""A call that takes so many times what one of ROWS rows takes, and so many seconds of a core at least, is one that hangs."""
+SILENT_SECONDS = 600.0
+REST_SECONDS, MOST_REST_SECONDS = 10.0, 600.0
+LOAD_SECONDS, TIMES_LONGER, LEAST_CALL_SECONDS = 60.0, 10.0, 2.0
+"""Of a core, which this process may wait for: of loading and trying; and a call that takes so many times what one of ROWS rows
+of its sample took, and so many seconds at least, is one that hangs."""
 REFUSED, HANGS = 3, -signal.SIGPROF
 
 
 class Keeper:
     """Has a process that scores by the version with the alias shadow, while one has it. Close it.
 
-    To start costs seconds of a core: after it has ended by itself for the n-th time in a row there is none for
-    rest * 2 ** (n - 1) seconds, at most MOST_REST_SECONDS. One that lasted for that long has not ended in a row.
+    To start costs seconds of a core: after one has ended by itself there is none for `rest` seconds, and for twice as long each
+    time, at most MOST_REST_SECONDS. That begins anew with one that lasted for so long, and with another version.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Keeper:
         self._refused: tuple[int, str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._since = 0.0
-        self._rest, self._ends, self._ended, self._until = rest, 0, (0, ""), 0.0
-        self._silent = max(LEAST_SILENT_SECONDS, SILENT_LIMITS * pipeline.model.limit)
+        self._rest = self._pause = rest
+        self._ended: tuple[int, str] | None = None
+        self._until = 0.0
+        self._silent = SILENT_SECONDS
         _clear(self._folder)
 
     def look(self) -> None:
@@ -71,21 +74,21 @@ class Keeper:
         except ModelNotFound:
             found = None
         if found != self._ended:
-            self._ends = 0
+            self._ended, self._pause = None, self._rest
         if self._process is not None and found is not None and found == self._of:
             code = self._process.poll()
-            if code is None and not self._silently():
+            if code is None and not self._says_nothing():
                 return
             if code == REFUSED:
                 self._refused = found
                 self._tell(found, "is refused: headrace models diff says why", "warning")
             else:
-                self._ends_again(found, code)
+                self._rests(found, code)
         self.close()
-        if found is None or found == self._refused or (self._ends and time.monotonic() < self._until):
+        if found is None or found == self._refused or (self._ended and time.monotonic() < self._until):
             return
         self._start(found)
-        if not self._ends:
+        if not self._ended:
             self._tell(found, "scores what the champion decides on")
 
     def close(self) -> None:
@@ -97,12 +100,16 @@ class Keeper:
         self._process = self._of = None
         _clear(self._folder)
 
-    def _ends_again(self, found: tuple[int, str], code: int | None) -> None:
-        self._ends = self._ends + 1 if time.time() - self._since < MOST_REST_SECONDS else 1
-        rest = min(self._rest * 2.0 ** min(self._ends - 1, DOUBLED), MOST_REST_SECONDS)
-        self._ended, self._until = found, time.monotonic() + rest
+    def _rests(self, found: tuple[int, str], code: int | None) -> None:
+        if code is not None and time.time() - self._since > MOST_REST_SECONDS:
+            self._pause = self._rest
         why = {None: f"said nothing for {self._silent:.0f} s", HANGS: "hung in a call"}.get(code, f"ended with code {code}")
-        self._tell(found, f"{why}: it is started again" + (f" in {rest:g} s" if rest else ""), "warning")
+        self._tell(found, f"{why}: it rests for {self._pause:g} s", "warning")
+        if code == HANGS:
+            with suppress(OSError, pa.ArrowInvalid):
+                hung(self._folder, found[0])
+        self._ended, self._until = found, time.monotonic() + self._pause
+        self._pause = min(2 * self._pause, MOST_REST_SECONDS)
 
     def _start(self, found: tuple[int, str]) -> None:
         from ops.workers import as_environment
@@ -124,12 +131,29 @@ class Keeper:
         told = {"model": name, "model_version": version, "model_digest": digest}
         self._say(f"model {name}: the shadow, version {version}, {words}", level=level, **told)
 
-    def _silently(self) -> bool:
+    def _says_nothing(self) -> bool:
         """Whether it has not said for long that it is ready."""
         told = self._since
         with suppress(OSError):
             told = max(told, (self._folder / READY).stat().st_mtime)
         return time.time() - told > self._silent
+
+
+def hung(folder: Path, version: int) -> None:
+    """Writes down that a version has hung at the first batch that waits, which its process would have taken away."""
+    for file in sorted(folder.glob(f"*{SUFFIX}"))[:1]:
+        champion, batch = _read(file)
+        compared = Compared.read(folder)
+        if compared is None or (compared.champion, compared.shadow) != (champion, version):
+            compared = Compared(champion, version)
+        compared.dropped, compared.trouble = compared.dropped + batch.num_rows, "it hung in a call"
+        compared.write(folder)
+
+
+def _read(file: Path) -> tuple[int, pa.RecordBatch]:
+    """The champion's version, and what it decided."""
+    with pa.ipc.open_file(pa.py_buffer(file.read_bytes())) as reader:
+        return int(reader.schema.metadata[CHAMPION]), reader.get_batch(0)
 
 
 def _clear(folder: Path) -> None:
@@ -138,21 +162,40 @@ def _clear(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Has the kernel end this process, by SIGPROF, if it takes more seconds of a core: nobody can end a call within it."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
+class Limited:
+    """An engine whose calls end the process that makes them where they take many times what one of its sample took."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.spec, self.kind, self._engine = engine.spec, engine.kind, engine
+        self.warm, self.profile, self.close = engine.warm, engine.profile, engine.close
+        rows = np.resize(sample(engine.spec, None), (ROWS, engine.spec.columns))
+        began = time.process_time()
+        Guard(engine).infer(rows)
+        self.seconds = max(LEAST_CALL_SECONDS, TIMES_LONGER * (time.process_time() - began))
+
+    def infer(self, matrix: Matrix, out: Matrix | None = None) -> Matrix:
+        with at_most(self.seconds):
+            return self._engine.infer(matrix, out)
+
+
 class Scoring:
-    """Scores the batches of a folder by an engine, and compares. beat: called after each call of the engine. most: the seconds
-    of a core that a call may take (0: as many as it likes); the process is ended then, by SIGPROF."""
+    """Scores the batches of a folder by an engine, and compares. beat: called after each call of the engine."""
 
     def __init__(
-        self,
-        folder: Path,
-        engine: Engine,
-        pipeline: "Pipeline",
-        version: int,
-        beat: Callable[[], None] = lambda: None,
-        most: float = 0.0,
+        self, folder: Path, engine: Engine, pipeline: "Pipeline", version: int, beat: Callable[[], None] = lambda: None
     ) -> None:
         self._folder, self._guard, self._spec, self._pipeline = folder, Guard(engine), engine.spec, pipeline
-        self._version, self._beat, self._most = version, beat, most
+        self._version, self._beat = version, beat
         self._policy: Policy | None = None
         before = Compared.read(folder)
         same = before is not None and (before.shadow, before.refused) == (version, "")
@@ -164,13 +207,11 @@ class Scoring:
         files = sorted(self._folder.glob(f"*{SUFFIX}"))
         for file in files:
             with suppress(FileNotFoundError):
-                self._batch(pa.py_buffer(file.read_bytes()))
+                self._batch(*_read(file))
             file.unlink(missing_ok=True)
         return len(files)
 
-    def _batch(self, content: pa.Buffer) -> None:
-        with pa.ipc.open_file(content) as reader:
-            champion, batch = int(reader.schema.metadata[CHAMPION]), reader.get_batch(0)
+    def _batch(self, champion: int, batch: pa.RecordBatch) -> None:
         if champion not in self._by_champion:
             kept = [*self._by_champion.items()][-1:]
             self._by_champion = dict([*kept, (champion, Compared(champion, self._version))])
@@ -189,9 +230,7 @@ class Scoring:
         batch = batch.drop_columns([SCORE])
         matrix, _ = assemble(batch, self._spec)
         began = time.perf_counter()
-        signal.setitimer(signal.ITIMER_PROF, self._most)  # of a core: it may wait for one for long
         theirs = self._guard.infer(matrix)
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
         took, decisions = time.perf_counter() - began, None
         if self._pipeline.policy is not None:
             self._policy = self._policy or self._pipeline.policy.compile(self._columns(batch))
@@ -211,9 +250,10 @@ def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: P
     from ops.model_news import tried
 
     shared = shadow_folder(settings.home / "models", pipeline.name)
-    longer = replace(pipeline, model=replace(pipeline.model, limit=LONGER * pipeline.model.limit))
+    unlimited = replace(pipeline, model=replace(pipeline.model, limit=0.0))
     try:
-        engine = tried(longer, settings)(Version(pipeline.model.name, version, "", folder))
+        with at_most(LOAD_SECONDS):
+            engine = Limited(tried(unlimited, settings)(Version(pipeline.model.name, version, "", folder)))
         if engine.spec.outputs > 1:
             raise ValueError(f"expected one output to compare, got {engine.spec.outputs}")
     except ValueError as error:
@@ -229,8 +269,7 @@ def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: P
                 (shared / READY).touch()
                 scoring.compared.write(shared)
 
-    most = TIMES_LONGER * pipeline.model.threads * engine.profile((ROWS,))[ROWS]
-    scoring = Scoring(shared, engine, pipeline, version, beat, max(LEAST_CALL_SECONDS, most))
+    scoring = Scoring(shared, engine, pipeline, version, beat)
     waits = 0.0
     while goes_on(waits):
         beat()

@@ -1,6 +1,7 @@
 """What is recorded comes back, byte for byte or not at all, and what is missing is said in one line."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,16 @@ def test_a_missing_registry_model_or_alias_says_how_to_make_one(tmp_path: Path) 
             resolve(uri(tmp_path), name, into=tmp_path / "models")
     with pytest.raises(FileNotFoundError, match="expected files in"):
         record(uri(tmp_path), "m", tmp_path / "nothing", params={}, metrics={})
+
+
+def test_the_digest_of_a_file_is_the_same_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(bytes(range(100)))
+    (tmp_path / "nothing").touch()
+    expected = sha256(b"4 100\nfile" + bytes(range(100)) + b"7 0\nnothing").hexdigest()
+    assert digest(tmp_path) == expected
+    for size in (1, 7, 50, 99, 100):
+        monkeypatch.setattr("models.spec.PIECE", size)
+        assert digest(tmp_path) == expected
 
 
 def test_the_digest_tells_names_and_bytes_apart(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A job that runs takes over a new version of its model by itself, in every worker, and goes on where a bad one comes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from bench.proving.job import NAME, event
 from models.registry import record, resolve
 from models.shadow import Compared, shadow_folder
 from models.spec import Input, ModelSpec
+from ops.beside import child
 from ops.broker import Broker
 from streams.settings import JobSettings
 
@@ -138,6 +140,13 @@ def test_a_shadow_scores_what_all_workers_decide_and_leaves_with_the_job(
     decided = read(embedded_broker, f"{name}-out", PARTITIONS)
     assert {one["model_version"] for one in decided} == {1}
     assert len({one["decision_id"] for one in decided}) == len(decided) == PARTITIONS * (400 + sent - 1000)
+
+
+def test_a_process_beside_a_job_is_in_its_session_and_not_in_its_process_group() -> None:
+    """Priorities count within a session only, and Ctrl-C is for the job."""
+    with child(["ops.model_watch", "flights", "60"]) as process:
+        assert os.getsid(process.pid) == os.getsid(0)
+        assert os.getpgid(process.pid) == process.pid
 
 
 def test_the_process_beside_a_job_is_gone_when_the_job_is(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def by_it_alone(home: Path, number: int, folder: Path) -> dict[str, dict[str, An
 
 
 def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # a shadow has the time that nobody else wants
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.005)
