@@ -4,9 +4,9 @@ python -m bench.shadow                                 # about six minutes
 python -m bench.shadow --rate 5000 --seconds 60 --json shadow.json
 
 One job on an Apache Kafka decides at half of its highest rate, which is measured first. Phases take turns: without a shadow;
-with one; with one that hangs at its first batch; with one that is killed every five seconds. Latency is from when a message was
-due to when the broker appended its decision. Exit code 1 if a message is lost or doubled, if a shadow has scored nothing, or if
-p99 with one is more than 1.1 times that without.
+with one; with one that hangs at its first batch, and rests; with one that is killed once it is ready, looked at every five
+seconds, and rests. Latency is from when a message was due to when the broker appended its decision. Exit code 1 if a message is
+lost or doubled, if a shadow has scored nothing, or if p99 with one is more than 1.1 times that without.
 """
 
 import argparse
