@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +16,6 @@ from kernels.hashing.cpu import hash_column
 from kernels.table.cpu import find, insert, new_table
 
 FORMAT = 1
-PIECE = 1 << 22
 NOTHING: Mapping[str, Any] = {}
 FILE = "model.json"
 Lookup: TypeAlias = tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]
@@ -270,14 +268,13 @@ def _unknown(column: pa.Array, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.b
 def digest(folder: Path) -> str:
     """The SHA-256, in hex, of the names (relative to the folder, in order) and bytes of all files of a folder. Raises
     ValueError for a symbolic link: what it leads to may be another's, and change."""
-    total, piece = hashlib.sha256(), bytearray(PIECE)
+    total = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             raise ValueError(f"{path}: expected a file or a folder, got a symbolic link")
         if path.is_file():
             name = path.relative_to(folder).as_posix().encode()
+            total.update(b"%d %d\n" % (len(name), path.stat().st_size) + name)
             with path.open("rb", buffering=0) as file:
-                total.update(b"%d %d\n" % (len(name), os.fstat(file.fileno()).st_size) + name)
-                while got := file.readinto(piece):
-                    total.update(memoryview(piece)[:got])
+                hashlib.file_digest(file, lambda: total)  # in pieces
     return total.hexdigest()
