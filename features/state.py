@@ -34,10 +34,9 @@ OF_TILES, OF_REGISTERS = ("tiles", "filled"), ("registers", "ranks")
 NOTHING = np.empty(0, np.uint64)
 
 
-class Taken(NamedTuple):
-    """A page of a shard, what changed of it, and the entities that did since this was asked before, in or out of the state."""
+class Changes(NamedTuple):
+    """What changed of a shard, and the entities that did since this was asked before, in or out of the state."""
 
-    page: Dump
     changed: Dump
     fresh: U64
 
@@ -121,9 +120,15 @@ class State:
         entities.find(self._table, keys, places)
         return self._packed(places[places >= 0], keys[places < 0], None, number)
 
-    def taken(self, shards: int, page: int, pages: int, carried: Sequence[U64] = ()) -> list[Taken]:
-        """`dump` and `changed` of every shard at once, at a fraction of the cost of one after the other; of number 0. carried:
-        entities that are to be among the changed as they are now, too."""
+    def page(self, shards: int, page: int, pages: int) -> list[Dump]:
+        """`dump` of a page of every shard at once, at a fraction of the cost of one after the other; of number 0."""
+        members = self._members(0, 1, page, pages)
+        of = _by_shard(self._table[members, 0], shards)
+        parts = self._parts(members[of.order], of.edges)
+        return [self._dump_of(part | {"gone": NOTHING}, (page, pages), 0) for part in parts]
+
+    def changes(self, shards: int, carried: Sequence[U64] = ()) -> list[Changes]:
+        """`changed` of every shard at once, likewise. carried: entities that are to be among them as they are now, too."""
         whole = {shard: self.changed(shard, shards) for shard in range(shards) if shard not in self._dumped}
         fresh = np.unique(np.concatenate(self._touched)) if self._touched else NOTHING
         touched = np.unique(np.concatenate([fresh, *carried])) if carried else fresh
@@ -131,17 +136,13 @@ class State:
         places = np.empty(len(touched), np.int64)
         entities.find(self._table, touched, places)
         held, gone = _by_shard(touched[places >= 0], shards), _by_shard(touched[places < 0], shards)
-        members = self._members(0, 1, page, pages)
-        paged = _by_shard(self._table[members, 0], shards)
-        chosen = np.concatenate([members[paged.order], places[places >= 0][held.order]])
-        parts = self._parts(chosen, np.concatenate([paged.edges, len(members) + held.edges[1:]]))
+        parts = self._parts(places[places >= 0][held.order], held.edges)
         left = touched[places < 0][gone.order]
         made = []
-        for shard in range(shards):
-            changed = self._dump_of(parts[shards + shard] | {"gone": left[gone.edges[shard] : gone.edges[shard + 1]]}, None, 0)
-            paged_too = self._dump_of(parts[shard] | {"gone": NOTHING}, (page, pages), 0)
+        for shard, part in enumerate(parts):
+            changed = self._dump_of(part | {"gone": left[gone.edges[shard] : gone.edges[shard + 1]]}, None, 0)
             mine = fresh[news.order[news.edges[shard] : news.edges[shard + 1]]]
-            made.append(Taken(paged_too, whole.get(shard, changed), hashes_of(whole[shard]) if shard in whole else mine))
+            made.append(Changes(whole.get(shard, changed), hashes_of(whole[shard]) if shard in whole else mine))
         return made
 
     def touch(self, hashes: U64) -> None:

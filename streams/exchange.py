@@ -193,12 +193,14 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         for value in values:
             if isinstance(value, Wake):
                 self._page = value.shard, value.page
+                self._whole.wake(value.shard, value.page)
             else:
                 parcels.append(value)
         if not parcels:
             return [], StatefulBatchLogic.RETAIN
         with self._meters.stage("features"):
             self._whole.ready()
+            self._whole.ahead()
             for parcel in parcels:
                 for news in parcel.news:
                     if news.first > NEVER:

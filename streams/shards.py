@@ -5,16 +5,19 @@ page until the next of that page replaces it. So the last snapshots of all pages
 since: what is held of a million entities is written once in a round of all pages, not in every epoch. Where very many change in
 an epoch, as while a backlog is worked off, several pages are taken in it (`at_once`), so that the changes to keep do not become
 many times what is held.
+
+A page need not be as of its snapshot: what changed since the snapshot before is among the changes, which count. So it is taken
+at a batch before (`ahead`), and what is left for the pause is less.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from features.state import State, Taken, hashes_of, pages_of, spans
+from features.state import Changes, Dump, State, hashes_of, pages_of, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
@@ -64,11 +67,12 @@ class Ledger:
         as may follow a short stop."""
         return [changed for _, changed in self._needed(page)]
 
-    def take(self, page: int, number: int, fresh: Sequence[U64]) -> None:
-        """A snapshot of this number has this page, what is `carried`, and the changes of these entities."""
+    def take(self, page: int, after: int, number: int, fresh: Sequence[U64]) -> None:
+        """A snapshot of this number has this page, taken after another snapshot, what is `carried`, and the changes of these
+        entities."""
         self._changed[page] = [*self._needed(page), (number, fresh)]
         self.number = max(self.number, number)
-        self._taken[page] = number
+        self._taken[page] = after
 
     def _needed(self, page: int) -> list[tuple[int, Sequence[U64]]]:
         taken = self._taken.copy()
@@ -100,8 +104,12 @@ class Shards:
         self._seen: dict[str, tuple[bool, int]] = {}
         self._ledgers = defaultdict[int, Ledger](Ledger)
         self._resumed: dict[int, list[dict[str, Any]]] = {}
-        self._taken: dict[tuple[int, int], Sequence[Taken]] = {}
-        self._taken_at = -1
+        self._woken: set[int] = set()
+        self._due: dict[int, int] = {}
+        self._batches = 0
+        self._pages: dict[tuple[int, int], tuple[int, Sequence[Dump]]] = {}
+        self._changes: dict[tuple[int, int], Sequence[Changes]] = {}
+        self._changes_at = -1
 
     def at_once(self, page: int, rows: int) -> list[int]:
         """The pages to take in an epoch whose page this is, after so many rows: by what it was over the last epochs. Pages out
@@ -111,15 +119,34 @@ class Shards:
         self._rows += (rows - self._rows) / EPOCHS
         return at_once(page, sum(min(int(self._rows), each) for each in held), sum(held))
 
+    def wake(self, shard: int, page: int) -> None:
+        """This page of a shard will be asked for at the end of the epoch."""
+        self._woken.add(shard)
+        if (shard, page) not in self._pages:
+            self._due.setdefault(page, self._batches)
+
+    def ahead(self) -> None:
+        """Takes a page that was woken: one in each batch but the first of an epoch, which has waited for the pause; and none of
+        a shard without a snapshot, which does not know what has left it."""
+        self._batches += 1
+        page = next((page for page, at in self._due.items() if at < self._batches - 1), None)
+        if page is not None and self._woken <= self._ledgers.keys():
+            self._take_page(page, self._woken)
+
     def snapshot(self, shard: int, page: int) -> dict[str, Any]:
         """A page of a shard, and what changed in the shard since its last snapshot, as plain data."""
         self.ready()
         ledger = self._ledgers[shard]
         number = ledger.number + 1
-        taken = self._taken_of(shard, page)
-        for of_group in taken:
-            of_group.page["number"] = of_group.changed["number"] = number
-        ledger.take(page, number, [of_group.fresh for of_group in taken])
+        if (shard, page) not in self._pages:
+            self._take_page(page, self._woken | {shard} if self._woken else range(self._shards))
+        after, paged = self._pages.pop((shard, page))
+        changes = self._changes_of(shard, page)
+        for one in paged:
+            one["number"] = after
+        for each in changes:
+            each.changed["number"] = number
+        ledger.take(page, after, number, [each.fresh for each in changes])
         return {
             "version": VERSION,
             "shard": shard,
@@ -128,28 +155,34 @@ class Shards:
             "pages": PAGES,
             "number": number,
             "begins": self.begins,
-            "groups": [of_group.page for of_group in taken],
-            "changes": [of_group.changed for of_group in taken],
+            "groups": paged,
+            "changes": [each.changed for each in changes],
             "held": self.held.dump(shard, self._shards) if self.held is not None else None,
         }
 
-    def _taken_of(self, shard: int, page: int) -> Sequence[Taken]:
-        """The page and the changes of a shard, by group. Those of all shards are taken when the first of an epoch asks.
+    def _take_page(self, page: int, shards: Iterable[int]) -> None:
+        """A page of these shards, by group, each as after its shard's last snapshot."""
+        self._due.pop(page, None)
+        by_group = [state.page(self._shards, page, PAGES) for state in self.states]
+        for shard in shards:
+            after = self._ledgers[shard].number if shard in self._ledgers else 0
+            self._pages[shard, page] = after, [of_shard[shard] for of_shard in by_group]
+
+    def _changes_of(self, shard: int, page: int) -> Sequence[Changes]:
+        """The changes of a shard, by group. Those of all shards are taken when the first of an epoch asks.
 
         So all shards have to be asked for the same pages in an epoch, as `wakes` has it: what changed is under the first.
         """
         updates = sum(state.updates for state in self.states)
-        if updates != self._taken_at or (shard, page) not in self._taken:
-            for key in [key for key in self._taken if updates != self._taken_at or key[1] == page]:
-                for state, left in zip(self.states, self._taken.pop(key), strict=True):
+        if updates != self._changes_at or (shard, page) not in self._changes:
+            for key in [key for key in self._changes if updates != self._changes_at or key[1] == page]:
+                for state, left in zip(self.states, self._changes.pop(key), strict=True):
                     state.touch(left.fresh)
-            self._taken_at = updates
+            self._changes_at = updates
             carried = [each for ledger in self._ledgers.values() for each in ledger.carried(page)]
-            by_group = [
-                state.taken(self._shards, page, PAGES, [each[j] for each in carried]) for j, state in enumerate(self.states)
-            ]
-            self._taken |= {(each, page): [taken[each] for taken in by_group] for each in range(self._shards)}
-        return self._taken.pop((shard, page))
+            by_group = [state.changes(self._shards, [each[j] for each in carried]) for j, state in enumerate(self.states)]
+            self._changes |= {(each, page): [of_shard[each] for of_shard in by_group] for each in range(self._shards)}
+        return self._changes.pop((shard, page))
 
     def resume(self, snapshot: dict[str, Any]) -> None:
         """Takes a page's last snapshot; the shard is there when all have come, see `ready`.
@@ -172,7 +205,8 @@ class Shards:
             self.begins = max(self.begins, *(one["begins"] for one in snapshots))
             self._known = self._known or self.begins > NEVER
             for one in snapshots:
-                ledger.take(one["page"], one["number"], [hashes_of(changed) for changed in one["changes"]])
+                after = min((paged["number"] for paged in one["groups"]), default=0)
+                ledger.take(one["page"], after, one["number"], [hashes_of(changed) for changed in one["changes"]])
             for j, state in enumerate(self.states):
                 pieces = [one["groups"][j] for one in snapshots]
                 state.load(pieces + [one["changes"][j] for one in snapshots], shard)

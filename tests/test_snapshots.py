@@ -61,7 +61,8 @@ def everything(shards: Shards, now: int) -> np.ndarray:
 
 
 def run(wakes: list[list[int]], seed: int, most: int, resume_at: Callable[[int], bool]) -> list[np.ndarray]:
-    """Epochs in which these pages are woken; where it is said so the state is lost, and resumed from the last snapshots."""
+    """Epochs of up to six batches in which these pages are woken, after which they are taken ahead or not; where it is said so
+    the state is lost, and resumed from the last snapshots."""
     rng = np.random.default_rng(seed)
     shards = Shards(GROUPS, SHARDS, None, most)
     store: dict[tuple[int, int], bytes] = {}
@@ -69,8 +70,12 @@ def run(wakes: list[list[int]], seed: int, most: int, resume_at: Callable[[int],
     for epoch, pages in enumerate(wakes):
         now = 1_700_000_000 + 5 * epoch
         low = 4 * epoch % 300
-        for state in shards.states:
-            state.update(cut(rng, now, 40, low, low + 60), (now - 5) * 1_000_000)
+        for batch in range(rng.integers(1, 7)):
+            shards.ahead()
+            for state in shards.states:
+                state.update(cut(rng, now, 40, low, low + 60), (now - 5) * 1_000_000)
+            for shard, page in product(range(SHARDS), pages if batch == 0 else []):
+                shards.wake(shard, page)
         asked = [shard for shard in rng.permutation(SHARDS).tolist() if rng.random() < 0.9]
         for shard, page in sorted((shard, page) for shard in asked for page in pages) if epoch % 2 else product(asked, pages):
             store[shard, page] = pickle.dumps(shards.snapshot(shard, page))
@@ -171,7 +176,7 @@ def kept_of(loads: list[int], held: int, begin: int = 7) -> list[int]:
         for k, page in enumerate(at_once(page_of(epoch), changed, held)):
             fresh = 0 if k else changed
             kept[page] = fresh + sum(1000 * len(hashes) for (hashes,) in ledger.carried(page))
-            ledger.take(page, ledger.number + 1, [rng.integers(0, 2**64, fresh // 1000, np.uint64)])
+            ledger.take(page, ledger.number, ledger.number + 1, [rng.integers(0, 2**64, fresh // 1000, np.uint64)])
         sizes.append(sum(kept.values()))
     return sizes
 
