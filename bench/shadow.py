@@ -31,6 +31,7 @@ from bench.show import made
 from models.registry import ModelNotFound, record, resolve, shadow
 from models.shadow import READY, Compared, shadow_folder
 from models.spec import ModelSpec
+from ops.model_shadow import PROCESS
 from streams.settings import JobSettings
 
 GOAL_TIMES = 1.1
@@ -93,7 +94,7 @@ def killed(life: Life) -> int:
     deaths = 0
     for process in psutil.Process(life.process.pid).children(recursive=True):
         with suppress(psutil.Error):
-            if "ops.model_shadow" in process.cmdline():
+            if process.name() == PROCESS:
                 process.kill()
                 deaths += 1
     return deaths

@@ -1,6 +1,10 @@
 """One look after another for new versions of a pipeline's model, and what a version has to stand before it decides."""
 
+import multiprocessing
+import signal
 from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from features.freshness import substitutes
 from features.views import View, open_store, views
@@ -13,11 +17,53 @@ from streams.inputs import fits
 from streams.pipeline import Pipeline
 from streams.settings import JobSettings
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+FORK = multiprocessing.get_context("fork")
+Checker = Callable[[Pipeline, JobSettings], Callable[[Version], None]]
+
 
 def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
     """Whether a pipeline can use a version; raises ValueError, with the reason, where not."""
     load = tried(pipeline, settings)
     return lambda version: load(version).close()
+
+
+def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
+    """As `checker`, for each version in a fork of this process: what is loaded goes with it, and a version that ends it is
+    refused."""
+
+    def check(version: Version) -> None:
+        ours, theirs = FORK.Pipe(duplex=False)
+        process = FORK.Process(target=_check, args=(pipeline, settings, version, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        with ours, suppress(EOFError):
+            error = ours.recv()
+            process.join()
+            if error:
+                raise error
+            return
+        process.join()
+        raise ValueError(f"model {version.name}: it ended the process that tried it (exit code {process.exitcode})")
+
+    return check
+
+
+def _check(pipeline: Pipeline, settings: JobSettings, version: Version, told: "Connection[Exception | None, None]") -> None:
+    """Tells what is wrong with a version, or nothing, as an exception that can be sent."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    found: Exception | None = None
+    try:
+        checker(pipeline, settings)(version)
+    except ValueError as error:
+        found = ValueError(str(error))
+        for note in getattr(error, "__notes__", ()):
+            found.add_note(note)
+    except Exception as error:  # noqa: BLE001 - whatever it is, who asked says it
+        found = RuntimeError(explain(error))
+    told.send(found)
 
 
 def tried(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], Engine]:
@@ -45,16 +91,17 @@ def watch(
     waited: Callable[[], bool],
     say: Callable[..., None],
     shadow: Callable[[], None] = lambda: None,
+    how: Checker = checker,
 ) -> None:
     """Looks at once, and again whenever `waited` says that it is time, until it says that it is over. What fails is said once,
-    and tried again. shadow: looks after a shadow, each time.
+    and tried again. shadow: looks after a shadow, each time. how: a version is checked.
     """
     name, models = pipeline.model.name, settings.home / "models"
     check, failing, file = None, "", news_file(models, pipeline.name)
     known = News(name, News.read(file).of(name).good)  # what was refused before may be good now
     while True:
         try:
-            check = check or checker(pipeline, settings)
+            check = check or how(pipeline, settings)
             known = look(settings.registry_uri, name, models, known, check)
             known.write(file)  # each time: it is how the jobs know that somebody looks
             shadow()

@@ -4,15 +4,13 @@ a version has the alias.
 It may hang, crash or be slow: what decides shares nothing with it but a folder (models/shadow.py).
 """
 
-import argparse
 import ctypes
+import multiprocessing
 import os
-import select
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +25,17 @@ from models.news import sample
 from models.registry import SHADOW, ModelNotFound, Version, newest, resolve
 from models.shadow import CHAMPION, READY, SCORE, SUFFIX, Compared, shadow_folder
 from models.spec import assemble
+from ops.errors import report
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess
+
     from models.policy import Policy
     from streams.pipeline import Pipeline
     from streams.settings import JobSettings
 
+FORK = multiprocessing.get_context("fork")
+PROCESS = "headrace-shadow"
 ROWS, IDLE_SECONDS, TELL_SECONDS = 1024, 0.1, 1.0
 DIES_WITH_PARENT, FIRST_TO_GO = 1, "1000"
 SILENT_SECONDS = 600.0
@@ -46,19 +49,21 @@ REFUSED, HANGS = 3, -signal.SIGPROF
 class Keeper:
     """Has a process that scores by the version with the alias shadow, while one has it. Close it.
 
-    To start costs seconds of a core: after one has ended by itself there is none for `rest` seconds, and for twice as long each
-    time, at most MOST_REST_SECONDS. That begins anew with one that lasted for so long, and with another version.
+    It is a fork of this process, which has imported what it needs and has no engine of its own, since neither threads nor CUDA
+    outlive a fork: a new process would import for seconds of a core. After one has ended by itself there is none for `rest`
+    seconds, and for twice as long each time, at most MOST_REST_SECONDS. That begins anew with one that lasted for so long, and
+    with another version.
     """
 
     def __init__(
-        self, called: str, pipeline: "Pipeline", settings: "JobSettings", say: Callable[..., None], rest: float = REST_SECONDS
+        self, pipeline: "Pipeline", settings: "JobSettings", say: Callable[..., None], rest: float = REST_SECONDS
     ) -> None:
-        self._called, self._pipeline, self._settings, self._say = called, pipeline, settings, say
+        self._pipeline, self._settings, self._say = pipeline, settings, say
         self._models = settings.home / "models"
         self._folder = shadow_folder(self._models, pipeline.name)
         self._of: tuple[int, str] | None = None
         self._refused: tuple[int, str] | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkProcess | None = None
         self._since = 0.0
         self._rest = self._pause = rest
         self._ended: tuple[int, str] | None = None
@@ -76,7 +81,7 @@ class Keeper:
         if found != self._ended:
             self._ended, self._pause = None, self._rest
         if self._process is not None and found is not None and found == self._of:
-            code = self._process.poll()
+            code = self._process.exitcode
             if code is None and not self._says_nothing():
                 return
             if code == REFUSED:
@@ -93,10 +98,10 @@ class Keeper:
 
     def close(self) -> None:
         """Ends the process, and what waits for it is given up."""
-        from ops.workers import end
-
         if self._process is not None:
-            end([self._process], 0.0)  # it may hang, and has nothing to lose
+            self._process.kill()  # it may hang, and has nothing to lose
+            self._process.join()
+            self._process.close()
         self._process = self._of = None
         _clear(self._folder)
 
@@ -112,19 +117,12 @@ class Keeper:
         self._pause = min(2 * self._pause, MOST_REST_SECONDS)
 
     def _start(self, found: tuple[int, str]) -> None:
-        from ops.workers import as_environment
-
         version = resolve(self._settings.registry_uri, self._pipeline.model.name, into=self._models, alias=SHADOW)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ops.model_shadow", self._called, str(version.version), str(version.folder)],
-            env=os.environ | as_environment(self._settings),
-            process_group=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-        )
-        self._of, self._since = found, time.time()
+        process = FORK.Process(target=work, args=(self._pipeline, self._settings, version.version, version.folder), daemon=True)
+        process.start()
+        self._process, self._of, self._since = process, found, time.time()
 
     def _tell(self, found: tuple[int, str], words: str, level: str = "info") -> None:
         name, (version, digest) = self._pipeline.model.name, found
@@ -279,37 +277,24 @@ def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: P
     return 0
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line of the process; settings come from the environment."""
-    parser = argparse.ArgumentParser(prog="python -m ops.model_shadow")
-    parser.add_argument("pipeline")
-    parser.add_argument("version", type=int)
-    parser.add_argument("folder", type=Path)
-    options = parser.parse_args(arguments)
+def work(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: Path) -> None:
+    """What the process does, until the one that started it is gone."""
+    parent = os.getppid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(19)
     with suppress(OSError, AttributeError):  # Linux: it has what nobody else wants, and is the first to go
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
         Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
-    from ops.errors import hush, report
-    from ops.logs import speak
-    from streams.pipeline import load
-    from streams.settings import JobSettings
-
-    hush()
+        Path("/proc/self/comm").write_text(PROCESS)
 
     def goes_on(seconds: float) -> bool:
-        """False when the process that started this one is gone, or has had enough."""
-        return not select.select([sys.stdin], [], [], seconds)[0]
+        time.sleep(seconds)
+        return os.getppid() == parent
 
     try:
-        pipeline, settings = load(options.pipeline), JobSettings()
-        speak(settings.log, pipeline.name)
-        return score(pipeline, settings, options.version, options.folder, goes_on)
+        code = score(pipeline, settings, version, folder, goes_on)
     except BaseException as error:  # noqa: BLE001 - whatever it is, people must see it
-        return report(error)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        code = report(error)
+    sys.exit(code)

@@ -4,6 +4,7 @@ What it needs is loaded when it looks for the first time, so that it takes nothi
 """
 
 import argparse
+import gc
 import os
 import select
 import signal
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from ops.errors import hush, report
     from ops.logs import say, speak
-    from ops.model_news import watch
+    from ops.model_news import apart, watch
     from ops.model_shadow import Keeper
     from streams.pipeline import load
     from streams.settings import JobSettings
@@ -56,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pipeline, settings = load(options.pipeline), JobSettings()
         speak(settings.log, pipeline.name)
-        with closing(Keeper(options.pipeline, pipeline, settings, say)) as keeper:
-            watch(pipeline, settings, waited, say, keeper.look)
+        gc.freeze()  # a fork's collector need not touch, and so copy, what is loaded
+        with closing(Keeper(pipeline, settings, say)) as keeper:
+            watch(pipeline, settings, waited, say, keeper.look, apart)
     except SystemExit:
         return 0  # asked to leave
     except BaseException as error:  # noqa: BLE001 - whatever it is, people must see it

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from models.registry import shadow as set_shadow
 from models.shadow import CHAMPION, EDGES, READY, SCORE, SUFFIX, Compared, lines, shadow_folder
 from models.spec import Input, ModelSpec
 from ops.cli import app
-from ops.model_shadow import HANGS, MOST_REST_SECONDS, REFUSED, Keeper, Scoring, score
+from ops.model_shadow import HANGS, MOST_REST_SECONDS, PROCESS, REFUSED, Keeper, Scoring, score
 from ops.workers import as_environment
 from sinks.memory import MemorySink
 from sinks.messages import Messages
@@ -42,7 +43,10 @@ from streams.run import run
 from streams.shadowing import MOST_FILES
 from streams.source import MemorySource
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated",
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning",
+)
 ROOT = Path(__file__).parents[1]
 SCORES = arrays(np.float32, 17, elements=st.floats(0, 1, width=32) | st.just(np.float32(np.nan)))
 
@@ -175,11 +179,15 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     write_hanging(hangs, ModelSpec("payments", tuple(Input(name, "number") for name in NAMES), medians={NAMES[0]: 3.0}))
     made, said = registered(tmp_path, *versions, bad, hangs), list[str]()
     folder = shadow_folder(made.home / "models", "payments")
-    keeper = Keeper(pipeline_file(tmp_path), payments(), made, lambda words, **fields: said.append(words), rest=0.0)
+    keeper = Keeper(payments(), made, lambda words, **fields: said.append(words), rest=0.0)
 
-    def process() -> subprocess.Popen[bytes]:
+    def process() -> ForkProcess:
         assert keeper._process is not None
         return keeper._process
+
+    def ends() -> int | None:
+        process().join(240)
+        return process().exitcode
 
     keeper.look()
     assert keeper._process is None
@@ -187,11 +195,13 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     keeper.look()
     until(lambda: (folder / READY).exists())
     first = process()
+    assert first.pid is not None
     if sys.platform == "linux":
         assert os.sched_getscheduler(first.pid) == os.SCHED_IDLE
+        assert psutil.Process(first.pid).name() == PROCESS
     assert os.getsid(first.pid) == os.getsid(0), "priorities count within a session only"
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    first.kill()
+    assert ends() == -signal.SIGKILL
     keeper.look()
     assert "version 2, ended with code -9" in said[-1]
     assert process() is not first
@@ -209,7 +219,7 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     assert json.loads(told.output)["pipelines"]["payments"]["rows"] > 100
     set_shadow(made.registry_uri, "payments", 3)
     keeper.look()
-    assert process().wait(240) == REFUSED
+    assert ends() == REFUSED
     keeper.look()
     found = Compared.read(folder)
     assert found is not None
@@ -219,7 +229,7 @@ def test_its_process_is_kept_started_again_and_ended(tmp_path: Path, versions: l
     keeper.look()
     until(lambda: (folder / READY).exists())
     write_batch(folder, np.full(300, FOREVER), np.full(300, 0.5, np.float32))
-    assert process().wait(240) == HANGS
+    assert ends() == HANGS
     keeper.look()
     found = Compared.read(folder)
     assert found is not None
@@ -259,31 +269,30 @@ class Slowly(MemorySink):
 def test_a_process_that_says_nothing_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "two"
     made, said = registered(tmp_path, version(tmp_path / "one", NAMES, 40), version(folder, NAMES, 41)), list[str]()
-    started: list[subprocess.Popen[bytes]] = []
-    whole = subprocess.Popen
-
-    def sleeper(*arguments: Any, **values: Any) -> subprocess.Popen[bytes]:
-        started.append(whole([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE))
-        return started[-1]
-
-    monkeypatch.setattr("ops.model_shadow.subprocess.Popen", sleeper)
-    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: said.append(words), rest=0.0)
+    monkeypatch.setattr("ops.model_shadow.work", lambda *of: time.sleep(600))
+    keeper = Keeper(payments(), made, lambda words, **fields: said.append(words), rest=0.0)
     keeper._silent = 0.2
     set_shadow(made.registry_uri, "payments", 2)
     keeper.look()
+    first = keeper._process
+    assert first is not None
+    pid = first.pid
     shared = shadow_folder(made.home / "models", "payments")
     time.sleep(0.3)
     (shared / READY).touch()
     (shared / f"0-000000001{SUFFIX}").touch()
     keeper.look()
-    assert len(started) == 1, "it has said that it is ready"
+    assert keeper._process is first, "it has said that it is ready"
     time.sleep(0.3)
     keeper.look()
-    assert len(started) == 2
+    second = keeper._process
+    assert second is not None
+    assert second is not first
     assert "said nothing for" in said[-1]
     assert not list(shared.glob(f"*{SUFFIX}")), "what it may have hung at is given up"
+    pids = pid, second.pid
     keeper.close()
-    assert all(process.poll() is not None for process in started)
+    assert not any(psutil.pid_exists(each) for each in pids if each is not None)
 
 
 def test_a_shadow_that_hangs_or_throws_at_a_batch_has_no_scores_there(tmp_path: Path) -> None:
@@ -382,17 +391,17 @@ def test_a_full_disk_leaves_nothing_and_stops_nothing(
 def test_after_a_failed_start_it_is_started_at_the_next_look(
     tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, tries = registered(tmp_path, *versions), [0]
-    whole = subprocess.Popen
+    made, tries, whole = registered(tmp_path, *versions), [0], os.fork
 
-    def fails(*arguments: Any, **values: Any) -> Any:
+    def fails() -> int:
         tries[0] += 1
         if tries[0] == 1:
             raise OSError(12, "Cannot allocate memory")
-        return whole([sys.executable, "-c", "import time; time.sleep(600)"], stdin=subprocess.PIPE)
+        return whole()
 
-    monkeypatch.setattr("ops.model_shadow.subprocess.Popen", fails)
-    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: None)
+    monkeypatch.setattr("os.fork", fails)
+    monkeypatch.setattr("ops.model_shadow.work", lambda *of: time.sleep(600))
+    keeper = Keeper(payments(), made, lambda words, **fields: None)
     set_shadow(made.registry_uri, "payments", 2)
     with pytest.raises(OSError, match="allocate"):
         keeper.look()
@@ -405,23 +414,24 @@ def test_one_that_ends_again_and_again_rests_for_longer_and_another_version_does
     tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, said, now = registered(tmp_path, *versions), list[str](), [1000.0]
-    whole, started = subprocess.Popen, list[subprocess.Popen[bytes]]()
+    whole, forks = os.fork, [0]
 
-    def ends(*arguments: Any, **values: Any) -> subprocess.Popen[bytes]:
-        started.append(whole([sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE))
-        return started[-1]
+    def counted() -> int:
+        forks[0] += 1
+        return whole()
 
-    monkeypatch.setattr("ops.model_shadow.subprocess.Popen", ends)
+    monkeypatch.setattr("os.fork", counted)
+    monkeypatch.setattr("ops.model_shadow.work", lambda *of: sys.exit(9))
     monkeypatch.setattr("ops.model_shadow.time.monotonic", lambda: now[0])
-    keeper = Keeper("pay.py:pipeline", payments(), made, lambda words, **fields: said.append(words))
+    keeper = Keeper(payments(), made, lambda words, **fields: said.append(words))
 
     def looks(seconds: float) -> int:
         """How many have been started after a look so much later."""
         now[0] += seconds
         keeper.look()
         if keeper._process is not None:
-            keeper._process.wait()
-        return len(started)
+            keeper._process.join()
+        return forks[0]
 
     set_shadow(made.registry_uri, "payments", 2)
     assert [looks(seconds) for seconds in (0, 1, 9, 1, 1, 19, 1, 1, 39, 1)] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
@@ -439,7 +449,7 @@ def test_one_that_ends_again_and_again_rests_for_longer_and_another_version_does
     set_shadow(made.registry_uri, "payments", None)
     looks(0)
     set_shadow(made.registry_uri, "payments", 1)
-    before = len(started)
+    before = forks[0]
     assert looks(0) == before + 1, "taken away and given again, it has no past"
     keeper.close()
 

@@ -22,6 +22,7 @@ from models.shadow import Compared, shadow_folder
 from models.spec import Input, ModelSpec
 from ops.beside import child
 from ops.broker import Broker
+from ops.model_shadow import PROCESS
 from streams.settings import JobSettings
 
 FILE = """
@@ -129,9 +130,7 @@ def test_a_shadow_scores_what_all_workers_decide_and_leaves_with_the_job(
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             more()
-        (watch,) = [
-            each for each in psutil.Process(process.pid).children(recursive=True) if "ops.model_shadow" in each.cmdline()
-        ]
+        (watch,) = [each for each in psutil.Process(process.pid).children(recursive=True) if each.name() == PROCESS]
         process.send_signal(signal.SIGTERM)
         assert process.wait(40) == 0, log.read_text()
         watch.wait(20)

@@ -1,6 +1,8 @@
 """A new version of the model takes over between two batches: every decision is that of the version that it names."""
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +20,11 @@ from prometheus_client import CollectorRegistry
 from small_models import logistic
 
 from models.engine import ModelRefused, OnnxEngine
-from models.news import Good, News, key, loaded, look, news_file, sample, try_out
+from models.news import Good, News, key, loaded, look, news_file, reason_of, sample, try_out
 from models.reference import build_reference
-from models.registry import record
+from models.registry import Version, record
 from models.spec import Input, ModelSpec, digest
-from ops.model_news import checker, watch
+from ops.model_news import apart, watch
 from sinks.memory import MemorySink
 from sinks.messages import Messages
 from sinks.records import read, tables
@@ -32,7 +34,10 @@ from streams.pipeline import Record
 from streams.run import run
 from streams.source import MemorySource
 
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The ``noload`` loader strategy is deprecated",
+    "ignore:This process .* is multi-threaded, use of fork:DeprecationWarning",
+)
 FEWER = ("amount_mean_1h_by_card", "amount")
 LABEL = {"pipeline": "payments"}
 
@@ -136,7 +141,7 @@ def test_the_process_beside_the_job_finds_versions_and_eleven_bad_ones_of_eleven
     pipeline = payments()
     good = version(tmp_path / "good", NAMES, 40)
     publish(values.registry_uri, good)
-    file, check = news_file(home / "models", "payments"), checker(pipeline, values)
+    file, check = news_file(home / "models", "payments"), apart(pipeline, values)
 
     def news() -> News:
         made = look(values.registry_uri, "payments", home / "models", News.read(file), check)
@@ -164,9 +169,42 @@ def test_the_process_beside_the_job_finds_versions_and_eleven_bad_ones_of_eleven
     assert len(news().refused) == 11
     publish(values.registry_uri, version(tmp_path / "better", FEWER, 40))
     failed = list[str]()
-    watch(pipeline, values, lambda: False, lambda words, **fields: failed.append(words))
+    watch(pipeline, values, lambda: False, lambda words, **fields: failed.append(words), how=apart)
     last = News.read(file)
     assert ([each.version for each in last.good], dict(last.refused), failed) == ([13, 1], {}, [])
+
+
+def refuses(version: Version) -> None:
+    error = ValueError("of no use")
+    error.add_note("and here is why")
+    raise error
+
+
+def misses(version: Version) -> None:
+    raise ConnectionError("no store there")
+
+
+@pytest.mark.parametrize(
+    ("check", "kind", "reason"),
+    [
+        (lambda version: os._exit(7), ValueError, "model payments: it ended the process that tried it (exit code 7)"),
+        (
+            lambda version: os.kill(os.getpid(), signal.SIGSEGV),
+            ValueError,
+            "it ended the process that tried it (exit code -11)",
+        ),
+        (refuses, ValueError, "of no use\nand here is why"),
+        (misses, RuntimeError, "no store there"),
+    ],
+)
+def test_what_a_fork_finds_of_a_version_is_found_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: Callable[[Version], None], kind: type[Exception], reason: str
+) -> None:
+    monkeypatch.setattr("ops.model_news.checker", lambda pipeline, settings: check)
+    with pytest.raises(kind) as raised:
+        apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
+    assert reason in reason_of(raised.value)
+    assert type(raised.value) is kind
 
 
 def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_cannot_be_used(tmp_path: Path) -> None:
