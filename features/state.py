@@ -105,7 +105,7 @@ class State:
 
     def dump(self, shard: int = 0, shards: int = 1, page: int = 0, pages: int = 1, number: int = 0) -> Dump:
         """A page of a shard as plain data: a versioned dict of (dtype, shape, bytes). pages: a power of two; number: of the
-        snapshot that it belongs to, by which `load` knows what is newer."""
+        snapshot that it is as of, by which `load` knows what is newer."""
         return self._packed(self._members(shard, shards, page, pages), np.empty(0, np.uint64), (page, pages), number)
 
     def changed(self, shard: int = 0, shards: int = 1, number: int = 0) -> Dump:

@@ -1,20 +1,28 @@
-"""Processes beside a job, which end with it; and those of them that answer on a port, which say whether they do."""
+"""Processes beside a job, which end with it; those that answer on a port, which say whether they do; and forks of one."""
 
+import ctypes
+import gc
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from ops.server import PortTakenError, Server
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkProcess
+
     from streams.settings import JobSettings
 
 Process = subprocess.Popen[str]
+FORK = multiprocessing.get_context("fork")
+DIES_WITH_PARENT = 1
 GRACE_SECONDS = 2.0
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Asks workers whatever proxy the environment names."""
@@ -71,3 +79,20 @@ def until_parent_ends() -> None:
     """Waits until standard input ends, which is when the process that started this one is gone, or has let go of it."""
     while os.read(0, 1024):
         continue
+
+
+def fork(do: Callable[..., None], *arguments: Any) -> "ForkProcess":
+    """A fork of this process, which may have no threads and nothing that a fork cannot use (CUDA). On Linux it is killed when
+    this process is gone."""
+    gc.freeze()  # its collector need not touch, and so copy, what is here
+    process = FORK.Process(target=_forked, args=(os.getpid(), do, arguments))
+    process.start()
+    return process
+
+
+def _forked(parent: int, do: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() == parent:
+        do(*arguments)

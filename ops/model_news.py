@@ -1,17 +1,17 @@
 """One look after another for new versions of a pipeline's model, and what a version has to stand before it decides."""
 
-import multiprocessing
 import signal
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from multiprocessing import Pipe
+from typing import TYPE_CHECKING, Any
 
 from features.freshness import substitutes
-from features.views import View, open_store, views
+from features.views import View, load_feast, open_store, views
 from models.engine import Engine
 from models.news import News, loaded, look, news_file, try_out
 from models.registry import Version, without_login
 from models.spec import ModelSpec
+from ops.beside import fork
 from ops.errors import explain
 from streams.inputs import fits
 from streams.pipeline import Pipeline
@@ -20,7 +20,8 @@ from streams.settings import JobSettings
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-FORK = multiprocessing.get_context("fork")
+    Told = Connection[Any, Any]
+
 Checker = Callable[[Pipeline, JobSettings], Callable[[Version], None]]
 
 
@@ -33,34 +34,41 @@ def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], No
 def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
     """As `checker`, for each version in a fork of this process: what is loaded goes with it, and a version that ends it is
     refused."""
+    if pipeline.stored is not None:
+        load_feast()
 
     def check(version: Version) -> None:
-        ours, theirs = FORK.Pipe(duplex=False)
-        process = FORK.Process(target=_check, args=(pipeline, settings, version, theirs), daemon=True)
-        process.start()
+        ours, theirs = Pipe(duplex=False)
+        process = fork(_check, pipeline, settings, version, ours, theirs)
         theirs.close()
-        with ours, suppress(EOFError):
-            error = ours.recv()
+        try:
+            with ours:
+                error = ours.recv()
+        except EOFError:
             process.join()
-            if error:
-                raise error
-            return
-        process.join()
-        raise ValueError(f"model {version.name}: it ended the process that tried it (exit code {process.exitcode})")
+            ended = f"model {version.name}: it ended the process that tried it (exit code {process.exitcode})"
+            error = RuntimeError(ended) if process.exitcode == -signal.SIGTERM else ValueError(ended)
+        finally:
+            process.kill()
+            process.join()
+        if error:
+            raise error
 
     return check
 
 
-def _check(pipeline: Pipeline, settings: JobSettings, version: Version, told: "Connection[Exception | None, None]") -> None:
-    """Tells what is wrong with a version, or nothing, as an exception that can be sent."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _check(pipeline: Pipeline, settings: JobSettings, version: Version, theirs: "Told", told: "Told") -> None:
+    """Tells what is wrong with a version, or nothing, as an exception that can be sent: a ValueError if it is the version."""
+    theirs.close()
     found: Exception | None = None
     try:
-        checker(pipeline, settings)(version)
-    except ValueError as error:
-        found = ValueError(str(error))
-        for note in getattr(error, "__notes__", ()):
-            found.add_note(note)
+        check = checker(pipeline, settings)
+        try:
+            check(version)
+        except ValueError as error:
+            found = ValueError(str(error))
+            for note in getattr(error, "__notes__", ()):
+                found.add_note(note)
     except Exception as error:  # noqa: BLE001 - whatever it is, who asked says it
         found = RuntimeError(explain(error))
     told.send(found)
@@ -90,11 +98,11 @@ def watch(
     settings: JobSettings,
     waited: Callable[[], bool],
     say: Callable[..., None],
+    how: Checker,
     shadow: Callable[[], None] = lambda: None,
-    how: Checker = checker,
 ) -> None:
     """Looks at once, and again whenever `waited` says that it is time, until it says that it is over. What fails is said once,
-    and tried again. shadow: looks after a shadow, each time. how: a version is checked.
+    and tried again. how: a version is checked. shadow: looks after a shadow, each time.
     """
     name, models = pipeline.model.name, settings.home / "models"
     check, failing, file = None, "", news_file(models, pipeline.name)

@@ -4,8 +4,6 @@ a version has the alias.
 It may hang, crash or be slow: what decides shares nothing with it but a folder (models/shadow.py).
 """
 
-import ctypes
-import multiprocessing
 import os
 import signal
 import sys
@@ -25,6 +23,7 @@ from models.news import sample
 from models.registry import SHADOW, ModelNotFound, Version, newest, resolve
 from models.shadow import CHAMPION, READY, SCORE, SUFFIX, Compared, shadow_folder
 from models.spec import assemble
+from ops.beside import fork
 from ops.errors import report
 
 if TYPE_CHECKING:
@@ -34,10 +33,9 @@ if TYPE_CHECKING:
     from streams.pipeline import Pipeline
     from streams.settings import JobSettings
 
-FORK = multiprocessing.get_context("fork")
 PROCESS = "headrace-shadow"
 ROWS, IDLE_SECONDS, TELL_SECONDS = 1024, 0.1, 1.0
-DIES_WITH_PARENT, FIRST_TO_GO = 1, "1000"
+FIRST_TO_GO = "1000"
 SILENT_SECONDS = 600.0
 REST_SECONDS, MOST_REST_SECONDS = 10.0, 600.0
 LOAD_SECONDS, TIMES_LONGER, LEAST_CALL_SECONDS = 60.0, 10.0, 2.0
@@ -49,10 +47,9 @@ REFUSED, HANGS = 3, -signal.SIGPROF
 class Keeper:
     """Has a process that scores by the version with the alias shadow, while one has it. Close it.
 
-    It is a fork of this process, which has imported what it needs and has no engine of its own, since neither threads nor CUDA
-    outlive a fork: a new process would import for seconds of a core. After one has ended by itself there is none for `rest`
-    seconds, and for twice as long each time, at most MOST_REST_SECONDS. That begins anew with one that lasted for so long, and
-    with another version.
+    It is a fork of this process, which has imported what it needs, and has no engine of its own. After one has ended by itself
+    there is none for `rest` seconds, and for twice as long each time, at most MOST_REST_SECONDS. That begins anew with one that
+    lasted for so long, and with another version.
     """
 
     def __init__(
@@ -101,7 +98,6 @@ class Keeper:
         if self._process is not None:
             self._process.kill()  # it may hang, and has nothing to lose
             self._process.join()
-            self._process.close()
         self._process = self._of = None
         _clear(self._folder)
 
@@ -120,9 +116,8 @@ class Keeper:
         version = resolve(self._settings.registry_uri, self._pipeline.model.name, into=self._models, alias=SHADOW)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
-        process = FORK.Process(target=work, args=(self._pipeline, self._settings, version.version, version.folder), daemon=True)
-        process.start()
-        self._process, self._of, self._since = process, found, time.time()
+        self._process = fork(work, self._pipeline, self._settings, version.version, version.folder)
+        self._of, self._since = found, time.time()
 
     def _tell(self, found: tuple[int, str], words: str, level: str = "info") -> None:
         name, (version, digest) = self._pipeline.model.name, found
@@ -280,14 +275,12 @@ def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: P
 def work(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: Path) -> None:
     """What the process does, until the one that started it is gone."""
     parent = os.getppid()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.nice(19)
     with suppress(OSError, AttributeError):  # Linux: it has what nobody else wants, and is the first to go
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
-        Path("/proc/self/oom_score_adj").write_text(FIRST_TO_GO)
-        Path("/proc/self/comm").write_text(PROCESS)
+    for file, said in (("oom_score_adj", FIRST_TO_GO), ("comm", PROCESS)):
+        with suppress(OSError):
+            Path("/proc/self", file).write_text(said)
 
     def goes_on(seconds: float) -> bool:
         time.sleep(seconds)

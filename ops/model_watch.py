@@ -4,7 +4,6 @@ What it needs is loaded when it looks for the first time, so that it takes nothi
 """
 
 import argparse
-import gc
 import os
 import select
 import signal
@@ -57,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pipeline, settings = load(options.pipeline), JobSettings()
         speak(settings.log, pipeline.name)
-        gc.freeze()  # a fork's collector need not touch, and so copy, what is loaded
+        os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")  # no fork has a connection of it
         with closing(Keeper(pipeline, settings, say)) as keeper:
-            watch(pipeline, settings, waited, say, keeper.look, apart)
+            watch(pipeline, settings, waited, say, apart, keeper.look)
     except SystemExit:
         return 0  # asked to leave
     except BaseException as error:  # noqa: BLE001 - whatever it is, people must see it

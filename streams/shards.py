@@ -25,7 +25,7 @@ VERSION = 6
 PAGES, ROUND = 128, 131
 KEPT, LEAST_KEPT, OF_HELD, MOST_AT_ONCE = 1_500_000, 500_000, 4, 32
 """Changes that are kept, at most and at least, and as many times what is held, where that is between the two. With fewer a
-store is smaller and a start faster, but more pages are taken in an epoch, each of which costs a millisecond of its pause."""
+store is smaller and a start faster, but more pages are taken in an epoch, each of which costs a millisecond or two."""
 EPOCHS = 16
 """Over which it is averaged how many rows an epoch has."""
 FIRST_EPOCH = 1
@@ -126,8 +126,8 @@ class Shards:
             self._due.setdefault(page, self._batches)
 
     def ahead(self) -> None:
-        """Takes a page that was woken: one in each batch but the first of an epoch, which has waited for the pause; and none of
-        a shard without a snapshot, which does not know what has left it."""
+        """Takes a page that was woken two batches ago or more, one at a time: the first batch of an epoch has waited for the
+        pause. None of a shard without a snapshot, which does not know what has left it."""
         self._batches += 1
         page = next((page for page, at in self._due.items() if at < self._batches - 1), None)
         if page is not None and self._woken <= self._ledgers.keys():
@@ -139,7 +139,7 @@ class Shards:
         ledger = self._ledgers[shard]
         number = ledger.number + 1
         if (shard, page) not in self._pages:
-            self._take_page(page, self._woken | {shard} if self._woken else range(self._shards))
+            self._take_page(page, (self._woken | {shard}) if self._woken else range(self._shards))
         after, paged = self._pages.pop((shard, page))
         changes = self._changes_of(shard, page)
         for one in paged:

@@ -269,7 +269,7 @@ class Slowly(MemorySink):
 def test_a_process_that_says_nothing_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "two"
     made, said = registered(tmp_path, version(tmp_path / "one", NAMES, 40), version(folder, NAMES, 41)), list[str]()
-    monkeypatch.setattr("ops.model_shadow.work", lambda *of: time.sleep(600))
+    monkeypatch.setattr("ops.model_shadow.work", lambda *of: time.sleep(60))
     keeper = Keeper(payments(), made, lambda words, **fields: said.append(words), rest=0.0)
     keeper._silent = 0.2
     set_shadow(made.registry_uri, "payments", 2)
@@ -400,7 +400,7 @@ def test_after_a_failed_start_it_is_started_at_the_next_look(
         return whole()
 
     monkeypatch.setattr("os.fork", fails)
-    monkeypatch.setattr("ops.model_shadow.work", lambda *of: time.sleep(600))
+    monkeypatch.setattr("ops.model_shadow.work", lambda *of: time.sleep(60))
     keeper = Keeper(payments(), made, lambda words, **fields: None)
     set_shadow(made.registry_uri, "payments", 2)
     with pytest.raises(OSError, match="allocate"):

@@ -1,7 +1,7 @@
 """What the last snapshots of all pages hold is the state as it was, whatever was woken when; and each is small."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from features import state as states
 from features.spec import Last, Window
-from features.state import hashes_of, pages_of
+from features.state import State, hashes_of, pages_of
 from features.streaming import Cut, groups
+from streams.exchange import News, Parcel, Shard, Wake
 from streams.holdings import whole
+from streams.meters import Meters
 from streams.ordering import Held
 from streams.shards import KEPT, LEAST_KEPT, MOST_AT_ONCE, OF_HELD, PAGES, ROUND, Ledger, Shards, at_once, page_of
 
@@ -27,6 +30,9 @@ GROUPS = groups(
 )
 SHARDS = 3
 HASHES = np.random.default_rng(0).integers(1, 2**64, 400, np.uint64)
+FEW_PAGES = range(0, PAGES, PAGES // 4)
+"""Of which every other entity is."""
+HASHES[::2] &= np.uint64(~(0b11111 << 57) % 2**64)
 
 
 def cut(rng: np.random.Generator, now: int, n: int, low: int, high: int) -> Cut:
@@ -91,13 +97,68 @@ def run(wakes: list[list[int]], seed: int, most: int, resume_at: Callable[[int],
 
 
 @given(
-    st.lists(st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=3), min_size=1, max_size=80),
+    st.lists(st.lists(st.integers(0, PAGES - 1) | st.sampled_from(FEW_PAGES), min_size=1, max_size=3), min_size=1, max_size=80),
     st.integers(0, 2**32),
     st.sampled_from([0, 50]),
     st.sets(st.integers(0, 80)),
 )
 def test_pages_in_any_order_hold_the_whole(wakes: list[list[int]], seed: int, most: int, crashes: set[int]) -> None:
     run(wakes, seed, most, lambda epoch: epoch in crashes)
+
+
+def test_a_page_that_was_woken_is_taken_two_batches_later_and_not_in_the_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, taken = State.page, list[int]()
+
+    def page(state: State, shards: int, page: int, pages: int) -> Any:
+        taken.append(page)
+        return whole(state, shards, page, pages)
+
+    monkeypatch.setattr(State, "page", page)
+    meters = Meters(CollectorRegistry(), "x")
+    shards = Shards(GROUPS[:1], 1, None)
+    step = Shard(shards, None, meters, 1)
+
+    def epoch(page: int, batches: int) -> list[int]:
+        """The pages that are taken, after each batch and in the pause."""
+        seen = []
+        for batch in range(batches):
+            step.on_batch([Parcel(0, "000.0", batch, (), (News("0", 1, 1, False),))])
+            if batch == 0:
+                step.on_batch([Wake(0, page)])
+            seen.append(len(taken))
+        step.snapshot()
+        return [*seen, len(taken)]
+
+    assert epoch(3, 5) == [0, 0, 0, 0, 0, 1], "of a shard that has no snapshot"
+    assert epoch(4, 5) == [1, 1, 2, 2, 2, 2]
+    assert epoch(5, 2) == [2, 2, 3], "there were no batches"
+    assert taken == [3, 4, 5]
+
+
+def test_what_changed_after_its_page_was_taken_ahead_is_kept_until_the_page_is_taken_again() -> None:
+    """Under the key of another page of that epoch, which is taken again before."""
+    hashes = HASHES[::2]
+    first, other = (hashes[pages_of(hashes, PAGES) == page] for page in FEW_PAGES[:2])
+    shards, store = Shards(GROUPS[:1], 1, None), dict[int, bytes]()
+
+    def epoch(pages: Sequence[int], before: np.ndarray, after: np.ndarray, now: int) -> None:
+        shards.states[0].update(updating(before, now))
+        for page in pages:
+            shards.wake(0, page)
+        for _ in range(2 + len(pages)):
+            shards.ahead()
+        shards.states[0].update(updating(after, now))
+        store.update({page: pickle.dumps(shards.snapshot(0, page)) for page in pages})
+
+    epoch(FEW_PAGES[:1], hashes, hashes, 1000)
+    epoch(FEW_PAGES[:2], first, other, 1001)
+    epoch(FEW_PAGES[:1], first, first, 1002)
+    resumed = Shards(GROUPS[:1], 1, None)
+    for each in store.values():
+        resumed.resume(pickle.loads(each))
+    resumed.ready()
+    asked = reading(hashes, 1002)
+    np.testing.assert_array_equal(resumed.states[0].update(asked, 0), shards.states[0].update(asked, 0))
 
 
 def test_pages_in_turn_hold_the_whole_and_what_left_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +234,11 @@ def kept_of(loads: list[int], held: int, begin: int = 7) -> list[int]:
     """After each epoch with so many changes, how many are kept under all pages' keys."""
     ledger, kept, sizes, rng = Ledger(), dict[int, int](), [], np.random.default_rng(7)
     for epoch, changed in enumerate(loads, begin):
+        before = ledger.number  # when they are taken ahead, all of them
         for k, page in enumerate(at_once(page_of(epoch), changed, held)):
             fresh = 0 if k else changed
             kept[page] = fresh + sum(1000 * len(hashes) for (hashes,) in ledger.carried(page))
-            ledger.take(page, ledger.number, ledger.number + 1, [rng.integers(0, 2**64, fresh // 1000, np.uint64)])
+            ledger.take(page, before, ledger.number + 1, [rng.integers(0, 2**64, fresh // 1000, np.uint64)])
         sizes.append(sum(kept.values()))
     return sizes
 

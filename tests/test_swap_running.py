@@ -104,6 +104,7 @@ def test_a_new_version_decides_within_seconds_and_a_bad_one_never(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="a fork's name is set there")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_shadow_scores_what_all_workers_decide_and_leaves_with_the_job(
     embedded_broker: Broker, workers: int, tmp_path: Path

@@ -19,19 +19,21 @@ from payments import NAMES, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 from small_models import logistic
 
+from features.views import StoredFeaturesError
 from models.engine import ModelRefused, OnnxEngine
 from models.news import Good, News, key, loaded, look, news_file, reason_of, sample, try_out
 from models.reference import build_reference
 from models.registry import Version, record
 from models.spec import Input, ModelSpec, digest
-from ops.model_news import apart, watch
+from ops.model_news import apart, checker, watch
 from sinks.memory import MemorySink
 from sinks.messages import Messages
 from sinks.records import read, tables
 from sinks.segments import chains
 from streams.job import Champion
-from streams.pipeline import Record
+from streams.pipeline import Pipeline, Record
 from streams.run import run
+from streams.settings import JobSettings
 from streams.source import MemorySource
 
 pytestmark = pytest.mark.filterwarnings(
@@ -169,7 +171,7 @@ def test_the_process_beside_the_job_finds_versions_and_eleven_bad_ones_of_eleven
     assert len(news().refused) == 11
     publish(values.registry_uri, version(tmp_path / "better", FEWER, 40))
     failed = list[str]()
-    watch(pipeline, values, lambda: False, lambda words, **fields: failed.append(words), how=apart)
+    watch(pipeline, values, lambda: False, lambda words, **fields: failed.append(words), apart)
     last = News.read(file)
     assert ([each.version for each in last.good], dict(last.refused), failed) == ([13, 1], {}, [])
 
@@ -195,6 +197,7 @@ def misses(version: Version) -> None:
         ),
         (refuses, ValueError, "of no use\nand here is why"),
         (misses, RuntimeError, "no store there"),
+        (lambda version: os.kill(os.getpid(), signal.SIGTERM), RuntimeError, "(exit code -15)"),
     ],
 )
 def test_what_a_fork_finds_of_a_version_is_found_here(
@@ -205,6 +208,15 @@ def test_what_a_fork_finds_of_a_version_is_found_here(
         apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
     assert reason in reason_of(raised.value)
     assert type(raised.value) is kind
+
+
+def test_what_fails_before_a_version_is_tried_is_not_its_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(pipeline: Pipeline, values: JobSettings) -> Callable[[Version], None]:
+        raise StoredFeaturesError("no such repo")
+
+    monkeypatch.setattr("ops.model_news.checker", none)
+    with pytest.raises(RuntimeError, match="no such repo"):
+        apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
 
 
 def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_cannot_be_used(tmp_path: Path) -> None:
@@ -427,6 +439,6 @@ def test_a_registry_that_fails_is_said_once_and_asked_again(tmp_path: Path, monk
 
     monkeypatch.setattr("ops.model_news.look", fails)
     turns = iter([True, True, False])
-    watch(payments(), settings(tmp_path), lambda: next(turns), lambda words, **fields: said.append(words))
+    watch(payments(), settings(tmp_path), lambda: next(turns), lambda words, **fields: said.append(words), checker)
     assert said == ["model payments: no look at the registry: no such host"]
     assert all(asked.acquire(blocking=False) for _ in range(3))
