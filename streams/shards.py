@@ -21,7 +21,7 @@ from features.state import Changes, Dump, State, hashes_of, pages_of, spans
 from features.streaming import Group
 from streams.ordering import NEVER, Held
 
-VERSION = 6
+VERSION = 7
 PAGES, ROUND = 128, 131
 KEPT, LEAST_KEPT, OF_HELD, MOST_AT_ONCE = 1_500_000, 500_000, 4, 32
 """Changes that are kept, at most and at least, and as many times what is held, where that is between the two. With fewer a

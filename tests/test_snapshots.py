@@ -290,7 +290,7 @@ def test_another_number_of_shards_or_pages_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Shards(GROUPS, SHARDS, None).resume(taken | {name: 9})
-    with pytest.raises(ValueError, match="expected state version 6, got 2"):
+    with pytest.raises(ValueError, match="expected state version 7, got 2"):
         Shards(GROUPS, SHARDS, None).resume(taken | {"version": 2})
     with pytest.raises(RuntimeError, match="came after the first event"):
         shards.resume(taken)
