@@ -191,9 +191,9 @@ def misses(version: Version) -> None:
     [
         (lambda version: os._exit(7), ValueError, "model payments: it ended the process that tried it (exit code 7)"),
         (
-            lambda version: os.kill(os.getpid(), signal.SIGSEGV),
+            lambda version: os.kill(os.getpid(), signal.SIGKILL),
             ValueError,
-            "it ended the process that tried it (exit code -11)",
+            "it ended the process that tried it (exit code -9)",
         ),
         (refuses, ValueError, "of no use\nand here is why"),
         (misses, RuntimeError, "no store there"),
