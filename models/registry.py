@@ -179,6 +179,11 @@ def _give(client: "MlflowClient", name: str, alias: str, version: int | str) -> 
     return int(before or 0)
 
 
+def without_pool() -> None:
+    """Has MLflow keep no connection to its database open: for a process that forks, before it asks the registry."""
+    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+
+
 def without_login(text: str) -> str:
     """Without what stands between // and @ in addresses: who may get in."""
     return re.sub("//[^/@ ]*@", "//", text)

@@ -20,8 +20,6 @@ from streams.settings import JobSettings
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    Told = Connection[Any, Any]
-
 Checker = Callable[[Pipeline, JobSettings], Callable[[Version], None]]
 
 
@@ -39,7 +37,7 @@ def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None
 
     def check(version: Version) -> None:
         ours, theirs = Pipe(duplex=False)
-        process = fork(_check, pipeline, settings, version, ours, theirs)
+        process = fork(_check, pipeline, settings, version, theirs)
         theirs.close()
         try:
             with ours:
@@ -57,9 +55,8 @@ def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None
     return check
 
 
-def _check(pipeline: Pipeline, settings: JobSettings, version: Version, theirs: "Told", told: "Told") -> None:
+def _check(pipeline: Pipeline, settings: JobSettings, version: Version, told: "Connection[Any, Any]") -> None:
     """Tells what is wrong with a version, or nothing, as an exception that can be sent: a ValueError if it is the version."""
-    theirs.close()
     found: Exception | None = None
     try:
         check = checker(pipeline, settings)

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not waited():
         return 0
+    from models.registry import without_pool
     from ops.errors import hush, report
     from ops.logs import say, speak
     from ops.model_news import apart, watch
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pipeline, settings = load(options.pipeline), JobSettings()
         speak(settings.log, pipeline.name)
-        os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")  # no fork has a connection of it
+        without_pool()
         with closing(Keeper(pipeline, settings, say)) as keeper:
             watch(pipeline, settings, waited, say, apart, keeper.look)
     except SystemExit:

@@ -4,7 +4,6 @@ Kernels are compiled then (the first time on a machine that takes a quarter of a
 """
 
 import gc
-import os
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from features.memo import Memo
 from features.schema import Integer, Kind, Number, Schema, Text, Time, Vector
 from features.state import State
 from features.streaming import Cut, Group
-from models.registry import resolve
+from models.registry import resolve, without_pool
 from sinks.messages import Encoder
 from sinks.records import shaped
 from streams.decide import Work, answers, together
@@ -74,7 +73,7 @@ def warm_before_fork(pipeline: Pipeline, settings: JobSettings) -> None:
     What fails here fails again in the workers, which say so. Stored features and engines with threads of their own are left
     to the workers.
     """
-    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")
+    without_pool()
     job = Job(pipeline, settings, CollectorRegistry(), time.time_ns)
     for shard in range(pipeline.shards):
         page_name(shard, 0)
