@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from features.state import State
+from features.state import State, arrays_of
 from features.streaming import Cut
 from ops.state_store import iso, look
 from streams.holdings import whole
@@ -64,8 +64,8 @@ def export(pipeline: Pipeline, settings: JobSettings, called: str, folder: Path,
 def entities(state: State) -> Iterator[tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint32]]]:
     """The hashes of what is held, and the seconds of their last updates, in pieces."""
     for page in range(PAGES):
-        arrays = state.dump(page=page, pages=PAGES)["arrays"]
-        yield np.frombuffer(arrays["keys"][2], np.uint64), np.frombuffer(arrays["seconds"][2], np.uint32)
+        arrays = arrays_of(state.dump(page=page, pages=PAGES), ("keys", "seconds"))
+        yield arrays["keys"], arrays["seconds"]
 
 
 def _schema(state: State, time: int) -> pa.Schema:

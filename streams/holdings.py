@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from features.state import newest
+from features.state import HASHES, arrays_of, newest
 from features.streaming import Group
 from sinks.staged import unpacked
 from streams.ordering import NEVER, Held
@@ -54,10 +54,8 @@ def held(store: Store, flow: str, entities: Sequence[str]) -> Iterator[Shard]:
         counts = {}
         for j, entity in enumerate(entities):
             pieces = pieces_of(snapshots, j)
-            arrays = [
-                {name: np.frombuffer(piece["arrays"][name][2], np.uint64) for name in ("keys", "gone")} for piece in pieces
-            ]
-            counts[entity] = sum(int(np.count_nonzero(wanted)) for wanted in newest(pieces, arrays))
+            hashes = [arrays_of(piece, HASHES) for piece in pieces]
+            counts[entity] = sum(int(np.count_nonzero(wanted)) for wanted in newest(pieces, hashes))
         last = max(snapshots, key=lambda page: int(page["number"]))
         begins = max(page["begins"] for page in snapshots)
         waiting = sum(len(arrays_from_ipc(rows)[-1]) for rows in last["held"]["rows"].values()) if last["held"] else 0

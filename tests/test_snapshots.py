@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from features import state as states
 from features.spec import Last, Window
-from features.state import State, hashes_of, pages_of
+from features.state import State, arrays_of, hashes_of, pages_of
 from features.streaming import Cut, groups
 from streams.exchange import News, Parcel, Shard, Wake
 from streams.holdings import whole
@@ -305,6 +305,19 @@ def test_state_is_whole_where_a_topic_has_grown_since_a_shard_was_snapshotted(mo
     made = whole(None, "f", GROUPS, SHARDS)  # type: ignore[arg-type]
     assert made.held is not None
     assert len(made.held.dump()["seen"]) == SHARDS
+
+
+def test_what_is_held_is_written_compressed_and_read_as_it_was() -> None:
+    state = State(GROUPS[0])
+    state.update(updating(np.arange(1, 10_001, dtype=np.uint64), 1000))
+    dumped = state.dump()
+    arrays = arrays_of(dumped)
+    assert {name: (array.dtype.str, array.shape) for name, array in arrays.items()} == {
+        name: (kind, shape) for name, (kind, shape, _) in dumped["arrays"].items()
+    }
+    assert sorted(arrays["keys"].tolist()) == list(range(1, 10_001))
+    assert not any(array.flags.writeable for array in arrays.values())  # kernels are compiled for such
+    assert len(pickle.dumps(dumped)) < sum(array.nbytes for array in arrays.values()) / 3
 
 
 def test_without_streaming_features_there_is_a_snapshot_with_none() -> None:
