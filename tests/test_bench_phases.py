@@ -9,7 +9,7 @@ import pytest
 from onnx import helper
 
 from bench import shadow
-from bench.proving.phases import Seen, compared, quantiles
+from bench.proving.phases import Seen, compared, quantiles, windows
 from bench.proving.stream import BINS, FACTOR, FIRST_MS, SECONDS_A_BIN, Counted, Stream
 from models.engine import OnnxEngine, TimedOut
 from models.news import loaded, try_out
@@ -29,13 +29,16 @@ def test_kinds_are_compared_with_the_first_in_their_turns() -> None:
     found.came[36_010:36_050:10] = bytes(4)
     phases = [("none", 0, 10.0), ("some", 10.0, 20.0), ("none", 20.0, 30.0), ("some", 30.0, 40.0)]
     assert SECONDS_A_BIN == 5.0
-    by_kind = quantiles(Seen(found, phases, "", []), {"p99": 0.99})
+    seen = Seen(found, phases, "", [])
+    by_kind = quantiles(seen, {"p99": 0.99})
     figures = {one["what"]: one for one in compared("x", by_kind, {"longest gap": 10.0}, {"p99": 1.1})}
     assert figures["p99 some: times that none"]["median"] == pytest.approx(2, rel=0.06)
     assert figures["p99 some: times that none"]["goal"] == 1.1
     assert figures["longest gap some"]["max"] == pytest.approx(50)
     assert figures["longest gap some: more than none"]["median"] == pytest.approx(20)
     assert not [what for what in figures if what.startswith("p99") and "more than" in what]
+    assert quantiles(windows(seen), {})["some"]["longest gap"] == pytest.approx([10, 10, 10, 50])
+    assert [round(value) for value in quantiles(windows(seen), {"p99": 0.99})["none"]["p99"]] == [10] * 4
 
 
 def test_the_endless_model_stands_its_trial_and_hangs_in_the_stream(tmp_path: Path) -> None:

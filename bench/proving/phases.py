@@ -4,7 +4,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -101,6 +101,16 @@ def phased(stand: Stand, rate: float, workers: int, turns: int, seconds: float, 
     wrong += [f"{found.repeats:,} doubled"] if found.repeats else []
     wrong += [f"{found.wrong:,} know another count of their key"] if found.wrong else []
     return Seen(found, phases, said, wrong)
+
+
+def windows(seen: Seen) -> Seen:
+    """The same with each window of SECONDS_A_BIN as a phase: most of them have nothing of what happens once or twice in one."""
+    phases = [
+        (kind, at, at + SECONDS_A_BIN)
+        for kind, start, until in seen.phases
+        for at in np.arange(start, until - SECONDS_A_BIN + 1e-9, SECONDS_A_BIN).tolist()
+    ]
+    return replace(seen, phases=phases)
 
 
 def quantiles(seen: Seen, shares: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
