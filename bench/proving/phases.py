@@ -106,19 +106,23 @@ def phased(stand: Stand, rate: float, workers: int, turns: int, seconds: float, 
 def windows(seen: Seen) -> Seen:
     """The same with each window of SECONDS_A_BIN as a phase: most of them have nothing of what happens once or twice in one."""
     phases = [
-        (kind, at, at + SECONDS_A_BIN)
+        (kind, window * SECONDS_A_BIN, (window + 1) * SECONDS_A_BIN)
         for kind, start, until in seen.phases
-        for at in np.arange(start, until - SECONDS_A_BIN + 1e-9, SECONDS_A_BIN).tolist()
+        for window in _windows(start, until)
     ]
     return replace(seen, phases=phases)
+
+
+def _windows(start: float, until: float) -> range:
+    """The numbers of the windows between two moments, as Counted.took has them."""
+    return range(int(start / SECONDS_A_BIN), int(until / SECONDS_A_BIN))
 
 
 def quantiles(seen: Seen, shares: Mapping[str, float]) -> dict[str, dict[str, list[float]]]:
     """By kind: of each phase the quantiles of its latencies, and its longest gap between two decisions, ms."""
     found, by_kind = seen.found, dict[str, dict[str, list[float]]]()
     for kind, start, until in seen.phases:
-        windows = range(int(start / SECONDS_A_BIN), int(until / SECONDS_A_BIN))
-        counts = np.sum([found.took.get(window, np.zeros(BINS, np.int64)) for window in windows], axis=0)
+        counts = np.sum([found.took.get(window, np.zeros(BINS, np.int64)) for window in _windows(start, until)], axis=0)
         of = by_kind.setdefault(kind, {name: [] for name in [*shares, "longest gap"]})
         for name, share in shares.items():
             of[name].append(quantile(counts, share))
