@@ -15,7 +15,6 @@ champion, or if p99.9 or the longest gap is more than 10 ms over that of the pha
 import argparse
 import itertools
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -36,6 +35,7 @@ from bench.proving.stream import SECONDS_A_BIN
 from bench.show import made
 from models.registry import newest, promote, record, resolve
 from models.spec import ModelSpec
+from ops.beside import least
 from streams.settings import JobSettings
 
 GOAL_MS = 10.0
@@ -81,7 +81,7 @@ def run(stand: Stand, numbers: Sequence[int], rate: float, options: argparse.Nam
 @contextmanager
 def elsewhere(uri: str) -> Iterator[Callable[[int], None]]:
     """What makes a version the champion, in a process that stands for somebody's on another machine: it has the time that
-    nobody else wants, and does not hold up the load or the counting."""
+    nobody else wants, and holds up none of what is measured."""
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=_promoting, args=(uri, theirs), daemon=True)
@@ -100,7 +100,7 @@ def elsewhere(uri: str) -> Iterator[Callable[[int], None]]:
 
 def _promoting(uri: str, numbers: Connection) -> None:
     numbers.send(newest(uri, NAME))
-    os.nice(19)
+    least()
     while number := numbers.recv():
         promote(uri, NAME, number)
 

@@ -81,6 +81,16 @@ def until_parent_ends() -> None:
         continue
 
 
+def least() -> None:
+    """This process has the time that nobody else in its session wants, from now on.
+
+    Linux: less than at nice 19, and to whoever wakes up a core that works for it is as good as an idle one.
+    """
+    os.nice(19)
+    with suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
 def fork(do: Callable[..., None], *arguments: Any) -> "ForkProcess":
     """A fork of this process, which may have no threads and nothing that a fork cannot use (CUDA). On Linux it is killed when
     this process is gone."""

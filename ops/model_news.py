@@ -11,7 +11,7 @@ from models.engine import Engine
 from models.news import News, loaded, look, news_file, try_out
 from models.registry import Version, without_login
 from models.spec import ModelSpec
-from ops.beside import fork
+from ops.beside import fork, least
 from ops.errors import explain
 from streams.inputs import fits
 from streams.pipeline import Pipeline
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 Checker = Callable[[Pipeline, JobSettings], Callable[[Version], None]]
+LEAST_SECONDS = 10.0
+"""For which a version is tried with the time that nobody else wants: on a busy machine there may be none."""
 
 
 def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
@@ -31,16 +33,24 @@ def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], No
 
 def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
     """As `checker`, for each version in a fork of this process: what is loaded goes with it, and a version that ends it is
-    refused."""
+    refused. It has the time that nobody else wants, and if that is not enough, begins anew with this process's priority: a busy
+    machine must not keep a rollback waiting."""
     if pipeline.stored is not None:
         load_feast()
 
     def check(version: Version) -> None:
+        if not checked(version, LEAST_SECONDS):
+            checked(version, None)
+
+    def checked(version: Version, seconds: float | None) -> bool:
+        """Whether it was within so many seconds; None: however long it takes, and with this process's priority."""
         ours, theirs = Pipe(duplex=False)
-        process = fork(_check, pipeline, settings, version, theirs)
+        process = fork(_check, pipeline, settings, version, theirs, seconds is not None)
         theirs.close()
         try:
             with ours:
+                if not ours.poll(seconds):
+                    return False
                 error = ours.recv()
         except EOFError:
             process.join()
@@ -51,12 +61,15 @@ def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None
             process.join()
         if error:
             raise error
+        return True
 
     return check
 
 
-def _check(pipeline: Pipeline, settings: JobSettings, version: Version, told: "Connection[Any, Any]") -> None:
+def _check(pipeline: Pipeline, settings: JobSettings, version: Version, told: "Connection[Any, Any]", with_least: bool) -> None:
     """Tells what is wrong with a version, or nothing, as an exception that can be sent: a ValueError if it is the version."""
+    if with_least:
+        least()
     found: Exception | None = None
     try:
         check = checker(pipeline, settings)

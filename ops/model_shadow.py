@@ -23,7 +23,7 @@ from models.news import sample
 from models.registry import SHADOW, ModelNotFound, Version, newest, resolve
 from models.shadow import CHAMPION, READY, SCORE, SUFFIX, Compared, shadow_folder
 from models.spec import assemble
-from ops.beside import fork
+from ops.beside import fork, least
 from ops.errors import report
 
 if TYPE_CHECKING:
@@ -275,9 +275,7 @@ def score(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: P
 def work(pipeline: "Pipeline", settings: "JobSettings", version: int, folder: Path) -> None:
     """What the process does, until the one that started it is gone."""
     parent = os.getppid()
-    os.nice(19)
-    with suppress(OSError, AttributeError):  # Linux: it has what nobody else wants, and is the first to go
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    least()
     for file, said in (("oom_score_adj", FIRST_TO_GO), ("comm", PROCESS)):
         with suppress(OSError):
             Path("/proc/self", file).write_text(said)

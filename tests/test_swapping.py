@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -208,6 +209,24 @@ def test_what_a_fork_finds_of_a_version_is_found_here(
         apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
     assert reason in reason_of(raised.value)
     assert type(raised.value) is kind
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has SCHED_IDLE")
+def test_a_version_for_which_there_is_no_time_is_tried_with_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "policies"
+
+    def hangs_with_least(version: Version) -> None:
+        with file.open("a") as opened:
+            print(os.sched_getscheduler(0), file=opened)
+        if os.sched_getscheduler(0) == os.SCHED_IDLE:
+            time.sleep(600)
+        raise ValueError("of no use")
+
+    monkeypatch.setattr("ops.model_news.checker", lambda pipeline, settings: hangs_with_least)
+    monkeypatch.setattr("ops.model_news.LEAST_SECONDS", 2.0)
+    with pytest.raises(ValueError, match="of no use"):
+        apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
+    assert file.read_text().split() == [str(os.SCHED_IDLE), str(os.sched_getscheduler(0))]
 
 
 def test_what_fails_before_a_version_is_tried_is_not_its_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
