@@ -29,6 +29,7 @@ from test_swapping import FEWER, champion, until, version
 from typer.testing import CliRunner
 
 from models.engine import OnnxEngine
+from models.files import write_whole
 from models.policy import Bands, Coded, Rule
 from models.registry import ModelNotFound, promote, record
 from models.registry import shadow as set_shadow
@@ -329,8 +330,10 @@ def write_batch(folder: Path, values: np.ndarray, scores: np.ndarray, champion: 
     folder.mkdir(exist_ok=True)
     columns = {name: pa.array(values, from_pandas=True) for name in NAMES}
     batch = pa.RecordBatch.from_pydict(columns | {SCORE: pa.array(scores)}).replace_schema_metadata({CHAMPION: str(champion)})
-    with pa.OSFile(str(folder / f"0-1-{champion:09d}{SUFFIX}"), "wb") as out, pa.ipc.new_file(out, batch.schema) as writer:
+    out = pa.BufferOutputStream()
+    with pa.ipc.new_file(out, batch.schema) as writer:
         writer.write_batch(batch)
+    write_whole(folder / f"0-1-{champion:09d}{SUFFIX}", out.getvalue().to_pybytes())  # a process may look for it at any moment
 
 
 def test_what_is_missing_is_missing_for_the_policy_too(tmp_path: Path, versions: list[Path]) -> None:
