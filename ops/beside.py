@@ -1,4 +1,4 @@
-"""Processes beside a job, which end with it; those that answer on a port, which say whether they do; and forks of one."""
+"""Processes beside a job, which end with it; those that answer on a port, which say whether they do; forks of one; and what they take."""
 
 import ctypes
 import gc

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 Checker = Callable[[Pipeline, JobSettings], Callable[[Version], None]]
-LEAST_SECONDS = 10.0
-"""For which a version is tried with the time that nobody else wants: on a busy machine there may be none."""
+FIRST_SECONDS, MOST_SECONDS = 10.0, 1800.0
+"""For which a version is tried with the time that nobody else wants, of which a busy machine may have none; and then with more."""
 
 
 def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
@@ -33,45 +33,46 @@ def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], No
 
 def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
     """As `checker`, for each version in a fork of this process: what is loaded goes with it, and a version that ends it is
-    refused. It has the time that nobody else wants, and if that is not enough, begins anew with this process's priority: a busy
-    machine must not keep a rollback waiting."""
+    refused.
+
+    The fork has the time that nobody else wants. If a version does not stand so, it may be for want of time, and it is tried
+    anew with this process's priority: a busy machine must not keep a rollback waiting, or refuse it.
+    """
     if pipeline.stored is not None:
         load_feast()
 
-    def check(version: Version) -> None:
-        if not checked(version, LEAST_SECONDS):
-            checked(version, None)
-
-    def checked(version: Version, seconds: float | None) -> bool:
-        """Whether it was within so many seconds; None: however long it takes, and with this process's priority."""
+    def check(version: Version, first: bool = True) -> None:
         ours, theirs = Pipe(duplex=False)
-        process = fork(_check, pipeline, settings, version, theirs, seconds is not None)
+        process = fork(_check, pipeline, settings, version, theirs, first)
         theirs.close()
+        seconds = FIRST_SECONDS if first else MOST_SECONDS
+        error: Exception | None = ValueError(
+            f"model {version.name}: expected it to be tried within {seconds:.0f} s, it was not"
+        )
         try:
             with ours:
-                if not ours.poll(seconds):
-                    return False
-                error = ours.recv()
+                if ours.poll(seconds):
+                    error = ours.recv()
         except EOFError:
             process.join()
             ended = f"model {version.name}: it ended the process that tried it (exit code {process.exitcode})"
             error = RuntimeError(ended) if process.exitcode == -signal.SIGTERM else ValueError(ended)
         finally:
-            process.kill()
-            process.join()
-        if error:
+            process.kill()  # it goes when it has time to, and nobody waits for that
+        if error and first:
+            check(version, first=False)
+        elif error:
             raise error
-        return True
 
     return check
 
 
 def _check(pipeline: Pipeline, settings: JobSettings, version: Version, told: "Connection[Any, Any]", with_least: bool) -> None:
     """Tells what is wrong with a version, or nothing, as an exception that can be sent: a ValueError if it is the version."""
-    if with_least:
-        least()
     found: Exception | None = None
     try:
+        if with_least:
+            least()
         check = checker(pipeline, settings)
         try:
             check(version)

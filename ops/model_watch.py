@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("pipeline")
     parser.add_argument("seconds", type=float)
     options = parser.parse_args(arguments)
-    os.nice(10)  # those that decide go first; a version is tried with less yet (ops/model_news.py)
+    os.nice(10)  # those that decide go first; a version is at first tried with less yet (ops/model_news.py)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 
     def waited() -> bool:

@@ -212,21 +212,41 @@ def test_what_a_fork_finds_of_a_version_is_found_here(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has SCHED_IDLE")
-def test_a_version_for_which_there_is_no_time_is_tried_with_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "policies"
+def test_a_version_is_tried_with_time_that_nobody_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_more(version: Version) -> None:
+        if os.sched_getscheduler(0) != os.SCHED_IDLE:
+            raise ValueError("it has more")
 
-    def hangs_with_least(version: Version) -> None:
-        with file.open("a") as opened:
-            print(os.sched_getscheduler(0), file=opened)
-        if os.sched_getscheduler(0) == os.SCHED_IDLE:
-            time.sleep(600)
-        raise ValueError("of no use")
+    monkeypatch.setattr("ops.model_news.checker", lambda pipeline, settings: with_more)
+    monkeypatch.setattr("ops.model_news.FIRST_SECONDS", 240.0)
+    apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
 
-    monkeypatch.setattr("ops.model_news.checker", lambda pipeline, settings: hangs_with_least)
-    monkeypatch.setattr("ops.model_news.LEAST_SECONDS", 2.0)
-    with pytest.raises(ValueError, match="of no use"):
+
+@pytest.mark.parametrize("seconds", [0.0, 240.0])
+def test_a_version_for_which_that_is_not_enough_is_tried_as_who_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """There is none, or a call takes longer than its limit."""
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    file = tmp_path / "tried"
+
+    def needs_time(version: Version) -> None:
+        if os.getpriority(os.PRIO_PROCESS, 0) != ours:
+            raise ValueError("it took too long")
+        file.touch()
+
+    monkeypatch.setattr("ops.model_news.checker", lambda pipeline, settings: needs_time)
+    monkeypatch.setattr("ops.model_news.FIRST_SECONDS", seconds)
+    apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
+    assert file.exists()
+
+
+def test_a_version_that_hangs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ops.model_news.checker", lambda pipeline, settings: lambda version: time.sleep(600))
+    monkeypatch.setattr("ops.model_news.FIRST_SECONDS", 0.1)
+    monkeypatch.setattr("ops.model_news.MOST_SECONDS", 0.2)
+    with pytest.raises(ValueError, match=r"model payments: expected it to be tried within 0 s, it was not"):
         apart(payments(), settings(tmp_path))(Version("payments", 3, "", tmp_path))
-    assert file.read_text().split() == [str(os.SCHED_IDLE), str(os.sched_getscheduler(0))]
 
 
 def test_what_fails_before_a_version_is_tried_is_not_its_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
