@@ -157,6 +157,8 @@ def floats(column: pa.Array) -> npt.NDArray[np.float64]:
     if column.type != pa.float64():
         if not _number(column.type):
             return np.where(column.is_valid().to_numpy(zero_copy_only=False), 1.0, np.nan)
+        if column.null_count == 0 and not pa.types.is_boolean(column.type):
+            return column.to_numpy().astype(np.float64)  # a tenth of a cast, of a few rows
         column = column.cast(pa.float64())
     return column.to_numpy(zero_copy_only=False)
 

@@ -16,6 +16,8 @@ from features.expressions import BOOL, Expression, compile_expression, mask
 SCORE = "score"
 NO_SCORE = "no_score"
 NOTHING: Mapping[str, Any] = {}
+LAST = np.iinfo(np.int64).max
+"""Comes after all combinations of bits."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +61,23 @@ class Combinations:
         self._first = first
         self._codes = {bits: bits for bits in range(first)}
         self.lists = [spell(bits) for bits in range(first)]
+        self._known, self._code_of = np.array([LAST]), np.array([0])  # in order of bits
 
     def __call__(self, bits: npt.NDArray[np.int64]) -> Coded:
         """The lists of bits int64 [n]."""
         if len(bits) == 0 or bits.max() < self._first:
             return Coded(self.lists, bits)
-        found, places = np.unique(bits, return_inverse=True)
-        for value in found.tolist():
-            if value not in self._codes:
-                self._codes[value] = len(self.lists)
-                self.lists.append(self._spell(value))
-        return Coded(self.lists, np.array([self._codes[value] for value in found.tolist()])[places])
+        places = self._known.searchsorted(bits)
+        if (self._known[places] != bits).any():
+            for value in np.unique(bits).tolist():
+                if value not in self._codes:
+                    self._codes[value] = len(self.lists)
+                    self.lists.append(self._spell(value))
+            ordered = sorted(self._codes.items())
+            self._known = np.array([*(value for value, _ in ordered), LAST])
+            self._code_of = np.array([*(code for _, code in ordered), 0])
+            places = self._known.searchsorted(bits)
+        return Coded(self.lists, self._code_of[places])
 
 
 @dataclass(frozen=True)

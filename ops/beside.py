@@ -1,4 +1,4 @@
-"""Processes beside a job, which end with it; those that answer on a port, which say whether they do; forks of one; and what they take."""
+"""Processes beside a job, which end with it; those that answer on a port, which say whether they do; forks; and priority."""
 
 import ctypes
 import gc

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Checker = Callable[[Pipeline, JobSettings], Callable[[Version], None]]
 FIRST_SECONDS, MOST_SECONDS = 10.0, 1800.0
-"""For which a version is tried with the time that nobody else wants, of which a busy machine may have none; and then with more."""
+"""For which a version is tried: with the time that nobody else wants, of which a busy machine may have none, and with more."""
 
 
 def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
@@ -46,9 +46,7 @@ def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None
         process = fork(_check, pipeline, settings, version, theirs, first)
         theirs.close()
         seconds = FIRST_SECONDS if first else MOST_SECONDS
-        error: Exception | None = ValueError(
-            f"model {version.name}: expected it to be tried within {seconds:.0f} s, it was not"
-        )
+        error: Exception | None = ValueError(f"model {version.name}: expected to have tried it within {seconds:.0f} s, had not")
         try:
             with ours:
                 if ours.poll(seconds):

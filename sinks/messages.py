@@ -21,6 +21,8 @@ from sinks.sealed import OVERHEAD
 
 TEXT = pa.string()
 LAYOUTS = 64
+MOST_WHOLE = 2.0**24
+"""Up to here a float32 is as good for whole numbers, each has one of its own, and writes with as many digits."""
 INTEGER: Part = ("integer",)
 TIME: Part = ("time",)
 FLOAT: Part = ("float",)
@@ -78,8 +80,8 @@ class Position:
 
 
 Column: TypeAlias = "pa.Array | npt.NDArray[Any] | Coded | Position | str | int"
-"""A column [n]: an Arrow array, int64, float32 (NaN: null), datetime64[us] (UTC), codes of values that JSON has, positions, or
-one text or number for all."""
+"""A column [n]: an Arrow array, integers, float32 or float64 (NaN: null), datetime64[us] (UTC), codes of values that JSON has,
+positions, or one text or number for all."""
 
 DECISION = (
     "decision_id", "event_id", "decision", "score", "reasons", "model", "model_version", "flags", "event_time", "decided_at",
@@ -98,6 +100,7 @@ class Encoder:
     def __init__(self) -> None:
         self._writers: dict[tuple[Any, ...], Writer] = {}
         self._words: dict[int, tuple[Sequence[Any], Words]] = {}
+        self._broken = set[str]()  # the columns of float64 that had other numbers than small whole ones
 
     def objects(
         self, fields: Iterable[tuple[str, Column]], n: int, inner: Iterable[tuple[str, Column]] | None = None
@@ -136,10 +139,13 @@ class Encoder:
             columns += [column.partition, column.offset]
             return [_text(column.prefix)[:-1], INTEGER, "/", INTEGER, '"']
         if isinstance(column, np.ndarray):
+            if column.dtype == np.float64 and not self._whole(name, column):
+                columns.append(_floats(pa.array(column)))
+                return [PLAIN]
             if column.dtype.kind == "f":
                 columns.append(column)
                 return [FLOAT]
-            columns.append(column.view(np.int64))
+            columns.append(column.view(np.int64) if column.dtype.kind == "M" else column)
             return [TIME if column.dtype.kind == "M" else INTEGER]
         kind = column.type
         if pa.types.is_dictionary(kind):
@@ -171,6 +177,14 @@ class Encoder:
                 f"sink/encode: expected a column of text, numbers, times, vectors or lists of text, got {kind} at {name}"
             )
         return [PLAIN]
+
+    def _whole(self, name: str, column: npt.NDArray[np.float64]) -> bool:
+        """Whether all its numbers, in this batch and before, are such as float32 has, too, and writes with the same digits."""
+        if name not in self._broken:
+            known = column[~np.isnan(column)]
+            if not (np.rint(known) == known).all() or np.abs(known).max(initial=0.0) > MOST_WHOLE:
+                self._broken.add(name)
+        return name not in self._broken
 
     def _coded(self, values: Sequence[Any]) -> Words:
         """The values as JSON, those added since the last call too."""

@@ -218,7 +218,7 @@ class Deciding:
         }
         for name in features:
             computed = work.computed.get(name)
-            columns[name] = batch.column(name) if computed is None else pa.array(computed, from_pandas=True)
+            columns[name] = batch.column(name) if computed is None else computed
         return columns
 
     @cached_property

@@ -46,8 +46,9 @@ def news_of(polls: Sequence[tuple[str, Polled]], rows: Memo, times: npt.NDArray[
         ((name, polled),) = polls
         first, last = (_first(firsts), int(times.max())) if len(times) else (NEVER, NEVER)
         return [News(name, first, last, polled.at_end)]
-    partition = rows.column("_partition").to_numpy()
-    seen = {number: (_first(firsts[a:b]), int(times[a:b].max())) for number, a, b in runs(partition)}
+    found = list(runs(rows.column("_partition").to_numpy()))
+    lasts = np.maximum.reduceat(times, [a for _, a, _ in found]).tolist() if found else []
+    seen = {number: (_first(firsts[a:b]), last) for (number, a, b), last in zip(found, lasts, strict=True)}
     return [News(name, *seen.get(shard_number(name), (NEVER, NEVER)), polled.at_end) for name, polled in polls]
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sinks.memory import MemorySink
-from sinks.messages import DeliveryError, Messages, encode_dead, encode_decisions, encode_drift
+from sinks.messages import DeliveryError, Encoder, Messages, encode_dead, encode_decisions, encode_drift
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 UTC_US = pa.timestamp("us", "UTC")
@@ -116,6 +116,28 @@ def test_scores_keep_every_bit_of_float32() -> None:
     batch = batch.set_column(batch.schema.get_field_index("score"), "score", pa.array(scores))
     found = [json.loads(value)["score"] for value in encode_decisions(batch, "t").values]
     np.testing.assert_array_equal(np.array(found, np.float32), scores)
+
+
+WHOLE = st.integers(-(2**24), 2**24).map(float)
+MISSING = st.just(float("nan"))
+
+
+@given(st.lists(st.lists(WHOLE | MISSING, min_size=1, max_size=5) | st.lists(st.floats(), min_size=1, max_size=5), max_size=5))
+def test_a_float64_keeps_every_bit_and_writes_the_same_whatever_came_before(batches: list[list[float]]) -> None:
+    """Whole numbers, too, which are written another way as long as there have been no others."""
+    encoder = Encoder()
+    for values in batches:
+        written = encoder.objects([("x", np.array(values))], len(values))
+        alone = [Encoder().objects([("x", pa.array([value], pa.float64()))], 1)[0] for value in values]
+        assert [each.replace(b"-0}", b"0}") for each in written] == [each.replace(b"-0}", b"0}") for each in alone]
+        for value, text in zip(values, written, strict=True):
+            assert json.loads(text)["x"] == (value if np.isfinite(value) else None)
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i4", "i8"])
+def test_integers_of_any_width_are_written(kind: str) -> None:
+    values = np.array([0, 7, np.iinfo(kind).max, np.iinfo(kind).min], kind)
+    assert Encoder().objects([("x", values)], 4) == [b'{"x":%d}' % value for value in values.tolist()]
 
 
 def test_no_score_is_null_however_it_is_missing() -> None:

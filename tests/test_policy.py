@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.policy import Bands, Rule
+from models.policy import Bands, Combinations, Rule
 
 COLUMNS = pa.schema([("wind", pa.float64()), ("carrier", pa.string())])
 RULES = [
@@ -101,3 +101,17 @@ def test_bands_that_make_no_sense_are_refused_when_made() -> None:
         Bands(a=float("nan"), otherwise="x")
     with pytest.raises(ValueError, match="got storm 2 times"):
         Bands(a=0.5, otherwise="x", rules=[RULES[0], RULES[0]])
+
+
+@given(st.lists(st.lists(st.integers(0, 2**62 - 1) | st.integers(0, 5), max_size=9), max_size=5), st.integers(0, 3))
+def test_each_combination_has_its_list_whenever_it_came(batches: list[list[int]], first: int) -> None:
+    spelled = list[int]()
+
+    def spell(bits: int) -> list[str]:
+        spelled.append(bits)
+        return [str(bits)]
+
+    combinations = Combinations(spell, first)
+    for bits in batches:
+        assert combinations(np.array(bits, np.int64)).to_pylist() == [[str(each)] for each in bits]
+    assert len(spelled) == len(set(spelled))
