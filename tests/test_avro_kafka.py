@@ -24,6 +24,7 @@ from streams.start import store_of
 EVENTS, UNKNOWN_AT = 300, 40
 
 
+@pytest.mark.slow
 def test_what_a_failing_registry_held_up_is_decided_when_it_is_back(
     broker: Broker, name: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

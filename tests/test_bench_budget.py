@@ -9,6 +9,7 @@ from bench import budget
 from bench.figures import WrongError
 
 
+@pytest.mark.slow
 def test_overload_and_half_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "slow", lambda home, seconds: [])
     file = tmp_path / "out.json"

@@ -153,6 +153,7 @@ def topics(embedded_broker: Broker) -> str:
     return embedded_broker.address
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_missing_model_is_one_line_that_says_how_to_make_it(tmp_path: Path, topics: str, workers: str) -> None:
     job = payments_file(tmp_path, replaced=False)
@@ -293,6 +294,7 @@ def gone(pid: int, seconds: float = 5) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_leave_all_workers_leave_cleanly(tmp_path: Path, topics: str, number: signal.Signals) -> None:
     with cluster(payments_file(tmp_path), topics, 3, tmp_path) as process:
@@ -313,6 +315,7 @@ def test_if_a_worker_fails_its_error_is_shown_and_the_others_end(tmp_path: Path,
         assert all(map(gone, pids))
 
 
+@pytest.mark.slow
 def test_who_fails_is_heard_and_not_who_has_lost_it_and_is_gone_before(tmp_path: Path, topics: str) -> None:
     words = "['no more bread', 'Send thread panic: Any', 'MergeQueue poisoned'][worker]"
     during = f"time.sleep(1 if worker == 0 else 0); raise RuntimeError({words})"
@@ -322,6 +325,7 @@ def test_who_fails_is_heard_and_not_who_has_lost_it_and_is_gone_before(tmp_path:
         assert process.stderr.read() == "headrace: worker 0 of 3: no more bread\n"
 
 
+@pytest.mark.slow
 def test_if_a_worker_is_killed_that_is_said_and_the_others_end(tmp_path: Path, topics: str) -> None:
     with cluster(payments_file(tmp_path), topics, 2, tmp_path) as process:
         pids = [int(said_by(tmp_path, k, process).split()[0]) for k in range(2)]
@@ -332,6 +336,7 @@ def test_if_a_worker_is_killed_that_is_said_and_the_others_end(tmp_path: Path, t
         assert all(map(gone, pids))
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_the_process_that_started_them(tmp_path: Path, topics: str) -> None:
     with cluster(payments_file(tmp_path), topics, 2, tmp_path) as process:
         pids = [int(said_by(tmp_path, k, process).split()[0]) for k in range(2)]

@@ -119,6 +119,7 @@ def worker(home: Path, number: int, addresses: list[str]) -> None:
     (home / f"{number}.json").write_text(json.dumps([seconds, time.process_time() - began[0][1]]))
 
 
+@pytest.mark.slow
 def test_who_waits_for_a_slow_worker_takes_little_of_a_core(tmp_path: Path) -> None:
     spawn = multiprocessing.get_context("spawn")
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]

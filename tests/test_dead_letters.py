@@ -72,6 +72,7 @@ class Desk:
         return [tuple(one[name] for name in ("partition", "offset", "code", "times")) for one in told["letters"]]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_letter_is_corrected_sent_again_and_decided_once_under_its_old_id(
     broker: Broker, tmp_path: Path, name: Callable[[str], str], capsys: pytest.CaptureFixture[str]
@@ -123,6 +124,7 @@ def test_a_letter_is_corrected_sent_again_and_decided_once_under_its_old_id(
     assert (len(ids), len(set(ids))) == (len(second) + 1, len(second))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_letters_are_sent_as_they_are_once_the_schema_takes_them_and_come_back_if_the_job_does_not(
     apache_kafka: Broker, tmp_path: Path, name: Callable[[str], str], capsys: pytest.CaptureFixture[str]
@@ -219,6 +221,7 @@ pipeline = replace(pipeline, events=replace(pipeline.events, schema=Card))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("sealed", [True, False], ids=["sealed", "not kept"])
 def test_letters_of_a_topic_with_secrets_are_corrected_in_clear_only_where_that_is_asked_for(

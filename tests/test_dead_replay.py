@@ -150,6 +150,7 @@ def with_replays(log: Log, every: int) -> tuple[Log, dict[tuple[int, int], int]]
     return made, replays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["nothing", "store", "disk"])
 @pytest.mark.parametrize("order", ["arrival", "event"])
 def test_stopped_or_rebuilt_a_job_decides_replays_as_one_that_was_not(

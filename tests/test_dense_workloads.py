@@ -42,6 +42,7 @@ def test_the_workloads_are_found_by_name() -> None:
     assert isinstance(pipeline(f"{ROOT}/bench/workloads/dlrm.py:dlrm"), Pipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "make"), [(crayfish, crayfish.pipeline), (crayfish_short, crayfish_short.pipeline), (vector, vector.pipeline)]
 )
@@ -120,6 +121,7 @@ def test_the_models_are_what_the_benchmarks_say(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_messages_are_as_long_as_they_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small(monkeypatch)
     for known, low, high in ((crayfish.workload, 8_600, 8_800), (vector.workload, 400, 500)):

@@ -65,6 +65,7 @@ def of_format(format: str, schemas: FakeRegistry) -> tuple[Pipeline, list[bytes 
     return replace(avro_payments(schemas.address), decide_on="True"), fuzzed(values, N, seed=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["json", "avro"])
 def test_each_fuzzed_message_is_decided_or_a_dead_letter_and_memory_is_flat(
     tmp_path: Path, schemas: FakeRegistry, format: str

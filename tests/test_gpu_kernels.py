@@ -74,6 +74,7 @@ BROKEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "line", "other"), BROKEN)
 def test_a_broken_line_is_found(tmp_path: Path, name: str, line: str, other: str) -> None:
     broken = Host(tmp_path, (line, other))

@@ -271,6 +271,7 @@ def test_a_broker_or_a_pipeline_that_is_not_there_leaves_the_rest(
     assert found["score"] is not None
 
 
+@pytest.mark.slow
 def test_what_is_secret_is_never_shown(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],

@@ -115,6 +115,7 @@ def test_what_a_worker_says_is_passed_on_and_what_it_dies_of_is_heard(capsys: py
     assert [(one["worker"], one["message"]) for one in others] == [(1, "Segmentation fault"), (1, '{"half":')]
 
 
+@pytest.mark.slow
 def test_all_workers_and_who_started_them_write_json(
     tmp_path: Path, embedded_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

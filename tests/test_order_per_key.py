@@ -50,6 +50,7 @@ def worker(number: int, addresses: list[str], logs: list[Log], home: Path) -> No
     (home / f"decided-{number}").write_text("\n".join(decisions(sink)))
 
 
+@pytest.mark.slow
 def test_a_batch_that_waits_for_another_worker_is_not_overtaken(tmp_path: Path) -> None:
     """Partitions 0 and 2 are of worker 0, and the first of 0 needs features of worker 1, while those of 2 need none."""
     mine, others = owned(0), owned(1)

@@ -145,6 +145,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_payments_are_avro_a_field_is_added_an_unknown_schema_is_set_aside_and_a_registry_that_is_down_is_named() -> None:
     told = json.loads(in_example(EXAMPLE, IN_AVRO))
     assert told["same"]

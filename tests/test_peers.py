@@ -140,6 +140,7 @@ def test_the_relay_passes_on_everything_where_no_text_is_given(embedded_broker: 
     assert exchange(embedded_broker, "relay", name, sent, 100) == sent
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["crayfish", "crayfish_short", "vector"])
 def test_the_loop_answers_every_message_once_and_right(
     embedded_broker: Broker, name: Callable[[str], str], tmp_path: Path, workload: str

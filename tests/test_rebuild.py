@@ -140,6 +140,7 @@ CHANGES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_pipeline_decides_as_if_it_had_been_so_from_the_start(tmp_path: Path, change: str) -> None:
     """As it is it is refused, with the command that goes on; rebuilt it goes on where it was."""
@@ -184,6 +185,7 @@ class Published(dict[int, int]):
         super().__setitem__(partition, position)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_the_crash_published_positions_leave_no_gap(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch

@@ -75,6 +75,7 @@ def written(brokers: str, topic: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_lost_disk_is_rebuilt_with_other_workers_and_shards(
     broker: Broker, tmp_path: Path, name: Callable[[str], str]
 ) -> None:
@@ -165,6 +166,7 @@ def test_the_brokers_own_times_are_found(broker: Broker, name: Callable[[str], s
     log.close()
 
 
+@pytest.mark.slow
 def test_a_damaged_store_is_rebuilt_from_where_the_consumer_group_says(
     broker: Broker, tmp_path: Path, name: Callable[[str], str]
 ) -> None:

@@ -363,6 +363,7 @@ def test_what_was_compared_goes_on_where_it_was_and_by_champion(tmp_path: Path, 
     assert found.compared.rows == 0, "of another shadow"
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_and_stops_nothing(
     tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -221,6 +221,7 @@ def test_an_epoch_after_a_stop_takes_no_pages_out_of_turn_and_a_load_that_lasts_
     assert taken[61:] == sorted(taken[61:])
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([100, 11_000, 12_000, 30_000, 80_000]), min_size=40, max_size=400), st.integers(0, 10**6))
 def test_what_is_kept_of_changes_is_bounded_however_the_load_goes_up_and_down(loads: list[int], begin: int) -> None:
     """A page that comes out of turn carries on what is still needed of its changes, and no longer than it is."""
@@ -259,6 +260,7 @@ def test_what_is_kept_of_changes_is_known_by_the_entities_alone() -> None:
     assert sum(each.nbytes for kept in ledger._changed for _, changed in kept for each in changed) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missed", [5, 12, 100])
 def test_a_page_that_misses_its_turn_makes_no_other_carry_on_more_than_is_of_it(missed: int) -> None:
     """As after a short stop, whose next epoch may be one without events, while very much changed in the epochs before."""

@@ -137,6 +137,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", range(len(DAMAGES)))
 def test_what_is_damaged_is_refused_with_the_command_that_goes_on(tmp_path: Path, home: Path, damage: int) -> None:
     shutil.copytree(home, tmp_path, dirs_exist_ok=True)

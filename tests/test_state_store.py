@@ -79,6 +79,7 @@ def goes_on(home: Path, pipeline: Pipeline, sink: MemorySink, undisturbed: dict[
                     assert partition_of(step, key, store.count) == part.index
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shards", "partitions"), [(8, 3), (3, 1), (16, 2)])
 def test_written_anew_it_decides_as_if_nothing_had_been(
     tmp_path: Path, made: dict[str, Any], undisturbed: dict[str, Any], shards: int, partitions: int

@@ -79,6 +79,7 @@ def raised(stored: StoredFeatures, read: StoredRead, flag: str) -> Any:
 EVENTS = events(["a", "b", None, "nobody", "c", "a"], [1, 1, 2, 3, None, 1], ["Ulm", "Bonn", "Ulm", "Ulm", "Ulm", None])
 
 
+@pytest.mark.slow
 def test_reads_what_feast_reads(repo: Path) -> None:
     from feast import FeatureStore
 

@@ -175,6 +175,7 @@ def percentile(spent: list[float], q: float) -> float:
     return float(np.percentile(np.diff(spent), q))
 
 
+@pytest.mark.slow
 def test_a_real_redis_killed_under_load_holds_nothing_up_and_is_fresh_again_when_back(
     tmp_path: Path, redis_repo: Path, server: RedisServer
 ) -> None:
