@@ -6,6 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from payments import settings, stream
 from prometheus_client import CollectorRegistry
 from test_rebuild import champion_of, quick, spread

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from payments import CHAMPION, decisions, payments, settings
 from prometheus_client import CollectorRegistry
 
