@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 Checker = Callable[[Pipeline, JobSettings], Callable[[Version], None]]
-FIRST_SECONDS, MOST_SECONDS = 10.0, 1800.0
-"""For which a version is tried: with the time that nobody else wants, of which a busy machine may have none, and with more."""
+FIRST_SECONDS, MOST_SECONDS, GONE_SECONDS = 10.0, 1800.0, 5.0
+"""For which a version is tried: with the time that nobody else wants, of which a busy machine may have none, and with more; and
+for which a fork that is killed is waited for."""
 
 
 def checker(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None]:
@@ -56,7 +57,8 @@ def apart(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], None
             ended = f"model {version.name}: it ended the process that tried it (exit code {process.exitcode})"
             error = RuntimeError(ended) if process.exitcode == -signal.SIGTERM else ValueError(ended)
         finally:
-            process.kill()  # it goes when it has time to, and nobody waits for that
+            process.kill()
+            process.join(GONE_SECONDS)  # it goes with the time that it has; if that takes longer, the next fork sees it off
         if error and first:
             check(version, first=False)
         elif error:
