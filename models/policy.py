@@ -59,25 +59,26 @@ class Combinations:
     def __init__(self, spell: Callable[[int], list[str]], first: int) -> None:
         self._spell = spell
         self._first = first
-        self._codes = {bits: bits for bits in range(first)}
         self.lists = [spell(bits) for bits in range(first)]
-        self._known, self._code_of = np.array([LAST]), np.array([0])  # in order of bits
+        self._known, self._codes = np.array([*range(first), LAST]), np.array([*range(first), 0])  # in order of bits
 
     def __call__(self, bits: npt.NDArray[np.int64]) -> Coded:
         """The lists of bits int64 [n]."""
         if len(bits) == 0 or bits.max() < self._first:
             return Coded(self.lists, bits)
         places = self._known.searchsorted(bits)
-        if (self._known[places] != bits).any():
-            for value in np.unique(bits).tolist():
-                if value not in self._codes:
-                    self._codes[value] = len(self.lists)
-                    self.lists.append(self._spell(value))
-            ordered = sorted(self._codes.items())
-            self._known = np.array([*(value for value, _ in ordered), LAST])
-            self._code_of = np.array([*(code for _, code in ordered), 0])
+        new = self._known[places] != bits
+        if new.any():
+            self._learn(np.unique(bits[new]))
             places = self._known.searchsorted(bits)
-        return Coded(self.lists, self._code_of[places])
+        return Coded(self.lists, self._codes[places])
+
+    def _learn(self, new: npt.NDArray[np.int64]) -> None:
+        """Combinations, in order, that are not known."""
+        codes = len(self.lists) + np.arange(len(new))
+        self.lists += [self._spell(bits) for bits in new.tolist()]
+        at = self._known.searchsorted(new)
+        self._known, self._codes = np.insert(self._known, at, new), np.insert(self._codes, at, codes)
 
 
 @dataclass(frozen=True)
