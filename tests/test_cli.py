@@ -75,6 +75,7 @@ def one_line(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
         (["train", "flights", "--until", "soon"], "--until"),
         (["demo", "--json", "no/folder/out.json"], "--json no/folder/out.json: expected a file in a folder that exists"),
         (["demo", "--workers", "x"], "--workers"),
+        (["demo", "--workers", "2"], "demo with 2 workers: expected --brokers HOST:PORT"),
         (["init", "My_Fraud"], "expected a name of small letters, digits and hyphens that begins with a letter"),
         (["init", f"{Path(__file__).parent}/my-fraud"], "expected a folder outside headrace's own checkout"),
         (["try", "flights", "--out", "no/folder/out.ndjson"], "--out no/folder/out.ndjson: expected a file in a folder that"),

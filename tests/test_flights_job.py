@@ -54,20 +54,20 @@ Decided = dict[str, dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def decided(
-    tmp_path_factory: pytest.TempPathFactory, embedded_broker: Broker, registry: str, week: pa.Table, messages: Any
+    tmp_path_factory: pytest.TempPathFactory, apache_kafka: Broker, registry: str, week: pa.Table, messages: Any
 ) -> dict[tuple[int, int], Decided]:
     """Decisions by (partitions, workers). Of three partitions one is idle, and rows go by event time."""
     found = {}
     for partitions in (1, 3):
         events = f"flights-{partitions}"
-        fill(embedded_broker.address, events, *messages, partitions=partitions, filled=max(1, partitions - 1))
+        fill(apache_kafka.address, events, *messages, partitions=partitions, filled=max(1, partitions - 1))
         for workers in (1, 2, 3):
             home, name = tmp_path_factory.mktemp("job"), f"{events}-{workers}-decisions"
-            create(embedded_broker.address, [name], 1, {})
+            create(apache_kafka.address, [name], 1, {})
             pipeline = pipeline_file(home, events, name)
             order = "event" if partitions == 3 else "arrival"
-            topic = Topic(embedded_broker.address, name)
-            run = settings(home, embedded_broker, registry, workers=workers, order=order)
+            topic = Topic(apache_kafka.address, name)
+            run = settings(home, apache_kafka, registry, workers=workers, order=order)
             with job(pipeline, run, "--from", "earliest") as process:
                 topic.read_until(scheduled(week), process)
                 stop(process)
@@ -145,7 +145,7 @@ flights = replace(flights, record=Record(megabytes=0.2))
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_after_kills_every_decision_in_the_topic_has_its_record(
-    embedded_broker: Broker,
+    apache_kafka: Broker,
     registry: str,
     week: pa.Table,
     messages: Any,
@@ -156,13 +156,13 @@ def test_after_kills_every_decision_in_the_topic_has_its_record(
     """Killed three times, each time at once with whatever was half-written. What was served is computed again from the topic:
     with one partition nothing differs."""
     events, total = name("record"), scheduled(week)
-    fill(embedded_broker.address, events, *messages, partitions=workers, filled=workers)
-    create(embedded_broker.address, [f"{events}-decisions"], 1, {})
+    fill(apache_kafka.address, events, *messages, partitions=workers, filled=workers)
+    create(apache_kafka.address, [f"{events}-decisions"], 1, {})
     pipeline = pipeline_file(tmp_path, events, f"{events}-decisions")
     with (tmp_path / "job.py").open("a") as file:
         file.write(RECORD)
-    topic = Topic(embedded_broker.address, f"{events}-decisions")
-    run = settings(tmp_path, embedded_broker, registry, epoch_seconds=0.1, poll_rows=50, workers=workers)
+    topic = Topic(apache_kafka.address, f"{events}-decisions")
+    run = settings(tmp_path, apache_kafka, registry, epoch_seconds=0.1, poll_rows=50, workers=workers)
     folder = tmp_path / "record" / "flights"
     for count in (500, 1500, 2500):
         with job(pipeline, run) as process:

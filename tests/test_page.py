@@ -699,14 +699,14 @@ def test_a_registry_that_says_nothing_leaves_the_age_unknown() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_running_job_has_a_page_with_its_decisions_and_the_age_of_its_model(
-    embedded_broker: Broker, tmp_path: Path, pair: int
+    apache_kafka: Broker, tmp_path: Path, pair: int
 ) -> None:
     log, file, port = tmp_path / "log", tmp_path / "job.py", free_port()
-    settings = filled(embedded_broker, "paged", tmp_path / "home", workers=2)
+    settings = filled(apache_kafka, "paged", tmp_path / "home", workers=2)
     settings = settings.model_copy(update={"metrics_port": pair})
     file.write_text('from bench.proving.job import pipeline\njob = pipeline("paged")\n')
     with running(f"{file}:job", settings, log, "--from", "earliest", "--page", str(port), restart=False) as process:
-        decided(embedded_broker, "paged", process, log)
+        decided(apache_kafka, "paged", process, log)
 
         def snapshot() -> dict[str, Any]:
             with get(port, "/snapshot") as answer:

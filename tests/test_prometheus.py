@@ -115,19 +115,19 @@ def profile(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_job_is_scraped_its_metrics_are_those_that_are_asked_for_and_an_alert_fires(
-    embedded_broker: Broker, prometheus: str, tmp_path: Path, pair: int
+    apache_kafka: Broker, prometheus: str, tmp_path: Path, pair: int
 ) -> None:
     log, file = tmp_path / "log", tmp_path / "job.py"
     profile(tmp_path / "home" / "model")
-    settings = filled(embedded_broker, "scraped", tmp_path / "home", workers=2).model_copy(update={"metrics_port": pair})
-    create(embedded_broker.address, ["scraped-drift"], 1, {})
+    settings = filled(apache_kafka, "scraped", tmp_path / "home", workers=2).model_copy(update={"metrics_port": pair})
+    create(apache_kafka.address, ["scraped-drift"], 1, {})
     file.write_text(JOB)
     with (
         running(f"{file}:job", settings, log, "--from", "earliest") as process,
         scraping(prometheus, tmp_path, [pair, pair + 1]) as port,
     ):
         until_said(log, process, "worker 1 of 2 ready")
-        decided(embedded_broker, "scraped", process, log)
+        decided(apache_kafka, "scraped", process, log)
         count, dead = "sum(headrace_decisions_total)", 'sum(headrace_dead_letters_total{code="not_json"})'
         until(lambda: value(port, count) == PARTITIONS * EACH, 30)
         until(lambda: value(port, "sum(headrace_lag_messages)") == 0, 30)
@@ -135,7 +135,7 @@ def test_a_job_is_scraped_its_metrics_are_those_that_are_asked_for_and_an_alert_
         assert value(port, "sum(up)") == 2
         assert value(port, dead) == 0, "the first ones are to be seen as an increase"
 
-        send(embedded_broker, GOOD, BROKEN)
+        send(apache_kafka, GOOD, BROKEN)
         until(lambda: value(port, count) == PARTITIONS * EACH + GOOD and value(port, dead) == BROKEN, 30)
         assert value(port, f"{dead} > 0 and sum(increase(headrace_dead_letters_total[1m])) > 0") == BROKEN
         until(lambda: {rule["state"] for rule in rules(port) if rule["name"] == PROVOKED} == {"firing"}, 60)

@@ -121,7 +121,7 @@ def decided(broker: Broker, name: str, process: subprocess.Popen[bytes], log: Pa
     ("workers", "die", "delivery", "kind"),
     [
         (1, SEGFAULT, "at_least_once", "embedded"),
-        (2, EXIT, "at_least_once", "embedded"),
+        (2, EXIT, "at_least_once", "apache"),
         (2, SEGFAULT, "exactly_once", "apache"),
     ],
 )
@@ -154,15 +154,13 @@ def test_the_message_that_kills_becomes_a_dead_letter_and_all_others_are_decided
 
 
 @pytest.mark.slow
-def test_a_killed_worker_is_back_in_seconds_and_one_that_always_dies_is_given_up(
-    embedded_broker: Broker, tmp_path: Path
-) -> None:
+def test_a_killed_worker_is_back_in_seconds_and_one_that_always_dies_is_given_up(apache_kafka: Broker, tmp_path: Path) -> None:
     name, log, file = "killed", tmp_path / "log", tmp_path / "job.py"
-    settings = filled(embedded_broker, name, tmp_path / "home", workers=2, restart_deaths=2, model_look_seconds=0)
+    settings = filled(apache_kafka, name, tmp_path / "home", workers=2, restart_deaths=2, model_look_seconds=0)
     file.write_text(JOB.format(name=name, poison=-1, die="pass"))
     with running(f"{file}:job", settings, log, "--from", "earliest") as process:
         until_said(log, process, "worker 1 of 2 ready")
-        decided(embedded_broker, name, process, log)
+        decided(apache_kafka, name, process, log)
         parent = psutil.Process(process.pid)
         for times in range(3):
             workers = parent.children()

@@ -56,12 +56,12 @@ def other_name(folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "restart"), [(1, False), (2, False), (2, True)])
 def test_a_new_version_decides_within_seconds_and_a_bad_one_never(
-    embedded_broker: Broker, workers: int, restart: bool, tmp_path: Path
+    apache_kafka: Broker, workers: int, restart: bool, tmp_path: Path
 ) -> None:
     name, log, file = f"swap{workers}{restart}".lower(), tmp_path / "log", tmp_path / "job.py"
-    settings = filled(embedded_broker, name, tmp_path / "home", workers=workers, model_look_seconds=0.5)
+    settings = filled(apache_kafka, name, tmp_path / "home", workers=workers, model_look_seconds=0.5)
     file.write_text(FILE.format(name=name))
-    producer, sent = Producer({"bootstrap.servers": embedded_broker.address}), 1000
+    producer, sent = Producer({"bootstrap.servers": apache_kafka.address}), 1000
 
     def deciding() -> dict[int, int]:
         """Sends some messages, and says by which version how many decisions are there."""
@@ -71,7 +71,7 @@ def test_a_new_version_decides_within_seconds_and_a_bad_one_never(
                 producer.produce(f"{name}-in", event(f"p{partition}", "s", sent + n), None, partition)
         sent += 10
         assert producer.flush(30) == 0
-        found = read(embedded_broker, f"{name}-out", PARTITIONS)
+        found = read(apache_kafka, f"{name}-out", PARTITIONS)
         versions = [one["model_version"] for one in found]
         return {version: versions.count(version) for version in set(versions)}
 
@@ -95,7 +95,7 @@ def test_a_new_version_decides_within_seconds_and_a_bad_one_never(
     assert after[2] > before[2]
     words = log.read_text()
     assert words.count("version 2 decides from now on") == words.count("version 3 is refused") == workers
-    found = read(embedded_broker, f"{name}-out", PARTITIONS)
+    found = read(apache_kafka, f"{name}-out", PARTITIONS)
     assert len({one["decision_id"] for one in found}) == len(found) == PARTITIONS * (400 + sent - 1000)
     for one in found:
         total = sum(value or 0.0 for value in one["features"].values())
@@ -107,13 +107,13 @@ def test_a_new_version_decides_within_seconds_and_a_bad_one_never(
 @pytest.mark.skipif(sys.platform != "linux", reason="a fork's name is set there")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_shadow_scores_what_all_workers_decide_and_leaves_with_the_job(
-    embedded_broker: Broker, workers: int, tmp_path: Path
+    apache_kafka: Broker, workers: int, tmp_path: Path
 ) -> None:
     name, log, file = f"shadow{workers}", tmp_path / "log", tmp_path / "job.py"
-    settings = filled(embedded_broker, name, tmp_path / "home", workers=workers, model_look_seconds=0.5)
+    settings = filled(apache_kafka, name, tmp_path / "home", workers=workers, model_look_seconds=0.5)
     file.write_text(FILE.format(name=name))
     folder = shadow_folder(settings.home / "models", name)
-    producer, sent = Producer({"bootstrap.servers": embedded_broker.address}), 1000
+    producer, sent = Producer({"bootstrap.servers": apache_kafka.address}), 1000
 
     def more() -> None:
         nonlocal sent
@@ -137,7 +137,7 @@ def test_a_shadow_scores_what_all_workers_decide_and_leaves_with_the_job(
         watch.wait(20)
     assert (found.champion, found.shadow, found.failed) == (1, 2, 0)
     assert found.largest > 0.1, "other weights, other scores"
-    decided = read(embedded_broker, f"{name}-out", PARTITIONS)
+    decided = read(apache_kafka, f"{name}-out", PARTITIONS)
     assert {one["model_version"] for one in decided} == {1}
     assert len({one["decision_id"] for one in decided}) == len(decided) == PARTITIONS * (400 + sent - 1000)
 
