@@ -86,8 +86,8 @@ def print_summary(result: dict[str, Any], name: str, period: str, registry: str,
   headrace train flights                            train the model again; it becomes the champion
   mlflow ui --backend-store-uri {registry}
                                                     look at the models and how they did
-  headrace demo --workers 2 --partitions 2 --order event
-                                                    the same, in two processes
+  headrace demo --workers 2 --partitions 2 --order event --brokers HOST:PORT
+                                                    the same, in two processes, on a broker of yours
   headrace topics flights --brokers HOST:PORT --create
   headrace run flights --brokers HOST:PORT          the same on a broker of yours; feed it with
   python -m ops.replay flights --brokers HOST:PORT

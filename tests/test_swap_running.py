@@ -61,7 +61,7 @@ def test_a_new_version_decides_within_seconds_and_a_bad_one_never(
     name, log, file = f"swap{workers}{restart}".lower(), tmp_path / "log", tmp_path / "job.py"
     settings = filled(apache_kafka, name, tmp_path / "home", workers=workers, model_look_seconds=0.5)
     file.write_text(FILE.format(name=name))
-    producer, sent = Producer({"bootstrap.servers": apache_kafka.address}), 1000
+    producer, sent = Producer({"enable.idempotence": True, "bootstrap.servers": apache_kafka.address}), 1000
 
     def deciding() -> dict[int, int]:
         """Sends some messages, and says by which version how many decisions are there."""
@@ -113,7 +113,7 @@ def test_a_shadow_scores_what_all_workers_decide_and_leaves_with_the_job(
     settings = filled(apache_kafka, name, tmp_path / "home", workers=workers, model_look_seconds=0.5)
     file.write_text(FILE.format(name=name))
     folder = shadow_folder(settings.home / "models", name)
-    producer, sent = Producer({"bootstrap.servers": apache_kafka.address}), 1000
+    producer, sent = Producer({"enable.idempotence": True, "bootstrap.servers": apache_kafka.address}), 1000
 
     def more() -> None:
         nonlocal sent
