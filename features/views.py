@@ -1,6 +1,9 @@
 """The views of a Feast feature service, as a pipeline asks for them."""
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +47,32 @@ def load_feast() -> Any:
     import prometheus_client.values  # noqa: F401  how values are kept is settled here
 
     before = {name: os.environ.get(name) for name in METRICS_FILES}
-    import feast
+    with _no_more_than_needed():
+        import feast
 
     for name, value in before.items():
         if value is None:
             os.environ.pop(name, None)
     return feast
+
+
+@contextmanager
+def _no_more_than_needed() -> Iterator[None]:
+    """Feast that is imported within goes without PyTorch, which it has for tensors that nobody here asks it for, and, as with
+    `python -O`, without Typeguard, which compiles its classes anew to have them check what they are given: these are 6 of the 8
+    seconds of a core that it takes otherwise, in each process of a job."""
+    import typeguard
+
+    checking, without_torch = typeguard.typechecked, "torch" not in sys.modules
+    try:
+        typeguard.typechecked = lambda target: target  # type: ignore[assignment]
+        if without_torch:
+            sys.modules["torch"] = None  # type: ignore[assignment]  # it cannot be imported
+        yield
+    finally:
+        typeguard.typechecked = checking
+        if without_torch:
+            sys.modules.pop("torch", None)
 
 
 def open_store(repo: Path) -> Any:
