@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class View:
         return tuple(f"{self.name}__{feature}" for feature in self.features)
 
 
+@cache
 def load_feast() -> Any:
     """The module feast, imported only where it is needed, since that takes seconds, and without what it does to metrics.
 

@@ -118,17 +118,13 @@ def decided(broker: Broker, name: str, process: subprocess.Popen[bytes], log: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("workers", "die", "delivery", "kind"),
-    [
-        (1, SEGFAULT, "at_least_once", "embedded"),
-        (2, EXIT, "at_least_once", "apache"),
-        (2, SEGFAULT, "exactly_once", "apache"),
-    ],
+    ("workers", "die", "delivery"),
+    [(1, SEGFAULT, "at_least_once"), (2, EXIT, "at_least_once"), (2, SEGFAULT, "exactly_once")],
 )
 def test_the_message_that_kills_becomes_a_dead_letter_and_all_others_are_decided_as_if_it_had_not_come(
-    workers: int, die: str, delivery: str, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+    workers: int, die: str, delivery: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    broker = request.getfixturevalue("embedded_broker" if kind == "embedded" else "apache_kafka")
+    broker = request.getfixturevalue("embedded_broker" if workers == 1 else "apache_kafka")
     name, log, file = f"poison{workers}{delivery[:2]}", tmp_path / "log", tmp_path / "job.py"
     settings = filled(broker, name, tmp_path / "home", workers=workers, delivery=delivery, epoch_seconds=0.1)
     file.write_text(JOB.format(name=name, poison=sent(*POISON), die=die))
