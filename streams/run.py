@@ -17,7 +17,7 @@ from bytewax._bytewax import RecoveryConfig, cluster_main, init_db_dir, run_main
 from prometheus_client import CollectorRegistry
 
 from models.files import write_whole
-from streams.checkpointer import checkpointing
+from streams.checkpointer import KEPT_BY_BYTEWAX, checkpointing
 from streams.flow import build
 from streams.job import Job
 from streams.peers import await_peers
@@ -64,14 +64,16 @@ def run(
     gc.collect()
     gc.freeze()  # what is loaded now stays: the collector need not walk through a million objects of libraries again and again
     folder = recovery_folder(pipeline, settings, worker, workers) if settings.recovery else None
-    recovery = RecoveryConfig(str(folder)) if folder else None
+    here = job.workers_here
+    kept = KEPT_BY_BYTEWAX if len(here) == workers else None
+    recovery = RecoveryConfig(str(folder), kept) if folder else None
     epoch = timedelta(seconds=settings.epoch_seconds)
     flow = build(job)
     on_ready()
     try:
         with ExitStack() as around:
             around.enter_context(tidying())
-            if folder and worker == job.workers_here.start:
+            if folder and worker == here.start:
                 around.enter_context(checkpointing(folder))
             if settings.model_look_seconds:
                 around.enter_context(closing(Swapping(job, rehearsed)))

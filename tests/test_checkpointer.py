@@ -1,17 +1,28 @@
-"""A recovery store's write-ahead log is moved into its file by a process of its own, which leaves with the job."""
+"""A recovery store's write-ahead log is moved into its file, and what is replaced is deleted, by a process of its own, which
+leaves with the job."""
 
 import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import bytewax.operators as op
 import psutil
 import pytest
+from bytewax._bytewax import RecoveryConfig, init_db_dir, run_main
+from bytewax.dataflow import Dataflow
+from bytewax.testing import TestingSink, TestingSource
 
 from streams import checkpointer
-from streams.checkpointer import checkpoint, checkpointing, connected
+from streams.checkpointer import KEPT_BY_BYTEWAX, checkpoint, checkpointing, connected, delete_replaced, durable, once
+from streams.store import Store
+
+KEYS, EPOCHS = 4, 6
 
 
 def store_in(folder: Path) -> sqlite3.Connection:
@@ -74,13 +85,124 @@ def test_a_reader_stands_between_a_checkpoint_and_a_log_begun_anew(tmp_path: Pat
         assert store.execute("SELECT count(*) FROM snaps").fetchone() == (60,)
 
 
+def counted(folder: Path, kept: timedelta, until: int = EPOCHS) -> None:
+    """A run that counts by key, an epoch for each round of the keys; the last key comes in the first round alone."""
+    rounds = [[(str(key), 1) for key in range(KEYS) if key < KEYS - 1 or not epoch] for epoch in range(until)]
+    flow = Dataflow("counted")
+    events = op.input("in", flow, TestingSource([one for each in rounds for one in [*each, TestingSource.EOF()]]))
+    counts = op.stateful_map("count", events, lambda state, one: ((state or 0) + one, (state or 0) + one))
+    op.output("out", counts, TestingSink([]))
+    for _ in range(until):  # an EOF ends a run, so that each round is an epoch of its own at least
+        run_main(flow, epoch_interval=timedelta(0), recovery_config=RecoveryConfig(str(folder), kept))
+
+
+@contextmanager
+def opened(*folders: Path) -> Iterator[list[checkpointer.Connections]]:
+    with ExitStack() as all_of:
+        files = [file for folder in folders for file in sorted(folder.glob("*.sqlite3"))]
+        yield [
+            (all_of.enter_context(closing(connected(file))), all_of.enter_context(closing(connected(file)))) for file in files
+        ]
+
+
+def rows(folder: Path) -> list[tuple[Any, ...]]:
+    asked = "SELECT step_id, state_key, snap_epoch, ser_change FROM snaps"
+    with opened(folder) as files:
+        return sorted(row for _, reader in files for row in reader.execute(asked))
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_what_is_deleted_is_what_bytewax_deletes(tmp_path: Path, partitions: int) -> None:
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    for folder, kept in ((theirs, timedelta(0)), (ours, KEPT_BY_BYTEWAX)):
+        folder.mkdir()
+        init_db_dir(folder, partitions)
+        counted(folder, kept)
+    assert len(rows(ours)) > len(rows(theirs))
+    with Store(ours) as store:
+        before = [list(store.snapshots(step)) for step in store.steps()]
+        assert store.progress.epoch is not None
+        resumed = store.progress.epoch
+    with opened(ours) as files:
+        epoch = durable([reader for _, reader in files])
+        assert epoch == resumed - 1
+        for both in files:
+            delete_replaced(*both, epoch)
+    assert rows(ours) == rows(theirs)
+    with Store(ours) as store:
+        assert [list(store.snapshots(step)) for step in store.steps()] == before
+        assert store.let_go() == [epoch] * partitions
+        assert not store.ahead()
+    counted(ours, KEPT_BY_BYTEWAX, 1)  # it goes on from there
+
+
+def test_nothing_is_deleted_that_a_worker_behind_needs(tmp_path: Path) -> None:
+    init_db_dir(tmp_path, 2)
+    counted(tmp_path, KEPT_BY_BYTEWAX)
+    with opened(tmp_path) as files:
+        readers = [reader for _, reader in files]
+        whole = durable(readers)
+        assert whole is not None
+        last, _, resumed = max(
+            row for reader in readers for row in reader.execute("SELECT ex_num, worker_count, resume_epoch FROM exs")
+        )
+        for _, reader in files:
+            reader.execute("UPDATE exs SET worker_count = 2 WHERE ex_num = ?", (last,))
+        assert durable(readers) == resumed - 1 < whole  # the second has not written an epoch of this execution
+        files[0][0].execute("INSERT INTO fronts (ex_num, worker_index, worker_frontier) VALUES (?, 1, ?)", (last, whole))
+        assert durable(readers) == whole - 1
+        assert durable(readers[:1]) is None  # the other partition is elsewhere
+        assert durable([]) is None
+
+
+def test_a_store_without_an_epoch_or_of_which_a_part_is_elsewhere_is_left_as_it_is(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    init_db_dir(here, 2)
+    with opened(here) as files:
+        assert durable([reader for _, reader in files]) is None
+    counted(here, KEPT_BY_BYTEWAX)
+    before = rows(here)
+    moved = next(here.glob("part-1*"))
+    moved.rename(there / moved.name)
+    files_here: dict[Path, checkpointer.Connections] = {}
+    assert once(here, files_here) is None
+    for both in files_here.values():
+        for each in both:
+            each.close()
+    (there / moved.name).rename(moved)
+    assert rows(here) == before
+
+
+def test_a_running_job_s_store_has_one_snapshot_of_each_key(tmp_path: Path) -> None:
+    init_db_dir(tmp_path, 1)
+    with checkpointing(tmp_path):
+        counted(tmp_path, KEPT_BY_BYTEWAX)
+    found = [(step, key) for step, key, *_ in rows(tmp_path)]
+    assert len(found) == len(set(found)) == KEYS + 1
+
+
+def test_another_process_is_started_where_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpointer, "AGAIN", 0.1)
+    with checkpointing(tmp_path):
+        (first,) = awaited(lambda: started(tmp_path))
+        first.kill()
+        (second,) = awaited(lambda: [each for each in started(tmp_path) if each.pid != first.pid])
+        assert second.is_running()
+    assert "is started again" in caplog.text
+    assert not started(tmp_path)
+
+
 def test_without_a_process_the_job_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     with checkpointing(tmp_path):
         pass
-    assert "no process to move its log" in caplog.text
+    assert "no process to keep its files small" in caplog.text
 
 
 def test_it_waits_for_nobody(tmp_path: Path) -> None:
@@ -121,16 +243,20 @@ with checkpointing(Path({str(tmp_path)!r})):
     process = subprocess.Popen([sys.executable, "-c", job], stdout=subprocess.PIPE, cwd=root)
     assert process.stdout is not None
     assert process.stdout.readline() == b"there\n"
-    deadline = time.monotonic() + 10
-    while not (found := started(tmp_path)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert len(found) == 1
+    (found,) = awaited(lambda: started(tmp_path))
     process.kill()
     process.wait()
     process.stdout.close()
-    psutil.wait_procs(found, timeout=10)
+    psutil.wait_procs([found], timeout=10)
     assert not started(tmp_path)
 
 
 def started(folder: Path) -> list[psutil.Process]:
     return [each for each in psutil.process_iter(["cmdline"]) if (each.info["cmdline"] or [])[-1:] == [str(folder)]]
+
+
+def awaited(found: Callable[[], Sequence[psutil.Process]]) -> Sequence[psutil.Process]:
+    deadline = time.monotonic() + 10
+    while not (processes := found()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return processes

@@ -315,11 +315,12 @@ def test_what_is_held_is_written_compressed_and_read_as_it_was() -> None:
     dumped = state.dump()
     arrays = arrays_of(dumped)
     assert {name: (array.dtype.str, array.shape) for name, array in arrays.items()} == {
-        name: (kind, shape) for name, (kind, shape, _) in dumped["arrays"].items()
+        name: (kind, shape) for name, (kind, shape) in dumped["arrays"].items()
     }
     assert sorted(arrays["keys"].tolist()) == list(range(1, 10_001))
-    assert not any(array.flags.writeable for array in arrays.values())  # kernels are compiled for such
+    assert all(array.flags.aligned and not array.flags.writeable for array in arrays.values())  # kernels are compiled for such
     assert len(pickle.dumps(dumped)) < sum(array.nbytes for array in arrays.values()) / 3
+    assert list(arrays_of(dumped, states.HASHES)) == [name for name in arrays if name in states.HASHES]
 
 
 def test_without_streaming_features_there_is_a_snapshot_with_none() -> None:
