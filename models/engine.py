@@ -26,6 +26,7 @@ UNLOADABLE = (
     native.RuntimeException,
 )  # fmt: skip
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+GRAPH, MAPPED = "model.onnx", ".mapped"
 WARM_SIZES = (1, 7, 64, 1024)
 LEAST_LOOK_SECONDS = 0.005
 
@@ -54,8 +55,8 @@ class Load(Protocol):
     """Makes the engine of a version's folder: an engine's class, or what calls one.
 
     threads: of one call, where that is the engine's to choose. seconds: which a call may take (0: as long as it likes), else it
-    raises TimedOut. checked: the files are known to be good, and what may take seconds with a large model is left out. Raises
-    ModelRefused for a version that cannot be served.
+    raises TimedOut. checked: the files are known to be good, and what was made from them (models/mapped.py): what may take
+    seconds with a large model is left out. Raises ModelRefused for a version that cannot be served.
     """
 
     def __call__(self, folder: Path, *, threads: int = 1, seconds: float = 0.0, checked: bool = False) -> Engine: ...
@@ -123,16 +124,11 @@ class OnnxEngine:
         self, folder: Path, *, threads: int = 1, seconds: float = 0.0, checked: bool = False, device: str = "cpu"
     ) -> None:
         self.spec, self.kind = ModelSpec.read(folder), f"ONNX Runtime, {device}"
-        path = folder / "model.onnx"
-        content: bytes | str = str(path)  # read by the runtime, Python is not held meanwhile
-        if not checked:
-            try:
-                content = path.read_bytes()
-                check_graph(onnx.load_model_from_string(content), str(path))
-            except (OSError, DecodeError) as error:
-                raise ModelRefused(f"{path}: cannot read the model: {error}") from None
+        path = folder / GRAPH
         try:
-            self._session = session_of(content, threads, device)
+            session = _mapped_session(folder, threads) if checked and device == "cpu" else None
+            # a path is read by the runtime, Python is not held meanwhile
+            self._session = session or session_of(str(path) if checked else checked_graph(path)[0], threads, device)
         except UNLOADABLE as error:
             raise ModelRefused(f"{path}: ONNX Runtime cannot load it: {error}") from None
         name, output = _check_shape(self._session, self.spec, path)
@@ -229,6 +225,31 @@ def median_seconds(call: Callable[[], object], calls: int = 9) -> float:
         call()
         taken.append(time.perf_counter() - start)
     return float(np.median(taken))
+
+
+def mapped(folder: Path) -> Path:
+    """Where a version's graph is once more, with its weights apart (models/mapped.py), if it is: beside its folder, whose own
+    files are those of its digest."""
+    return folder.with_name(folder.name + MAPPED)
+
+
+def _mapped_session(folder: Path, threads: int) -> ort.InferenceSession | None:
+    path = mapped(folder) / GRAPH
+    try:
+        return session_of(str(path), threads) if path.exists() else None
+    except UNLOADABLE:  # it went since, with the news of two newer versions
+        return None
+
+
+def checked_graph(path: Path) -> tuple[bytes, onnx.ModelProto]:
+    """A graph's file, and what is in it. Raises ModelRefused for one that is not to be served."""
+    try:
+        content = path.read_bytes()
+        graph = onnx.load_model_from_string(content)
+    except (OSError, DecodeError) as error:
+        raise ModelRefused(f"{path}: cannot read the model: {error}") from None
+    check_graph(graph, str(path))
+    return content, graph
 
 
 def check_graph(model: onnx.ModelProto, path: str) -> None:

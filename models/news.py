@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.engine import Engine, Matrix, ModelRefused
+from models.engine import Engine, Matrix, ModelRefused, mapped
 from models.files import write_whole
+from models.mapped import tidy_mapped
 from models.reference import SCORE, Reference
 from models.registry import Version, newest, resolve
-from models.spec import ModelSpec
+from models.spec import ModelSpec, state
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,13 @@ SAMPLE_ROWS = 64
 
 
 class Good(NamedTuple):
-    """A version that was checked: its number, its digest, and the name of its folder."""
+    """A version that was checked: its number, its digest, the name of its folder, and the `state_of` that folder, by which who
+    loads it need not digest it again; empty: not known."""
 
     version: int
     digest: str
     folder: str
+    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,20 @@ def look(uri: str, name: str, models: Path, known: News, check: Callable[[Versio
         return known
     try:
         found = resolve(uri, name, into=models)
+        digested = state(found.folder)
         check(found)
+        now = state_of(found.folder) if state(found.folder) == digested else ""
     except ValueError as error:
         return News(name, known.good, dict([*known.refused.items(), (called, reason_of(error))][-100:]))
-    good = Good(found.version, found.digest, found.folder.name)
-    return News(name, (good, *(each for each in known.good if each != good))[:2], known.refused)
+    good = Good(found.version, found.digest, found.folder.name, now)
+    of_both = (good, *(each for each in known.good if each[:2] != good[:2]))[:2]
+    tidy_mapped(models, name, [each.folder for each in of_both])
+    return News(name, of_both, known.refused)
+
+
+def state_of(folder: Path) -> str:
+    """The state (models.spec.state) of a version's files, and of what was made from them."""
+    return state(folder, mapped(folder))
 
 
 def reason_of(error: Exception) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from features.freshness import substitutes
 from features.views import View, load_feast, open_store, views
-from models.engine import Engine
+from models.engine import Engine, OnnxEngine
+from models.mapped import write_mapped
 from models.news import News, loaded, look, news_file, try_out
 from models.registry import Version, without_login
 from models.spec import ModelSpec
@@ -97,7 +98,8 @@ def tried(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], Engi
         fits(pipeline, spec, version.version, [name for view in stored for name in view.names])
         if pipeline.stored is not None:
             substitutes(pipeline.stored, stored, spec.medians)
-        engine, reference = loaded(version.folder, pipeline.model.load, pipeline.drift is not None)
+        apart = pipeline.model.engine in (None, OnnxEngine) and write_mapped(version.folder)
+        engine, reference = loaded(version.folder, pipeline.model.load, pipeline.drift is not None, checked=apart)
         try_out(engine, reference)
         return engine
 

@@ -357,7 +357,7 @@ class Job:
         except ValueError as error:
             for good in news.good:
                 with suppress(OSError, ValueError):  # it may not fit either: then the champion's error is to be seen
-                    if good != asked and digest_of(models / good.folder) == good.digest:
+                    if good[:2] != asked[:2] and digest_of(models / good.folder) == good.digest:
                         found, why = self.made(good), reason_of(error)
                         words = f"version {good.version} decides: the champion cannot be used: {why}"
                         refused = {"refused_version": asked.version, "refused_digest": asked.digest}

@@ -4,13 +4,15 @@ models/news.py says in a file what was found and checked. A thread beside the da
 rehearse, and swaps. What is on its way by then is decided by the version that it began with. The version before is kept, ready.
 """
 
+import shutil
 import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from models.news import Good, News, key, news_file, reason_of
+from models.engine import mapped
+from models.news import Good, News, key, news_file, reason_of, state_of
 from models.registry import DigestMismatch
 from models.spec import digest
 from streams.decide import Deciding, Work
@@ -90,8 +92,10 @@ class Swapping:
         """A version ready to decide."""
         job = self._job
         folder = self._file.parent / good.folder
-        if (got := digest(folder)) != good.digest:
-            raise DigestMismatch(f"{folder}: expected digest {good.digest}, got {got}")
+        if not good.state or state_of(folder) != good.state:
+            shutil.rmtree(mapped(folder), ignore_errors=True)  # which no digest tells about
+            if (got := digest(folder)) != good.digest:
+                raise DigestMismatch(f"{folder}: expected digest {good.digest}, got {got}")
         champion, deciding = job.made(good, checked=True)
         if job.pipeline.drift and champion.reference:
             thresholds(champion.reference, job.pipeline.drift.rate)

@@ -1,13 +1,16 @@
 """What is recorded comes back, byte for byte or not at all, and what is missing is said in one line."""
 
 import json
+import os
+import time
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from models.registry import DigestMismatch, ModelNotFound, newest, promote, record, resolve, rollback, versions
-from models.spec import digest
+from models.spec import digest, state
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 
@@ -94,6 +97,32 @@ def test_the_digest_of_files_is_that_of_their_bytes_however_many(tmp_path: Path,
     (tmp_path / "file").write_bytes(content)
     (tmp_path / "nothing").touch()
     assert digest(tmp_path) == sha256(b"4 %d\nfile" % size + content + b"7 0\nnothing").hexdigest()
+
+
+def test_the_state_of_files_tells_that_any_was_written_whatever_its_times_say(tmp_path: Path) -> None:
+    folder = tmp_path / "made"
+    folder.mkdir()
+    for name in ("one", "two"):
+        (folder / name).write_bytes(b"as it was")
+    before, told = state(folder), (folder / "one").stat()
+    assert state(folder.rename(tmp_path / "named")) == before  # a version that was fetched is named when it is whole
+    folder = tmp_path / "named"
+    found = {before}
+    changes: tuple[Callable[[], object], ...] = (
+        lambda: (folder / "one").write_bytes(b"as it is!"),
+        lambda: os.utime(folder / "one", ns=(told.st_atime_ns, told.st_mtime_ns)),
+        lambda: (folder / "two").rename(folder / "three"),
+        lambda: (folder / "more").write_bytes(b""),
+        lambda: (folder / "more").unlink(),
+    )
+    for change in changes:
+        time.sleep(0.02)  # a clock tick of the kernel's
+        change()
+        found.add(state(folder))
+    assert len(found) == 5  # without the one that came and went it is as before
+    (folder / "link").symlink_to(folder / "one")
+    with pytest.raises(ValueError, match="symbolic link"):
+        state(folder)
 
 
 def test_the_digest_tells_names_and_bytes_apart(tmp_path: Path) -> None:

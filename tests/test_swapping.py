@@ -22,7 +22,7 @@ from small_models import logistic
 
 from features.views import StoredFeaturesError
 from models.engine import ModelRefused, OnnxEngine
-from models.news import Good, News, key, loaded, look, news_file, reason_of, sample, try_out
+from models.news import Good, News, key, loaded, look, news_file, reason_of, sample, state_of, try_out
 from models.reference import build_reference
 from models.registry import Version, record
 from models.spec import Input, ModelSpec, digest
@@ -154,6 +154,7 @@ def test_the_process_beside_the_job_finds_versions_and_eleven_bad_ones_of_eleven
     first = news()
     assert (first.model, first.good[0][:2], dict(first.refused)) == ("payments", (1, digest(good)), {})
     assert digest(home / "models" / first.good[0].folder) == digest(good)
+    assert first.good[0].state == state_of(home / "models" / first.good[0].folder)
     assert news() == first
     refused = {
         number: reason for number, (spoil, reason) in enumerate(BAD.items(), 2)
@@ -302,6 +303,49 @@ def test_a_job_begins_with_the_last_version_that_was_checked_where_the_champion_
     file.write_text("{")
     begin()
     assert {one["model_version"] for one in map(json.loads, sink.values("verdicts")[-20:])} == {3}
+
+
+def test_files_are_digested_again_only_where_they_are_not_in_the_state_that_the_look_left_them_in(
+    tmp_path: Path, versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they are, they are not read twice; where they were written since, the version is used or refused by its digest."""
+    file, sink, registry = news_file(tmp_path / "home" / "models", "payments"), MemorySink(), CollectorRegistry()
+    digested, said = list[str](), list[str]()
+    monkeypatch.setattr("streams.swapping.digest", lambda folder: digested.append(folder.name) or digest(folder))
+
+    def good(number: int) -> Good:
+        return Good(number, digest(versions[number - 1]), versions[number - 1].name, state_of(versions[number - 1]))
+
+    two, one, three = good(2), good(1), good(3)
+    for each in (versions[0], versions[2]):
+        content = each.joinpath("model.onnx").read_bytes()
+        each.joinpath("model.onnx").write_bytes(content if each == versions[0] else content + b" ")
+
+    def count(name: str) -> float:
+        return registry.get_sample_value(f"headrace_model_{name}", LABEL) or 0
+
+    turns = iter(
+        [
+            (200, two, lambda: count("version") == 2),
+            (600, three, lambda: count("refused_total") == 1),
+            (1000, one, lambda: count("version") == 1),
+        ]
+    )
+    due: Any = next(turns)
+
+    def on_write(messages: Messages) -> None:
+        nonlocal due
+        if due and len(sink.values("verdicts")) >= due[0]:
+            News("payments", (due[1],)).write(file)
+            until(due[2])
+            due = next(turns, None)
+
+    sink.on_write = on_write
+    parts = {"source": MemorySource([stream(4000)], rows=50), "sink": sink, "champion": champion(8, versions[1])}
+    run(payments(), settings(tmp_path / "home"), registry=registry, say=lambda words, **fields: said.append(words), **parts)
+    assert digested == ["three", "one"]
+    assert [number for number, _ in groupby(each["model_version"] for each in decisions(sink).values())] == [8, 2, 1]
+    assert [words for words in said if "version 3 is refused" in words and f"expected digest {three.digest}" in words], said
 
 
 def test_a_version_that_was_refused_and_is_found_good_is_taken(tmp_path: Path, versions: list[Path]) -> None:

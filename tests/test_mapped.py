@@ -1,0 +1,186 @@
+"""A large version is mapped into memory instead of copied, scores the same, and is never one that was not tried."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from payments import NAMES, decisions, payments, settings, stream
+from prometheus_client import CollectorRegistry
+from small_models import logistic
+
+from models.engine import MAPPED, ModelRefused, OnnxEngine, mapped
+from models.mapped import LEAST_BYTES, MAKING, tidy_mapped, write_mapped
+from models.news import News, look, news_file, state_of
+from models.registry import record
+from models.spec import Input, ModelSpec, digest
+from ops.model_news import checker
+from sinks.memory import MemorySink
+from sinks.messages import Messages
+from streams.job import Champion
+from streams.run import run
+from streams.source import MemorySource
+
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+ROWS = 100_000
+
+
+def small(folder: Path, names: tuple[str, ...] = NAMES, scale: float = 40) -> Path:
+    spec = ModelSpec("payments", tuple(Input(name, "number") for name in names))
+    logistic(folder, spec, np.linspace(scale, 9 * scale, len(names)))
+    return folder
+
+
+def large(folder: Path, seed: int = 0) -> Path:
+    """A version that looks a number up for each of its inputs, of a table of more than a megabyte, and weighs them by a small
+    and by a large matrix."""
+    folder.mkdir(parents=True)
+    ModelSpec("payments", tuple(Input(name, "number") for name in NAMES)).write(folder)
+    rng, k = np.random.default_rng(seed), len(NAMES)
+    numbers = {
+        "rows": rng.random((ROWS, 4), np.float32),
+        "count": np.array([ROWS]),
+        "first": rng.normal(size=(4 * k, 2000)).astype(np.float32) / 9,
+        "second": rng.normal(size=(2000, 1)).astype(np.float32) / 40,
+        "shape": np.array([-1, 4 * k]),
+    }
+    nodes = [
+        helper.make_node("IsNaN", ["x"], ["missing"]),
+        helper.make_node("Where", ["missing", "none", "x"], ["full"]),
+        helper.make_node("Cast", ["full"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Mod", ["whole", "count"], ["places"]),
+        helper.make_node("Gather", ["rows", "places"], ["found"], axis=0),
+        helper.make_node("Reshape", ["found", "shape"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "first"], ["hidden"]),
+        helper.make_node("Relu", ["hidden"], ["positive"]),
+        helper.make_node("MatMul", ["positive", "second"], ["sum"]),
+        helper.make_node("Sigmoid", ["sum"], ["score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", k])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
+        [numpy_helper.from_array(value, name) for name, value in (numbers | {"none": np.float32([7])}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return folder
+
+
+def in_memory() -> set[str]:
+    """The files of mapped versions that this process has in its memory, by version."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return {Path(line.split()[-1]).parent.name for line in maps if f"{MAPPED}/" in line and "(deleted)" not in line}
+
+
+def test_a_large_version_is_mapped_scores_the_same_and_is_gone_when_it_is_closed(tmp_path: Path) -> None:
+    folder = large(tmp_path / "models" / "one")
+    before = digest(folder)
+    assert write_mapped(folder)
+    assert write_mapped(folder)  # and again, over it
+    assert digest(folder) == before
+    assert {path.name for path in folder.parent.iterdir()} == {"one", "one.mapped"}
+    assert (mapped(folder) / "model.onnx").stat().st_size < 10_000
+    plain, light = OnnxEngine(folder), OnnxEngine(folder, checked=True)
+    assert in_memory() == {"one.mapped"}
+    matrix = np.random.default_rng(1).integers(0, ROWS, (997, len(NAMES))).astype(np.float32)
+    assert np.array_equal(plain.infer(matrix), light.infer(matrix))
+    assert np.unique(light.infer(matrix)).size > 900
+    light.close()
+    assert in_memory() == set()
+    plain.close()
+
+
+def test_a_version_that_is_small_is_left_as_it_is(tmp_path: Path) -> None:
+    folder = small(tmp_path / "small")
+    assert (folder / "model.onnx").stat().st_size < LEAST_BYTES
+    assert not write_mapped(folder)
+    assert not write_mapped(tmp_path)  # of another engine: it has no graph
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    OnnxEngine(folder, checked=True).close()
+
+
+def test_a_graph_that_is_not_to_be_served_is_refused_and_nothing_written(tmp_path: Path) -> None:
+    folder = large(tmp_path / "models" / "one")
+    (folder / "weights").write_bytes(bytes(16))
+    model = onnx.load(folder / "model.onnx")
+    tensor = next(each for each in model.graph.initializer if each.name == "second")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights")
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ModelRefused, match="weights second: expected them inside the file, got weights"):
+        write_mapped(folder)
+    (folder / "model.onnx").write_bytes(b"no graph" * LEAST_BYTES)
+    with pytest.raises(ModelRefused, match="cannot read the model"):
+        write_mapped(folder)
+    assert [path.name for path in folder.parent.iterdir()] == ["one"]
+
+
+def test_what_is_mapped_of_a_model_goes_with_its_versions_and_what_a_killed_process_left_an_hour_later(tmp_path: Path) -> None:
+    for name in ("m-1-a.mapped", "m-2-b.mapped", "m-2-b", "other-1-c.mapped", f"{MAKING}old", f"{MAKING}new"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / f"{MAKING}old", (time.time() - 4000,) * 2)
+    tidy_mapped(tmp_path, "m", ["m-2-b", "m-0-x"])
+    assert {path.name for path in tmp_path.iterdir()} == {"m-2-b.mapped", "m-2-b", "other-1-c.mapped", f"{MAKING}new"}
+
+
+def test_one_that_has_gone_meanwhile_is_loaded_from_the_version_s_own_files(tmp_path: Path) -> None:
+    folder = large(tmp_path / "one")
+    write_mapped(folder)
+    (mapped(folder) / "weights").unlink()
+    engine = OnnxEngine(folder, checked=True)
+    assert in_memory() == set()
+    engine.close()
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_a_job_maps_what_the_look_has_tried_and_nothing_else(tmp_path: Path, spoilt: bool) -> None:
+    """Where weights beside a version are not those that were tried, it is loaded from its own files, which have a digest."""
+    home, sink, registry = tmp_path / "home", MemorySink(), CollectorRegistry()
+    values, file = settings(home), news_file(home / "models", "payments")
+    first = Champion(1, OnnxEngine(small(tmp_path / "first")), None, "d")
+    record(values.registry_uri, "payments", small(tmp_path / "one"), params={}, metrics={})
+    record(values.registry_uri, "payments", large(tmp_path / "two"), params={}, metrics={})
+    folders = set[str]()
+
+    def tell(messages: Messages) -> None:
+        if len(sink.values("verdicts")) > 300 and not file.exists():
+            news = look(values.registry_uri, "payments", home / "models", News(), checker(payments(), values))
+            folder = home / "models" / news.good[0].folder
+            assert news.good[0].state == state_of(folder) != ""
+            if spoilt:
+                weights = bytearray((mapped(folder) / "weights").read_bytes())
+                weights[1000:2000] = bytes(1000)
+                (mapped(folder) / "weights").write_bytes(weights)
+            news.write(file)
+            until(lambda: registry.get_sample_value("headrace_model_version", {"pipeline": "payments"}) == 2)
+            folders.update(in_memory())
+
+    sink.on_write = tell
+    parts: dict[str, Any] = {"source": MemorySource([stream(4000)], rows=50), "sink": sink, "champion": first}
+    run(payments(), values, registry=registry, **parts)
+    assert len(folders) == (0 if spoilt else 1)
+    assert bool(list((home / "models").glob(f"*{MAPPED}"))) != spoilt
+    found = decisions(sink)
+    by_second = [id for id, one in found.items() if one["model_version"] == 2]
+    assert len(by_second) > 100
+    alone = MemorySink()
+    parts = {"source": MemorySource([stream(4000)], rows=50), "sink": alone}
+    second = Champion(2, OnnxEngine(tmp_path / "two"), None, "d")
+    run(payments(), settings(tmp_path / "alone"), registry=CollectorRegistry(), champion=second, **parts)
+    expected = decisions(alone)
+    assert {id: found[id]["score"] for id in by_second} == {id: expected[id]["score"] for id in by_second}
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
