@@ -44,7 +44,7 @@ def tidy_mapped(models: Path, name: str, but: Iterable[str]) -> None:
     """Deletes those of a model's versions, but of these folders, and what a killed process left unfinished. Who has mapped one
     keeps it."""
     kept = {folder + MAPPED for folder in but}
-    gone = [each for each in models.glob(f"{name}-*{MAPPED}") if each.name not in kept]
+    gone = [each for each in models.glob(f"{name}-[0-9]*{MAPPED}") if each.name not in kept]
     for each in models.glob(f"{MAKING}*"):
         with suppress(FileNotFoundError):
             gone += [each] if time.time() - each.stat().st_mtime > LEFT_SECONDS else []
