@@ -76,7 +76,8 @@ class Pace:
 
     The size of a round follows what full rounds took, as Clipper's batches do (Crankshaw et al., "Clipper: A Low-Latency Online
     Prediction Serving System", NSDI 2017): a little more while that is short enough, a lot less once it is not. A budget that
-    not even FEWEST_ROWS keep is let be for FORGET_SECONDS: all are late then, and at least as many are decided as can be.
+    not even FEWEST_ROWS keep, ENOUGH rounds one after another, is let be for FORGET_SECONDS: all are late then, and at least as
+    many are decided as can be.
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
@@ -87,7 +88,7 @@ class Pace:
 
     def _begin(self) -> None:
         self._from = {"score": Lately(self._clock), "decide": Lately(self._clock)}
-        self._rows, self._hopeless_until, self._probed = float(FIRST_ROWS), 0.0, -PROBE_SECONDS
+        self._rows, self._missed, self._hopeless_until, self._probed = float(FIRST_ROWS), 0, 0.0, -PROBE_SECONDS
 
     def forget(self) -> None:
         """What is known is of another model. Any thread may say so."""
@@ -124,12 +125,13 @@ class Pace:
         took, aim, limit = (now - polled_at) / 1e9, SHARE * self._seconds, self._rows
         if polled < FULL * limit or self._clock() < self._hopeless_until:
             return
+        self._missed = self._missed + 1 if took > self._seconds and limit <= FEWEST_ROWS else 0
         if took <= aim:
             self._rows = min(limit * MORE, float(MOST_ROWS))
         elif limit > FEWEST_ROWS:
             self._rows = max(float(FEWEST_ROWS), limit * max(0.5, aim / took))
-        elif took > self._seconds:
-            self._hopeless_until, self._rows = self._clock() + FORGET_SECONDS, float(FIRST_ROWS)
+        elif self._missed >= ENOUGH:
+            self._hopeless_until, self._rows, self._missed = self._clock() + FORGET_SECONDS, float(FIRST_ROWS), 0
 
 
 def _size(rows: int) -> int:
