@@ -127,6 +127,7 @@ class OnnxEngine:
         path = folder / GRAPH
         try:
             session = _mapped_session(folder, threads) if checked and device == "cpu" else None
+            self.mapped = session is not None
             # a path is read by the runtime, Python is not held meanwhile
             self._session = session or session_of(str(path) if checked else checked_graph(path)[0], threads, device)
         except UNLOADABLE as error:

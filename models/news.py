@@ -93,6 +93,7 @@ def look(uri: str, name: str, models: Path, known: News, check: Callable[[Versio
         check(found)
         now = state_of(found.folder) if state(found.folder) == digested else ""
     except ValueError as error:
+        tidy_mapped(models, name, [each.folder for each in known.good])
         return News(name, known.good, dict([*known.refused.items(), (called, reason_of(error))][-100:]))
     good = Good(found.version, found.digest, found.folder.name, now)
     of_both = (good, *(each for each in known.good if each[:2] != good[:2]))[:2]

@@ -1,5 +1,6 @@
 """One look after another for new versions of a pipeline's model, and what a version has to stand before it decides."""
 
+import shutil
 import signal
 from collections.abc import Callable
 from multiprocessing import Pipe
@@ -7,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from features.freshness import substitutes
 from features.views import View, load_feast, open_store, views
-from models.engine import Engine, OnnxEngine
-from models.mapped import write_mapped
+from models.engine import Engine, OnnxEngine, mapped
+from models.mapped import tidy_mapped, write_mapped
 from models.news import News, loaded, look, news_file, try_out
 from models.registry import Version, without_login
 from models.spec import ModelSpec
@@ -100,6 +101,8 @@ def tried(pipeline: Pipeline, settings: JobSettings) -> Callable[[Version], Engi
             substitutes(pipeline.stored, stored, spec.medians)
         apart = pipeline.model.engine in (None, OnnxEngine) and write_mapped(version.folder)
         engine, reference = loaded(version.folder, pipeline.model.load, pipeline.drift is not None, checked=apart)
+        if apart and isinstance(engine, OnnxEngine) and not engine.mapped:
+            shutil.rmtree(mapped(version.folder), ignore_errors=True)  # nobody has tried it
         try_out(engine, reference)
         return engine
 
@@ -120,6 +123,7 @@ def watch(
     name, models = pipeline.model.name, settings.home / "models"
     check, failing, file = None, "", news_file(models, pipeline.name)
     known = News(name, News.read(file).of(name).good)  # what was refused before may be good now
+    tidy_mapped(models, name, [each.folder for each in known.good])
     while True:
         try:
             check = check or how(pipeline, settings)

@@ -4,14 +4,13 @@ models/news.py says in a file what was found and checked. A thread beside the da
 rehearse, and swaps. What is on its way by then is decided by the version that it began with. The version before is kept, ready.
 """
 
-import shutil
 import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from models.engine import mapped
 from models.news import Good, News, key, news_file, reason_of, state_of
 from models.registry import DigestMismatch
 from models.spec import digest
@@ -92,11 +91,10 @@ class Swapping:
         """A version ready to decide."""
         job = self._job
         folder = self._file.parent / good.folder
-        if not good.state or state_of(folder) != good.state:
-            shutil.rmtree(mapped(folder), ignore_errors=True)  # which no digest tells about
-            if (got := digest(folder)) != good.digest:
-                raise DigestMismatch(f"{folder}: expected digest {good.digest}, got {got}")
-        champion, deciding = job.made(good, checked=True)
+        as_it_was = _as_it_was(good, folder)
+        if not as_it_was and (got := digest(folder)) != good.digest:
+            raise DigestMismatch(f"{folder}: expected digest {good.digest}, got {got}")
+        champion, deciding = job.made(good, checked=as_it_was)  # else from the version's own files alone
         if job.pipeline.drift and champion.reference:
             thresholds(champion.reference, job.pipeline.drift.rate)
         rehearse_deciding(job, replace(self._rehearsed, deciding=deciding), [])
@@ -111,3 +109,11 @@ class Swapping:
     def _say(self, words: str, **fields: Any) -> None:
         name = self._job.pipeline.model.name
         self._job.say(f"model {name}: {words}", model=name, **fields)
+
+
+def _as_it_was(good: Good, folder: Path) -> bool:
+    """Whether a version's files, and what was made from them, are in the state in which they were tried."""
+    try:
+        return bool(good.state) and state_of(folder) == good.state
+    except OSError:  # some went while it looked
+        return False

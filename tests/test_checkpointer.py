@@ -1,6 +1,7 @@
 """A recovery store's write-ahead log is moved into its file, and what is replaced is deleted, by a process of its own, which
 leaves with the job."""
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import bytewax.operators as op
 import psutil
@@ -17,9 +19,12 @@ import pytest
 from bytewax._bytewax import RecoveryConfig, init_db_dir, run_main
 from bytewax.dataflow import Dataflow
 from bytewax.testing import TestingSink, TestingSource
+from payments import payments, settings
+from prometheus_client import CollectorRegistry
 
 from streams import checkpointer
-from streams.checkpointer import KEPT_BY_BYTEWAX, checkpoint, checkpointing, connected, delete_replaced, durable, once
+from streams.checkpointer import KEPT_BY_BYTEWAX, Kept, checkpoint, checkpointing, connected, delete_replaced, durable
+from streams.run import run
 from streams.store import Store
 
 KEYS, EPOCHS = 4, 6
@@ -97,7 +102,7 @@ def counted(folder: Path, kept: timedelta, until: int = EPOCHS) -> None:
 
 
 @contextmanager
-def opened(*folders: Path) -> Iterator[list[checkpointer.Connections]]:
+def opened(*folders: Path) -> Iterator[list[tuple[sqlite3.Connection, sqlite3.Connection]]]:
     with ExitStack() as all_of:
         files = [file for folder in folders for file in sorted(folder.glob("*.sqlite3"))]
         yield [
@@ -166,21 +171,84 @@ def test_a_store_without_an_epoch_or_of_which_a_part_is_elsewhere_is_left_as_it_
     before = rows(here)
     moved = next(here.glob("part-1*"))
     moved.rename(there / moved.name)
-    files_here: dict[Path, checkpointer.Connections] = {}
-    assert once(here, files_here) is None
-    for both in files_here.values():
-        for each in both:
-            each.close()
+    kept = Kept(here)
+    assert kept.look() is None
+    kept.close()
     (there / moved.name).rename(moved)
     assert rows(here) == before
 
 
 def test_a_running_job_s_store_has_one_snapshot_of_each_key(tmp_path: Path) -> None:
     init_db_dir(tmp_path, 1)
-    with checkpointing(tmp_path):
-        counted(tmp_path, KEPT_BY_BYTEWAX)
-    found = [(step, key) for step, key, *_ in rows(tmp_path)]
-    assert len(found) == len(set(found)) == KEYS + 1
+    counted(tmp_path, KEPT_BY_BYTEWAX)
+
+    def replaced() -> int:
+        found = [(step, key) for step, key, *_ in rows(tmp_path)]
+        return len(found) - len(set(found))
+
+    assert replaced() > EPOCHS
+    with checkpointing(tmp_path), closing(connected(next(tmp_path.glob("*.sqlite3")))):  # somebody has it open
+        deadline = time.monotonic() + 10
+        while replaced() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not replaced()
+        counted(tmp_path, KEPT_BY_BYTEWAX)  # which writes meanwhile
+        while replaced() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not replaced()
+
+
+def test_what_somebody_is_in_the_way_of_is_done_at_the_next_look(tmp_path: Path) -> None:
+    init_db_dir(tmp_path, 1)
+    counted(tmp_path, KEPT_BY_BYTEWAX)
+    before, kept = rows(tmp_path), Kept(tmp_path)
+    with closing(connected(next(tmp_path.glob("*.sqlite3")))) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert isinstance(kept.look(), sqlite3.OperationalError)
+        assert rows(tmp_path) == before
+        writer.execute("ROLLBACK")
+        assert kept.look() is None
+        assert len(rows(tmp_path)) < len(before)
+    kept.close()
+
+
+def test_a_run_deletes_what_is_replaced_whoever_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bytewax where the store is on several machines, and it beside the job where it is on one."""
+    seen = list[timedelta | None]()
+
+    class Stopped(Exception):  # noqa: N818
+        """Far enough."""
+
+    def recovery(folder: str, kept: timedelta | None) -> None:
+        seen.append(kept)
+        raise Stopped
+
+    monkeypatch.setattr("streams.run.RecoveryConfig", recovery)
+    monkeypatch.setattr(
+        "streams.run.Job", lambda *given, **parts: Mock(workers_here=range(given[1].machine, given[1].machine + 1))
+    )
+    monkeypatch.setattr("streams.run.rehearse", lambda job: None)
+    monkeypatch.setattr("streams.run.check", lambda *given, **how: None)
+    for machines in (1, 2):
+        values = settings(tmp_path / str(machines), recovery=True, machines=machines)
+        with pytest.raises(Stopped):
+            run(payments(), values, registry=CollectorRegistry(), addresses=[f"127.0.0.1:{9000 + k}" for k in range(machines)])
+    assert seen == [KEPT_BY_BYTEWAX, None]
+
+
+def test_it_ends_with_the_reason_where_nothing_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "part-0.sqlite3").write_bytes(b"no store" * 1000)
+    monkeypatch.setattr(checkpointer, "HELPLESS", 0.2)
+    monkeypatch.setattr(os, "_exit", leave := Mock(side_effect=SystemExit))
+    readable, writable = os.pipe()
+    with os.fdopen(readable) as nothing, os.fdopen(writable, "w"):
+        monkeypatch.setattr(sys, "stdin", nothing)
+        with pytest.raises(SystemExit):
+            checkpointer.main(tmp_path)
+    assert leave.call_args.args == (1,)
+    assert "file is not a database" in capsys.readouterr().err
 
 
 def test_another_process_is_started_where_it_dies(

@@ -317,6 +317,7 @@ def test_files_are_digested_again_only_where_they_are_not_in_the_state_that_the_
         return Good(number, digest(versions[number - 1]), versions[number - 1].name, state_of(versions[number - 1]))
 
     two, one, three = good(2), good(1), good(3)
+    time.sleep(0.02)  # a clock tick of the kernel's
     for each in (versions[0], versions[2]):
         content = each.joinpath("model.onnx").read_bytes()
         each.joinpath("model.onnx").write_bytes(content if each == versions[0] else content + b" ")
