@@ -204,9 +204,8 @@ class State:
         return parts
 
     def _dump_of(self, arrays: Arrays, page: tuple[int, int] | None, number: int) -> Dump:
-        arrays = dict(
-            sorted(arrays.items(), key=lambda one: -one[1].itemsize)
-        )  # so each begins at a multiple of its items' size
+        # by size of item, so that each begins at a multiple of its own
+        arrays = dict(sorted(arrays.items(), key=lambda one: one[1].itemsize, reverse=True))
         return {
             "version": STATE_VERSION,
             "features": self._features,

@@ -34,11 +34,13 @@ def write_mapped(folder: Path) -> bool:
     path = folder / GRAPH
     if not path.is_file() or path.stat().st_size < LEAST_BYTES:
         return False
+    of = ""
+    with suppress(OSError):
+        of = state(folder)
+        if of and (mapped(folder) / OF).read_text() == of:
+            return True
     _, model = checked_graph(path)
     try:
-        of = state(folder)
-        if of and (mapped(folder) / OF).is_file() and (mapped(folder) / OF).read_text() == of:
-            return True
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=MAKING) as scratch:
             made = Path(scratch) / "made"
             made.mkdir()

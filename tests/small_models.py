@@ -35,7 +35,7 @@ def linear(path: Path, weights: np.ndarray) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", weights.shape[1]])],
         [numpy_helper.from_array(weights.astype(np.float32), "w")],
     )
-    _save(graph, path)
+    save(graph, path)
 
 
 def logistic(folder: Path, spec: ModelSpec, scales: np.ndarray) -> None:
@@ -60,7 +60,7 @@ def logistic(folder: Path, spec: ModelSpec, scales: np.ndarray) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     spec.write(folder)
-    _save(graph, folder / "model.onnx")
+    save(graph, folder / "model.onnx")
 
 
 def decided(
@@ -90,7 +90,7 @@ def decided(
     return sent, [orjson.loads(value) for value in sink.values("decisions")]
 
 
-def _save(graph: onnx.GraphProto, path: Path) -> None:
+def save(graph: onnx.GraphProto, path: Path) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
     onnx.save(model, path)

@@ -3,7 +3,6 @@
 import gc
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from payments import NAMES, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
-from small_models import logistic
+from small_models import save
+from test_swapping import until, version
 
 from models.engine import MAPPED, ModelRefused, OnnxEngine, mapped
 from models.mapped import LEAST_BYTES, MAKING, tidy_mapped, write_mapped
@@ -29,12 +29,6 @@ from streams.source import MemorySource
 
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
 ROWS = 100_000
-
-
-def small(folder: Path, names: tuple[str, ...] = NAMES, scale: float = 40) -> Path:
-    spec = ModelSpec("payments", tuple(Input(name, "number") for name in names))
-    logistic(folder, spec, np.linspace(scale, 9 * scale, len(names)))
-    return folder
 
 
 def large(folder: Path, seed: int = 0) -> Path:
@@ -69,8 +63,7 @@ def large(folder: Path, seed: int = 0) -> Path:
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
         [numpy_helper.from_array(value, name) for name, value in (numbers | {"none": np.float32([7])}).items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    save(graph, folder / "model.onnx")
     return folder
 
 
@@ -102,7 +95,7 @@ def test_a_large_version_is_mapped_scores_the_same_and_is_gone_when_it_is_closed
 
 
 def test_a_version_that_is_small_is_left_as_it_is(tmp_path: Path) -> None:
-    folder = small(tmp_path / "small")
+    folder = version(tmp_path / "small", NAMES, 40)
     assert (folder / "model.onnx").stat().st_size < LEAST_BYTES
     assert not write_mapped(folder)
     assert not write_mapped(tmp_path)  # of another engine: it has no graph
@@ -158,8 +151,7 @@ def test_tensors_begin_at_pages_whatever_their_lengths(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", 1])],
         [numpy_helper.from_array(value, name) for name, value in numbers.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    save(graph, folder / "model.onnx")
     assert write_mapped(folder)
     light = onnx.load_model(mapped(folder) / "model.onnx", load_external_data=False)
     said = [{each.key: each.value for each in tensor.external_data} for tensor in light.graph.initializer]
@@ -212,8 +204,8 @@ def test_a_job_maps_what_the_look_has_tried_and_nothing_else(tmp_path: Path, spo
     """Where weights beside a version are not those that were tried, it is loaded from its own files, which have a digest."""
     home, sink, registry = tmp_path / "home", MemorySink(), CollectorRegistry()
     values, file = settings(home), news_file(home / "models", "payments")
-    first = Champion(1, OnnxEngine(small(tmp_path / "first")), None, "d")
-    record(values.registry_uri, "payments", small(tmp_path / "one"), params={}, metrics={})
+    first = Champion(1, OnnxEngine(version(tmp_path / "first", NAMES, 40)), None, "d")
+    record(values.registry_uri, "payments", version(tmp_path / "one", NAMES, 40), params={}, metrics={})
     record(values.registry_uri, "payments", large(tmp_path / "two"), params={}, metrics={})
     folders = set[str]()
 
@@ -243,10 +235,3 @@ def test_a_job_maps_what_the_look_has_tried_and_nothing_else(tmp_path: Path, spo
     run(payments(), settings(tmp_path / "alone"), registry=CollectorRegistry(), champion=second, **parts)
     expected = decisions(alone)
     assert {id: found[id]["score"] for id in by_second} == {id: expected[id]["score"] for id in by_second}
-
-
-def until(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
