@@ -100,13 +100,15 @@ def check_combine(on: On, n: int) -> None:
 
 
 def check_find(on: On, n: int) -> None:
-    """Half of them there, in a crowded table: three bits are all alike."""
+    """Half of them there, in a crowded table: three bits are all alike. Three belong into the last slot: two begin anew."""
     random = np.random.default_rng(n)
-    known = np.unique(random.integers(1, 2**63, n + 1).astype(np.uint64) << np.uint64(3))
+    last = random.integers(1, 2**63, 3).astype(np.uint64) | np.uint64(2**24 - 1)
+    known = np.unique(np.append(random.integers(1, 2**63, n + 1).astype(np.uint64) << np.uint64(3), last))
     keys, slots = table_cpu.new_table(len(known))
     table_cpu.insert(keys, slots, known, np.empty(len(known), np.int32), 0)
     others = random.integers(0, 2**63, n).astype(np.uint64) << np.uint64(3)
     hashes = np.where(random.random(n) < 0.5, others, random.choice(known, n))
+    hashes[:3] = last[:n]
     out = on.put(np.full(n, 7, np.int32))
     table.find(on.put(keys), on.put(slots), on.put(hashes), out, on.launch)
     as_dict = {h: slot for slot, h in enumerate(known.tolist())}

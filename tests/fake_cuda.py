@@ -1,8 +1,9 @@
 """Fakes of a CUDA device and of TensorRT's runtime, which have seen neither: they hold an engine to the order of its calls.
 
-A fake device does nothing when it is asked to: what streams were given is done when somebody waits, streams in any order that
-events and the order within a stream allow. So a copy that nobody waited for has not happened, memory that was written again too
-early holds the wrong rows, and memory that was never written holds NaN.
+A fake device does nothing when it is asked to, but for a launch, after which it may go on by a few steps, or not: what streams
+were given is done when somebody waits, streams in any order that events and the order within a stream allow. So a copy that
+nobody waited for has not happened, memory that was written again too early holds the wrong rows, what is launched before its
+rows are there may see others, and memory that was never written holds NaN.
 """
 
 import random
@@ -108,6 +109,10 @@ class FakeCuda:
 
         for step in (*graph, done):
             stream.add(step)
+        if not self.hangs:
+            left = sum(len(each.steps) for each in self._streams)
+            enough = self._random.randint(0, left)
+            self._go(lambda: sum(len(each.steps) for each in self._streams) <= enough)
         return event
 
     def until(self, event: FakeEvent, seconds: float = 0.0) -> bool:
@@ -196,12 +201,17 @@ class FakeContext:
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         assert not self._rows, "the profile is chosen once"
-        self._rows, self._stream = self._module.buckets[number], stream
+        self._stream = stream
+
+        def chosen() -> None:
+            self._rows = self._module.buckets[number]
+
+        self._module.device.on(stream, chosen)
         return self._module.broken != "profile"
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         assert name == "matrix"
-        assert self._rows, "a shape before the profile"
+        assert self._rows, "a shape before the profile is chosen, on its stream"
         self._shape = shape
         return shape[0] == self._rows
 

@@ -84,9 +84,12 @@ def test_all_is_captured_before_the_first_batch_and_nothing_after() -> None:
 
 IN, WORK = " " * 16, "work()\n"
 TO, BACK = "device.copy(matrix[:size], given[:size], stream)\n", "device.copy(taken[:size], scores[:size], stream)\n"
+FILL = "            slot.given[: last - first] = matrix[first:last]\n"
+LAUNCH = "            event = self._device.launch(slot.graphs[size][0], slot.stream)\n"
 BROKEN: list[tuple[Any, str, str]] = [
     (buckets, TO + IN + WORK, WORK + IN + TO),
     (buckets, WORK + IN + BACK, BACK + IN + WORK),
+    (buckets, FILL + LAUNCH, LAUNCH + FILL),
     (buckets, "self._until(flight.event, len(scores))", "pass"),
     (buckets, "            if len(self._flying) == SLOTS:\n                self._land(scores)\n", ""),
     (buckets, "return device.capture(whole, stream), whole", "return device.capture(whole, stream), int"),
@@ -95,6 +98,7 @@ BROKEN: list[tuple[Any, str, str]] = [
     (buckets, "self._slots[number % SLOTS]", "self._slots[0]"),
     (buckets, "device.settle(stream)\n", "pass\n"),
     (tensorrt_engine, "good and context.set_input_shape(given[0], tuple(place.matrix.shape))", "good"),
+    (tensorrt_engine, "device.settle(place.stream)\n", "pass\n"),
     (tensorrt_engine, "profiles[rows]", "0"),
 ]  # fmt: skip
 

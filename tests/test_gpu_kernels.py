@@ -52,6 +52,7 @@ BROKEN = [
     ("combine", "first[i] && second[i] ?", "first[i] ?"),
     ("combine", "(h ^ word) + 0x9E3779B97F4A7C15ull", "(h ^ word)"),
     ("find", "at = (at + 1) & mask", "at = (at + 2) & mask"),
+    ("find", "at = (at + 1) & mask", "at = at < mask ? at + 1 : 1"),
     ("find", "if (keys[at] == h) {", "if (true) {"),
     ("find", "int found = -1;", "int found = 0;"),
     ("assemble", "if (x != x) x = of[0];", ";"),
