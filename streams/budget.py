@@ -18,7 +18,7 @@ I64 = npt.NDArray[np.int64]
 LATE = "late"
 AS_SET: tuple[Literal["mark", "shed"], ...] = ("mark", "shed")
 SIZES, SAMPLES, ENOUGH, HIGH = 24, 64, 8, 0.95
-FIRST_ROWS, FEWEST_ROWS, MOST_ROWS, MORE = 256, 64, 1 << 20, 1.25
+FIRST_ROWS, FEWEST_ROWS, MOST_ROWS, MORE = 256, 16, 1 << 20, 1.25
 FORGET_SECONDS, PROBE_SECONDS = 10.0, 0.25
 SHARE, FULL = 0.7, 0.8
 """Of the budget, that a batch is to take: the rest is for what nobody foresees. Of a round's rows, from which on it is full."""
@@ -74,10 +74,11 @@ class Lately:
 class Pace:
     """Knows how many rows a worker's rounds may have, and which rows will be late. Of one thread, but for `forget`.
 
-    The size of a round follows what full rounds took, as Clipper's batches do (Crankshaw et al., "Clipper: A Low-Latency Online
-    Prediction Serving System", NSDI 2017): a little more while that is short enough, a lot less once it is not. A budget that
-    not even FEWEST_ROWS keep, ENOUGH rounds one after another, is let be for FORGET_SECONDS: all are late then, and at least as
-    many are decided as can be.
+    The size of a round follows what rounds took, as Clipper's batches do (Crankshaw et al., "Clipper: A Low-Latency Online
+    Prediction Serving System", NSDI 2017): a little more while full ones are short enough, down to half once any is not, full
+    or not: what has come while the machine stood still is not to be one round that is late, too. A budget that not even
+    FEWEST_ROWS keep, ENOUGH rounds one after another, is let be for FORGET_SECONDS: all are late then, and at least as many are
+    decided as can be.
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
@@ -123,14 +124,16 @@ class Pace:
         self._from["score"].note(rows, (now - scored_from) / 1e9)
         self._from["decide"].note(rows, (now - decided_from) / 1e9)
         took, aim, limit = (now - polled_at) / 1e9, SHARE * self._seconds, self._rows
-        if polled < FULL * limit or self._clock() < self._hopeless_until:
+        if self._clock() < self._hopeless_until:
             return
-        self._missed = self._missed + 1 if took > self._seconds and limit <= FEWEST_ROWS else 0
-        if took <= aim:
+        full = polled >= FULL * limit
+        if took > aim:
+            self._rows = max(FEWEST_ROWS, limit * 0.5, min(polled, limit) * aim / took)
+        elif full:
             self._rows = min(limit * MORE, float(MOST_ROWS))
-        elif limit > FEWEST_ROWS:
-            self._rows = max(float(FEWEST_ROWS), limit * max(0.5, aim / took))
-        elif self._missed >= ENOUGH:
+        if full:
+            self._missed = self._missed + 1 if took > self._seconds and limit <= FEWEST_ROWS else 0
+        if self._missed >= ENOUGH:
             self._hopeless_until, self._rows, self._missed = self._clock() + FORGET_SECONDS, float(FIRST_ROWS), 0
 
 

@@ -73,6 +73,22 @@ def test_a_backlog_is_worked_off_in_time_whatever_a_batch_costs_by_itself(fixed_
     assert np.median([rows for rows, _ in settled]) > max(FEWEST_ROWS, 0.6 * ideal)
 
 
+def test_what_came_while_the_machine_stood_still_is_not_one_late_round_each_time() -> None:
+    """Half a load, whose rounds are never full."""
+    worker = Worker(5000, lambda rows: 0.003 + rows * 100e-6)
+    worker.works(2)
+    assert worker.rounds[-1][1] < 0.5 * worker.pace.rows()
+    late = []
+    for _ in range(3):
+        before = len(worker.rounds)
+        worker.clock.now += 0.03
+        worker.works(1)
+        late.append(sum(took > BUDGET_MS / 1e3 for _, _, took in worker.rounds[before:]))
+        assert worker.waiting < 60
+    assert late[0] > 0
+    assert late[1:] == [0, 0], "it has been seen what so many rows take"
+
+
 @pytest.mark.parametrize("first_rows", [1, 2, 300])
 def test_a_slow_moment_is_got_over(first_rows: int) -> None:
     """The first round, and a second and a half in the midst of the run; before and after that 5,000 a second are no trouble."""
