@@ -14,7 +14,7 @@ much for a few rows of one shard as for those of all. So a worker's parcel goes 
 hear of each epoch once, by a Wake of one of their pages, which makes Bytewax take its snapshot (streams/shards.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
@@ -177,10 +177,18 @@ def _split(whole: Cut, shards: int, workers: int) -> Iterable[tuple[int, Cut]]:
 
 
 class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
-    """What Bytewax sees of the state: the first of a worker's shards by name feeds the whole; a page is snapshotted."""
+    """What Bytewax sees of the state: the first of a worker's shards by name feeds the whole; a page is snapshotted. rounds:
+    whether the worker polls, and pages are taken between its rounds, which holds no batch."""
 
-    def __init__(self, whole: Shards, resume: dict[str, Any] | None, meters: Meters, workers: int) -> None:
-        self._whole = whole
+    def __init__(
+        self,
+        whole: Shards,
+        resume: dict[str, Any] | None,
+        meters: Meters,
+        workers: int,
+        rounds: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._whole, self._rounds = whole, rounds
         self._page: tuple[int, int] | None = None
         if resume is not None and checked(resume)["shard"] is not None:
             whole.resume(resume)
@@ -200,7 +208,9 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
             return [], StatefulBatchLogic.RETAIN
         with self._meters.stage("features"):
             self._whole.ready()
-            self._whole.ahead()
+            self._whole.fed()
+            if not self._rounds():
+                self._whole.ahead()
             for parcel in parcels:
                 for news in parcel.news:
                     if news.first > NEVER:

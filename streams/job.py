@@ -138,9 +138,15 @@ class Job:
         several workers others' rows come to this one meanwhile, and none waits either."""
         closing = Closing(self.settings.epoch_seconds)
         if self.order == "event":
-            return Gate(0, moved=self.moved, closing=closing)
+            return Gate(0, moved=self._between_rounds, closing=closing)
         patience = WAIT_SECONDS if self.workers == 1 else 0.0
-        return Gate(self.workers, patience, self.pace.rows if self.pace else lambda: ALL, self.moved, closing)
+        return Gate(self.workers, patience, self.pace.rows if self.pace else lambda: ALL, self._between_rounds, closing)
+
+    def _between_rounds(self) -> None:
+        self.moved()
+        if self.shards.page_due is not None:
+            with self.meters.stage("features"):
+                self.shards.ahead()
 
     @cached_property
     def pace(self) -> Pace | None:

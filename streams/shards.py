@@ -7,7 +7,7 @@ an epoch, as while a backlog is worked off, several pages are taken in it (`at_o
 many times what is held.
 
 A page need not be as of its snapshot: what changed since the snapshot before is among the changes, which count. So it is taken
-at a batch before (`ahead`), and what is left for the pause is less.
+before, between two batches (`ahead`), and what is left for the pause is less.
 """
 
 from collections import defaultdict
@@ -125,12 +125,21 @@ class Shards:
         if (shard, page) not in self._pages:
             self._due.setdefault(page, self._batches)
 
-    def ahead(self) -> None:
-        """Takes a page that was woken two batches ago or more, one at a time: the first batch of an epoch has waited for the
-        pause. None of a shard without a snapshot, which does not know what has left it."""
+    def fed(self) -> None:
+        """A batch is fed."""
         self._batches += 1
-        page = next((page for page, at in self._due.items() if at < self._batches - 1), None)
-        if page is not None and self._woken <= self._ledgers.keys():
+
+    @property
+    def page_due(self) -> int | None:
+        """A page that was woken a whole batch ago or more: the first of an epoch has waited for the pause. None of a shard
+        without a snapshot, which does not know what has left it."""
+        if self._due and self._woken <= self._ledgers.keys():
+            return next((page for page, at in self._due.items() if at < self._batches - 1), None)
+        return None
+
+    def ahead(self) -> None:
+        """Takes a page that is due, one at a time, if there is one."""
+        if (page := self.page_due) is not None:
             self._take_page(page, self._woken)
 
     def snapshot(self, shard: int, page: int) -> dict[str, Any]:

@@ -77,6 +77,7 @@ def run(wakes: list[list[int]], seed: int, most: int, resume_at: Callable[[int],
         now = 1_700_000_000 + 5 * epoch
         low = 4 * epoch % 300
         for batch in range(rng.integers(1, 7)):
+            shards.fed()
             shards.ahead()
             for state in shards.states:
                 state.update(cut(rng, now, 40, low, low + 60), (now - 5) * 1_000_000)
@@ -146,6 +147,7 @@ def test_what_changed_after_its_page_was_taken_ahead_is_kept_until_the_page_is_t
         for page in pages:
             shards.wake(0, page)
         for _ in range(2 + len(pages)):
+            shards.fed()
             shards.ahead()
         shards.states[0].update(updating(after, now))
         store.update({page: pickle.dumps(shards.snapshot(0, page)) for page in pages})
