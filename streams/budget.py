@@ -18,10 +18,11 @@ I64 = npt.NDArray[np.int64]
 LATE = "late"
 AS_SET: tuple[Literal["mark", "shed"], ...] = ("mark", "shed")
 SIZES, SAMPLES, ENOUGH, HIGH = 24, 64, 8, 0.95
-FIRST_ROWS, FEWEST_ROWS, MOST_ROWS, MORE = 256, 16, 1 << 20, 1.25
+FIRST_ROWS, FEWEST_ROWS, MOST_ROWS, MORE = 256, 32, 1 << 20, 1.25
 FORGET_SECONDS, PROBE_SECONDS = 10.0, 0.25
-SHARE, FULL = 0.7, 0.8
-"""Of the budget, that a batch is to take: the rest is for what nobody foresees. Of a round's rows, from which on it is full."""
+SHARE, FULL = 0.7, 0.45
+"""Of the budget, that a batch is to take: the rest is for what nobody foresees. Of a round's rows, from which on it is full if
+some partition took all it might: what others leave is not always given to it."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Pace:
         self.sheds = budget.late == "shed"
         self._seconds, self._clock = budget.milliseconds / 1e3, clock
         self._forgotten = False
+        self._slowest: tuple[float, int] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -100,10 +102,25 @@ class Pace:
             self._forgotten = False
             self._begin()
 
-    def rows(self) -> int:
-        """How many rows a round of polls may take."""
+    def rows(self, limited: bool) -> int:
+        """How many rows a round of polls may take. limited: whether a partition took as many as it might in the one before."""
         self._look()
+        if self._slowest is not None and self._clock() >= self._hopeless_until:
+            self._adapt(*self._slowest, limited)
+        self._slowest = None
         return MOST_ROWS if self._clock() < self._hopeless_until else int(self._rows)
+
+    def _adapt(self, took: float, polled: int, limited: bool) -> None:
+        aim, limit = SHARE * self._seconds, self._rows
+        full = limited and polled >= FULL * limit
+        if took > aim:
+            self._rows = max(float(FEWEST_ROWS), limit * 0.5, min(polled, limit) * aim / took)
+        elif full:
+            self._rows = min(limit * MORE, float(MOST_ROWS))
+        if full:
+            self._missed = self._missed + 1 if took > self._seconds and limit <= FEWEST_ROWS else 0
+        if self._missed >= ENOUGH:
+            self._hopeless_until, self._rows, self._missed = self._clock() + FORGET_SECONDS, float(FIRST_ROWS), 0
 
     def late(self, step: str, polled_at: I64, now: int) -> npt.NDArray[np.bool_]:
         """Which of n rows will not make it that are about to go through a step and all that follow: bool [n].
@@ -123,18 +140,9 @@ class Pace:
         of one of which rows were shed or got no score of the model: it tells nothing."""
         self._from["score"].note(rows, (now - scored_from) / 1e9)
         self._from["decide"].note(rows, (now - decided_from) / 1e9)
-        took, aim, limit = (now - polled_at) / 1e9, SHARE * self._seconds, self._rows
-        if self._clock() < self._hopeless_until:
-            return
-        full = polled >= FULL * limit
-        if took > aim:
-            self._rows = max(FEWEST_ROWS, limit * 0.5, min(polled, limit) * aim / took)
-        elif full:
-            self._rows = min(limit * MORE, float(MOST_ROWS))
-        if full:
-            self._missed = self._missed + 1 if took > self._seconds and limit <= FEWEST_ROWS else 0
-        if self._missed >= ENOUGH:
-            self._hopeless_until, self._rows, self._missed = self._clock() + FORGET_SECONDS, float(FIRST_ROWS), 0
+        took = (now - polled_at) / 1e9
+        if self._slowest is None or took > self._slowest[0]:
+            self._slowest = took, polled
 
 
 def _size(rows: int) -> int:

@@ -177,8 +177,8 @@ def _split(whole: Cut, shards: int, workers: int) -> Iterable[tuple[int, Cut]]:
 
 
 class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
-    """What Bytewax sees of the state: the first of a worker's shards by name feeds the whole; a page is snapshotted. rounds:
-    whether the worker polls, and pages are taken between its rounds, which holds no batch."""
+    """What Bytewax sees of the state: the first of a worker's shards by name feeds the whole; a page is snapshotted. apart:
+    whether pages are taken between batches by another, which holds none of them."""
 
     def __init__(
         self,
@@ -186,9 +186,9 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         resume: dict[str, Any] | None,
         meters: Meters,
         workers: int,
-        rounds: Callable[[], bool] = lambda: False,
+        apart: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._whole, self._rounds = whole, rounds
+        self._whole, self._apart = whole, apart
         self._page: tuple[int, int] | None = None
         if resume is not None and checked(resume)["shard"] is not None:
             whole.resume(resume)
@@ -209,7 +209,7 @@ class Shard(StatefulBatchLogic[Parcel | Wake, Part, dict[str, Any]]):
         with self._meters.stage("features"):
             self._whole.ready()
             self._whole.fed()
-            if not self._rounds():
+            if not self._apart():
                 self._whole.ahead()
             for parcel in parcels:
                 for news in parcel.news:

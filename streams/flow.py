@@ -90,7 +90,7 @@ def build(job: Job) -> Dataflow:
         return made
 
     def shard(resume: dict[str, Any] | None) -> Shard:
-        return Shard(job.shards, resume, meters, job.workers, lambda: gate.partitions > 0)
+        return Shard(job.shards, resume, meters, job.workers, lambda: job.takes_turns)
 
     def batch(gathered: list[tuple[str, Gathered]]) -> list[Work]:
         steps = job.tracing.chosen() if job.tracing else None

@@ -138,13 +138,20 @@ class Job:
         several workers others' rows come to this one meanwhile, and none waits either."""
         closing = Closing(self.settings.epoch_seconds)
         if self.order == "event":
-            return Gate(0, moved=self._between_rounds, closing=closing)
+            return Gate(0, moved=self.moved, closing=closing)
         patience = WAIT_SECONDS if self.workers == 1 else 0.0
-        return Gate(self.workers, patience, self.pace.rows if self.pace else lambda: ALL, self._between_rounds, closing)
+        rows = self.pace.rows if self.pace else lambda limited: ALL
+        return Gate(self.workers, patience, rows, self._between_rounds, closing)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether nothing is on its way between two rounds of polls. With several workers others' rows may be, and in event
+        order what waits for others."""
+        return self.workers == 1 and self.order != "event" and self.gate.partitions > 0
 
     def _between_rounds(self) -> None:
         self.moved()
-        if self.shards.page_due is not None:
+        if self.takes_turns and self.gate.idle and self.shards.page_due is not None:
             with self.meters.stage("features"):
                 self.shards.ahead()
 

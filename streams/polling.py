@@ -54,13 +54,14 @@ class Gate:
         self,
         most: int = 1,
         patience: float = 0.0,
-        rows: Callable[[], int] = lambda: ALL,
+        rows: Callable[[bool], int] = lambda limited: ALL,
         moved: Callable[[], None] = lambda: None,
         closing: Closing | None = None,
     ) -> None:
         """most: batches on their way at which no new round begins; 0: never waits. patience: the seconds that a poll may wait
-        for messages, for a worker that nobody waits for meanwhile. rows: asked at each round how many it may take. moved: told
-        of each round that begins: the worker moves, or has nothing to do. closing: told which partitions wait for an epoch to
+        for messages, for a worker that nobody waits for meanwhile. rows: asked at each round how many it may take, told
+        whether a partition took as many as it might in the one before. moved: told of each round that begins: the worker moves,
+        or has nothing to do. closing: told which partitions wait for an epoch to
         be closed.
         """
         self.partitions, self.home = 0, ""
@@ -68,6 +69,7 @@ class Gate:
         self.closing = closing or Closing(0.0)
         self._rows, self._moved = rows, moved
         self._left, self._to_poll, self._busy, self._had = ALL, 0, 0, 0
+        self._share, self._limited = ALL, False
         self.patience = patience
         self._unwritten = 0
         self._first = True
@@ -82,18 +84,20 @@ class Gate:
             self._round += 1
             self._first = True
             self._moved()
-            self._left, self._to_poll, self._busy, self._had = self._rows(), self.partitions, self._had, 0
+            self._left, self._to_poll, self._busy, self._had = self._rows(self._limited), self.partitions, self._had, 0
+            self._limited = False
         return self._round if last < self._round else 0
 
     def share(self) -> int:
         """How many rows the partition that polls now may take: as many as each that still is to poll in this round, counting
         as many as had any in the one before, and one more."""
-        share = max(1, self._left // max(1, min(self._to_poll, self._busy + 1)))
+        self._share = max(1, self._left // max(1, min(self._to_poll, self._busy + 1)))
         self._to_poll -= 1
-        return share
+        return self._share
 
     def took(self, rows: int) -> None:
         """It took so many."""
+        self._limited = self._limited or rows >= self._share
         self._left -= rows
         self._had += 1
 
@@ -101,7 +105,12 @@ class Gate:
         """The seconds that the next poll may wait for messages: the first of a round, for all of them, and none while something
         is on its way that would wait with it."""
         first, self._first = self._first, False
-        return self.patience if first and not self._on_their_way and not self._unwritten else 0.0
+        return self.patience if first and self.idle else 0.0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way."""
+        return not self._on_their_way and not self._unwritten
 
     def look_again(self, after: timedelta) -> datetime:
         """When a partition that waits or had nothing looks again: all that ask meanwhile at once, or they would be decided in

@@ -131,7 +131,7 @@ class Shards:
 
     @property
     def page_due(self) -> int | None:
-        """A page that was woken a whole batch ago or more: the first of an epoch has waited for the pause. None of a shard
+        """A page that was woken two batches ago or more: the first of an epoch has waited for the pause. None of a shard
         without a snapshot, which does not know what has left it."""
         if self._due and self._woken <= self._ledgers.keys():
             return next((page for page, at in self._due.items() if at < self._batches - 1), None)

@@ -200,7 +200,7 @@ class FakeContext:
         self._alive[0] = False
 
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
-        assert not self._rows, "the profile is chosen once"
+        assert self._stream is None, "the profile is chosen once"
         self._stream = stream
 
         def chosen() -> None:

@@ -1,12 +1,15 @@
 """bench.snapshots measures a job that came back with the state that it had, and says so in figures."""
 
 import json
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from bench import snapshots
 from sinks.memory import MemorySink
+from streams.shards import Shards
 
 SMALL = ["--entities", "500", "--rate", "2000", "--seconds", "3", "--epoch", "0.02"]
 
@@ -30,3 +33,22 @@ def test_a_job_that_forgot_gives_no_figures(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(snapshots, "job", forgetful)
     assert snapshots.main(SMALL) == 1
     assert "no figures" in capsys.readouterr().err
+
+
+def test_its_job_takes_pages_of_the_state_between_two_rounds_and_few_in_the_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, taken = Shards._take_page, list[str]()
+
+    def take(state: Shards, page: int, shards: Iterable[int]) -> None:
+        names = [frame.name for frame in traceback.extract_stack()]
+        taken.append(next(name for name in ("snapshot", "on_batch", "next_batch") if name in names))
+        whole(state, page, shards)
+
+    monkeypatch.setattr(Shards, "_take_page", take)
+    _, log = snapshots.payments(4096, 2000)
+    snapshots.job(tmp_path, 0.05, snapshots.Paced(log, 4096, 2000.0))
+    assert "on_batch" not in taken
+    ahead = [at for at, name in enumerate(taken) if name == "next_batch"]
+    assert len(ahead) > 8
+    assert taken[ahead[0] : ahead[-1]].count("snapshot") < len(ahead) / 2, "but for the last, of all pages"

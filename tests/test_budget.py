@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streams.budget import ENOUGH, FEWEST_ROWS, FIRST_ROWS, FORGET_SECONDS, MOST_ROWS, PROBE_SECONDS, Budget, Lately, Pace
+from streams.polling import Gate
 
 BUDGET_MS = 10.0
 
@@ -26,7 +27,7 @@ class Worker:
     def __init__(self, rate: float, cost: Callable[[int], float]) -> None:
         self.clock, self.rate, self.cost = Clock(), rate, cost
         self.pace = Pace(Budget(BUDGET_MS), self.clock)
-        self.began, self.done = self.clock.now, 0
+        self.began, self.done, self.limited = self.clock.now, 0, False
         self.rounds: list[tuple[float, int, float]] = []
 
     @property
@@ -36,7 +37,9 @@ class Worker:
     def works(self, seconds: float) -> None:
         until = self.clock.now + seconds
         while self.clock.now < until:
-            rows = min(self.waiting, self.pace.rows(), 4096)
+            limit = self.pace.rows(self.limited)
+            rows = min(self.waiting, limit, 4096)
+            self.limited = rows == limit
             if not rows:
                 self.clock.now += 1e-3
                 continue
@@ -77,7 +80,7 @@ def test_what_came_while_the_machine_stood_still_is_not_one_late_round_each_time
     """Half a load, whose rounds are never full."""
     worker = Worker(5000, lambda rows: 0.003 + rows * 100e-6)
     worker.works(2)
-    assert worker.rounds[-1][1] < 0.5 * worker.pace.rows()
+    assert worker.rounds[-1][1] < 0.5 * worker.pace.rows(False)
     late = []
     for _ in range(3):
         before = len(worker.rounds)
@@ -87,6 +90,37 @@ def test_what_came_while_the_machine_stood_still_is_not_one_late_round_each_time
         assert worker.waiting < 60
     assert late[0] > 0
     assert late[1:] == [0, 0], "it has been seen what so many rows take"
+
+
+def test_one_partition_with_a_backlog_among_others_gets_over_a_slow_moment() -> None:
+    """Its rounds are not as large as they might be, since the others might have something, too."""
+    clock = Clock()
+    pace = Pace(Budget(BUDGET_MS), clock)
+    gate = Gate(1, rows=pace.rows)
+    gate.partitions, last = 4, 0
+
+    def a_round(took: float) -> int:
+        nonlocal last
+        opened = [gate.opens(last)]
+        gate.share()
+        opened.append(gate.opens(last))
+        rows = gate.share()
+        gate.took(rows)
+        for _ in range(2):
+            opened.append(gate.opens(last))
+            gate.share()
+        assert len(set(opened)) == 1
+        last, polled_at = opened[0], round(clock.now * 1e9)
+        clock.now += took
+        pace.took(rows, rows, polled_at, polled_at, polled_at, round(clock.now * 1e9))
+        return rows
+
+    for _ in range(6):
+        a_round(0.02)
+    assert a_round(0.003) <= FEWEST_ROWS
+    for _ in range(20):
+        a_round(0.003)
+    assert a_round(0.003) > FIRST_ROWS
 
 
 @pytest.mark.parametrize("first_rows", [1, 2, 300])
@@ -127,7 +161,7 @@ def test_whatever_was_seen_it_comes_back_within_seconds(seen: list[tuple[int, fl
     for rows, took in seen:
         now = round(worker.clock.now * 1e9)
         worker.pace.took(rows, rows, now - round(took * 1e9), now, now, now)
-        assert FEWEST_ROWS <= worker.pace.rows() <= MOST_ROWS
+        assert FEWEST_ROWS <= worker.pace.rows(True) <= MOST_ROWS
     worker.works(FORGET_SECONDS + 5)
     last = [(rows, took) for at, rows, took in worker.rounds if at > worker.clock.now - 3]
     assert all(took <= BUDGET_MS / 1e3 for _, took in last)
@@ -137,9 +171,9 @@ def test_whatever_was_seen_it_comes_back_within_seconds(seen: list[tuple[int, fl
 def test_a_new_model_is_learned_anew() -> None:
     worker = Worker(1e9, lambda rows: rows * 1e-6)
     worker.works(2)
-    assert worker.pace.rows() > 4000
+    assert worker.pace.rows(False) > 4000
     worker.pace.forget()
-    assert worker.pace.rows() == FIRST_ROWS
+    assert worker.pace.rows(False) == FIRST_ROWS
 
 
 def test_what_was_seen_often_and_lately_counts_by_size() -> None:

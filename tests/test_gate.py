@@ -75,7 +75,7 @@ def test_several_workers_may_have_several_batches_on_their_way_and_event_order_w
 
 def test_what_a_round_may_take_is_shared_by_all_and_what_one_leaves_is_for_those_after_it() -> None:
     limits = iter([100, 100, 30, 2])
-    gate = Gate(1, rows=lambda: next(limits))
+    gate = Gate(1, rows=lambda limited: next(limits))
     gate.partitions = 4
     last = 0
 
