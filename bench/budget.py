@@ -1,6 +1,6 @@
 """What a budget of time does under overload, and what batches do for a slow model.
 
-python -m bench.budget                                 # about three minutes
+python -m bench.budget                                 # about five minutes
 python -m bench.budget --milliseconds 20 --json budget.json
 
 The real flow with its recovery store; source and sink are in memory, so that what is seen is headrace and not a broker. Each
@@ -289,14 +289,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each load of the slow model  [default: 4]")
     parser.add_argument("--json", type=Path, default=None)
     options = parser.parse_args(arguments)
-    told = made(
-        "budget", {"name": "budget"}, {"messages": options.messages, "turns": options.turns, "seconds": options.seconds}
-    )
+    settings = {"messages": options.messages, "turns": options.turns, "seconds": options.seconds}
+    told = made("budget", {"name": "budget"}, settings)
     with tempfile.TemporaryDirectory(prefix="headrace-budget-") as folder:
         try:
-            figures = budget(Path(folder), options.milliseconds, options.messages, options.turns) + slow(
-                Path(folder), options.seconds
-            )
+            figures = budget(Path(folder), options.milliseconds, options.messages, options.turns)
+            figures += slow(Path(folder), options.seconds)
         except WrongError as error:
             print(f"bench.budget: {error}: no figures", file=sys.stderr)
             return 1

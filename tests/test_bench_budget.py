@@ -13,7 +13,7 @@ from bench.figures import WrongError
 def test_overload_and_half_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "slow", lambda home, seconds: [])
     file = tmp_path / "out.json"
-    assert budget.main(["--messages", "40000", "--milliseconds", "60000", "--json", str(file)]) == 0
+    assert budget.main(["--messages", "40000", "--turns", "1", "--milliseconds", "60000", "--json", str(file)]) == 0
     figures = {one["what"]: one for one in json.loads(file.read_text())["figures"]}
     assert all(one["median"] == 0 for what, one in figures.items() if "flagged late" in what)
     assert all(0 < one["median"] < 60_000 for what, one in figures.items() if "p99" in what)
