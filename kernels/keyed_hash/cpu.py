@@ -12,8 +12,8 @@ U8 = npt.NDArray[np.uint8]
 U32 = npt.NDArray[np.uint32]
 BLOCK = 64
 DIGITS = 32
-SHORT, LANES = 55, 32
-"""Texts of one block, and how many of them are hashed side by side."""
+SHORT, LANES, FEW = 55, 64, 16
+"""Texts of one block, how many of them are hashed side by side, and how many are worth it: it costs as much as for all."""
 ALL = np.empty(0, np.bool_)
 PRIMES = [n for n in range(2, 312) if all(n % d for d in range(2, int(n**0.5) + 1))]
 
@@ -185,6 +185,9 @@ def hash_texts(offsets: npt.NDArray[np.int32], data: U8, valid: npt.NDArray[np.b
                 waiting = 0
             continue
         hash_one(at, end, data, inner, outer, state, block, w, out[i])
+    if waiting >= FEW:
+        hash_short(rows[:waiting], offsets, data, inner, outer, many, words, out)
+        waiting = 0
     for k in range(waiting):
         hash_one(offsets[rows[k]], offsets[rows[k] + 1], data, inner, outer, state, block, w, out[rows[k]])
 
