@@ -86,12 +86,12 @@ class Pace:
         self.sheds = budget.late == "shed"
         self._seconds, self._clock = budget.milliseconds / 1e3, clock
         self._forgotten = False
-        self._slowest: tuple[float, int] | None = None
         self._begin()
 
     def _begin(self) -> None:
         self._from = {"score": Lately(self._clock), "decide": Lately(self._clock)}
         self._rows, self._missed, self._hopeless_until, self._probed = float(FIRST_ROWS), 0, 0.0, -PROBE_SECONDS
+        self._slowest: tuple[float, int] | None = None
 
     def forget(self) -> None:
         """What is known is of another model. Any thread may say so."""
