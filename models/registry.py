@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -177,6 +178,15 @@ def _give(client: "MlflowClient", name: str, alias: str, version: int | str) -> 
         client.set_registered_model_alias(name, PREVIOUS, before)
     client.set_registered_model_alias(name, alias, str(version))
     return int(before or 0)
+
+
+def load_library(uri: str) -> None:
+    """Imports what asking a registry takes, seconds of a core, and asks nothing."""
+    import_module("mlflow.artifacts")
+    import_module("mlflow.tracking")
+    if _database(uri) is not None:
+        import_module("mlflow.store.model_registry.sqlalchemy_store")
+        import_module("mlflow.store.tracking.sqlalchemy_store")
 
 
 def without_pool() -> None:

@@ -1,6 +1,7 @@
 """The process beside a job that looks for new versions of its model: `watching` starts and ends it.
 
-What it needs is loaded when it looks for the first time, so that it takes nothing from a job that starts.
+What it needs is loaded while the job starts, which decides nothing yet: later those that decide would miss these seconds of a
+core.
 """
 
 import argparse
@@ -43,9 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ready, _, _ = select.select([sys.stdin], [], [], options.seconds)
         return not ready
 
-    if not waited():
-        return 0
-    from models.registry import without_pool
+    from models.registry import load_library, without_pool
     from ops.errors import hush, report
     from ops.logs import say, speak
     from ops.model_news import apart, watch
@@ -58,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline, settings = load(options.pipeline), JobSettings()
         speak(settings.log, pipeline.name)
         without_pool()
+        load_library(settings.registry_uri)
+        if not waited():
+            return 0
         with closing(Keeper(pipeline, settings, say)) as keeper:
             watch(pipeline, settings, waited, say, apart, keeper.look)
     except SystemExit:

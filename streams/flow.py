@@ -158,14 +158,13 @@ def build(job: Job) -> Dataflow:
         now = job.clock_ns()
         while on_their_way:
             work, decided_from = on_their_way.popleft()
-            appended_at, polled_at = work.batch.column("_appended_at").to_numpy(), work.polled_at
-            meters.hops.add("broker", (polled_at / 1e9 - appended_at / 1e3)[appended_at > 0])
-            meters.hops.add("flow", (now - polled_at) / 1e9)
-            if job.pace and work.scored_from and len(polled_at):
-                job.pace.took(work.polled, len(polled_at), int(polled_at.min()), work.scored_from, decided_from, now)
+            rows = work.batch.num_rows
+            meters.hops.passed(work.batch.column("_appended_at"), work.batch.column("_polled_at"), now)
+            if job.pace and work.scored_from and rows:
+                job.pace.took(work.polled, rows, int(work.polled_at.min()), work.scored_from, decided_from, now)
             if job.settings.model_look_seconds:
                 job.shadowing.take(work)
-            if job.tracing and work.steps and len(polled_at):
+            if job.tracing and work.steps and rows:
                 job.tracing.handed_over(work, work.steps, since)
 
     def push(work: Work) -> list[tuple[str, Messages]]:

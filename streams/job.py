@@ -452,7 +452,7 @@ class Job:
         known = self._references.get(reference)
         if known is None:
             return None
-        with self.meters.stage("drift", len(scores)):
+        with self.meters.stage("drift", len(scores), aside=True):
             return known.count(matrix, scores)
 
     def decided_by(self, champion: Champion) -> Deciding:

@@ -1,13 +1,15 @@
 """What a job counts, in the registry it is given. The stages are the seven words."""
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 
 from features.pushing import Pushing
 from models.shadow import Compared
@@ -23,6 +25,8 @@ from streams.collectors import (
 
 STAGES = ("event", "features", "batch", "model", "decision", "sink", "drift")
 HOPS = ("broker", "flow")
+AT_ONCE = 1024
+"""Rows that have passed, at which they are counted: of a batch of a few that is most of the work."""
 OUTCOMES, WHYS = ("used", "dropped"), ("idle", "evicted")
 EDGES = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0])
 
@@ -30,13 +34,23 @@ Step = tuple[str, float, float]
 """A stage, and when it began and ended with a batch, by perf_counter."""
 
 
+class Spent:
+    """What a stage has worked, as one thread counts it: a counter of Prometheus takes ten times as long, for each of a batch's
+    dozen blocks."""
+
+    __slots__ = ("rows", "seconds")
+
+    def __init__(self) -> None:
+        self.rows, self.seconds = 0, 0.0
+
+
 class Stage:
     """A block of a stage's work, from `started` on. What raises is not counted. steps: where it is written down, too."""
 
-    __slots__ = ("_count", "_name", "_rows", "_seconds", "_steps", "started")
+    __slots__ = ("_name", "_rows", "_spent", "_steps", "started")
 
-    def __init__(self, name: str, seconds: Counter, count: Counter, rows: int, steps: list[Step] | None) -> None:
-        self._name, self._seconds, self._count, self._rows, self._steps = name, seconds, count, rows, steps
+    def __init__(self, name: str, spent: Spent, rows: int, steps: list[Step] | None) -> None:
+        self._name, self._spent, self._rows, self._steps = name, spent, rows, steps
 
     def __enter__(self) -> None:
         self.started = perf_counter()
@@ -44,20 +58,49 @@ class Stage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None:
             ended = perf_counter()
-            self._seconds.inc(ended - self.started)
-            if self._rows:
-                self._count.inc(self._rows)
+            self._spent.seconds += ended - self.started
+            self._spent.rows += self._rows
             if self._steps is not None:
                 self._steps.append((self._name, self.started, ended))
 
 
+class StageCollector:
+    """What each stage has worked: on the dataflow's thread, and aside on another of its own."""
+
+    def __init__(self, pipeline: str) -> None:
+        self._pipeline = pipeline
+        self.spent, self.aside = ({name: Spent() for name in STAGES} for _ in range(2))
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["pipeline", "stage"]
+        rows = CounterMetricFamily("headrace_rows", "Rows that a stage has handled", labels=labels)
+        seconds = CounterMetricFamily("headrace_seconds", "Seconds a stage has worked on the dataflow's thread", labels=labels)
+        for name in STAGES:
+            spent, aside = self.spent[name], self.aside[name]
+            rows.add_metric([self._pipeline, name], spent.rows + aside.rows)
+            seconds.add_metric([self._pipeline, name], spent.seconds + aside.seconds)
+        return [rows, seconds]
+
+
 class HopCollector:
-    """How long rows took for each hop, counted a batch at a time."""
+    """How long rows took for each hop, counted many at a time."""
 
     def __init__(self, pipeline: str, edges: npt.NDArray[np.float64]) -> None:
         self._pipeline, self._edges = pipeline, edges
         self._counts = {hop: np.zeros(len(edges) + 1, np.int64) for hop in HOPS}
         self._sums = dict.fromkeys(HOPS, 0.0)
+        self._waiting: list[tuple[pa.Array, pa.Array, int]] = []
+        self._rows = 0
+        self._lock = threading.Lock()
+
+    def passed(self, appended_at: pa.Array, polled_at: pa.Array, now: int) -> None:
+        """Rows were handed over now (ns) that the broker has stamped (int64 [n], ms; 0: it has not) and that were polled (int64
+        [n], ns). They are counted with those of other batches, and when somebody asks."""
+        with self._lock:
+            self._waiting.append((appended_at, polled_at, now))
+            self._rows += len(polled_at)
+            if self._rows >= AT_ONCE:
+                self._count()
 
     def add(self, hop: str, seconds: npt.NDArray[np.float64]) -> None:
         """Rows that took so long; clocks that disagree make no time negative."""
@@ -69,10 +112,23 @@ class HopCollector:
         text = "From the broker's stamp of an event to its poll, and from its poll to the hand-over of its decision"
         family = HistogramMetricFamily("headrace_hop_seconds", text, labels=["pipeline", "hop"])
         names = [*map(str, self._edges.tolist()), "+Inf"]
-        for hop, counts in self._counts.items():
-            buckets = list(zip(names, np.cumsum(counts).tolist(), strict=True))
-            family.add_metric([self._pipeline, hop], buckets, self._sums[hop])
+        with self._lock:
+            self._count()
+            for hop, counts in self._counts.items():
+                buckets = list(zip(names, np.cumsum(counts).tolist(), strict=True))
+                family.add_metric([self._pipeline, hop], buckets, self._sums[hop])
         return [family]
+
+    def _count(self) -> None:
+        """Counts what has passed. The lock is held."""
+        if not self._waiting:
+            return
+        waiting, self._waiting, self._rows = self._waiting, [], 0
+        appended_at = np.concatenate([appended.to_numpy() for appended, _, _ in waiting])
+        polled_at = np.concatenate([polled.to_numpy() for _, polled, _ in waiting])
+        now = np.repeat([now for _, _, now in waiting], [len(polled) for _, polled, _ in waiting])
+        self.add("broker", (polled_at / 1e9 - appended_at / 1e3)[appended_at > 0])
+        self.add("flow", (now - polled_at) / 1e9)
 
 
 class Meters:
@@ -83,11 +139,8 @@ class Meters:
     """
 
     def __init__(self, registry: CollectorRegistry, pipeline: str, budget_seconds: float | None = None) -> None:
-        stage = ["pipeline", "stage"]
-        rows = Counter("headrace_rows", "Rows that a stage has handled", stage, registry=registry)
-        seconds = Counter("headrace_seconds", "Seconds a stage has worked on the dataflow's thread", stage, registry=registry)
-        self._rows = {name: rows.labels(pipeline, name) for name in STAGES}
-        self._seconds = {name: seconds.labels(pipeline, name) for name in STAGES}
+        self._stages = StageCollector(pipeline)
+        registry.register(self._stages)
         self._registry, self._pipeline = registry, pipeline
         self._known: dict[tuple[Counter, str], Counter] = {}
         self._of_drift: dict[tuple[str, str], tuple[Gauge, Counter]] = {}
@@ -177,13 +230,14 @@ class Meters:
         """Shows how many decisions are in the record."""
         self._registry.register(RecordCollector(self._pipeline, rows))
 
-    def stage(self, name: str, rows: int = 0, steps: list[Step] | None = None) -> "Stage":
-        """Times the block as work of a stage on `rows` rows. steps: of a batch that is traced."""
-        return Stage(name, self._seconds[name], self._rows[name], rows, steps)
+    def stage(self, name: str, rows: int = 0, steps: list[Step] | None = None, aside: bool = False) -> "Stage":
+        """Times the block as work of a stage on `rows` rows. steps: of a batch that is traced. aside: on the stage's own
+        thread, not on the dataflow's."""
+        return Stage(name, (self._stages.aside if aside else self._stages.spent)[name], rows, steps)
 
     def spent(self, name: str, seconds: float) -> None:
-        """Counts seconds of a stage's work."""
-        self._seconds[name].inc(seconds)
+        """Counts seconds of a stage's work on the dataflow's thread."""
+        self._stages.spent[name].seconds += seconds
 
     def dead(self, counts: dict[str, int]) -> None:
         """Counts dead letters by code."""

@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from cards import Search, cards, secret_payments
 from confluent_kafka import Producer
@@ -106,6 +107,20 @@ def test_rates_are_of_the_last_seconds() -> None:
         figures.take(float(second), read(worker))
     assert figures.seconds == 10
     assert figures.rate("headrace_rows_total", stage="event") == 1
+
+
+@pytest.mark.parametrize("rows", [3, meters.AT_ONCE + 3])
+def test_what_has_passed_is_counted_when_somebody_asks_at_the_latest(rows: int) -> None:
+    figures, worker = Figures(), Worker()
+    figures.take(0.0, read(worker))
+    for n in (rows, 1):
+        polled = pa.array(np.full(n, 5_000_000_000))
+        worker.meters.hops.passed(pa.array(np.full(n, 4_500 if n == rows else 0)), polled, 5_015_000_000)
+    figures.take(1.0, read(worker))
+    assert figures.total("headrace_hop_seconds_count", hop="flow") == rows + 1
+    assert figures.total("headrace_hop_seconds_count", hop="broker") == rows  # of one the broker has said nothing
+    assert figures.total("headrace_hop_seconds_sum", hop="flow") == pytest.approx(0.015 * (rows + 1))
+    assert figures.total("headrace_hop_seconds_sum", hop="broker") == pytest.approx(0.5 * rows)
 
 
 def test_quantiles_are_those_of_what_is_new() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from hashlib import sha256
@@ -89,6 +91,16 @@ def test_a_missing_registry_model_or_alias_says_how_to_make_one(tmp_path: Path) 
             resolve(uri(tmp_path), name, into=tmp_path / "models")
     with pytest.raises(FileNotFoundError, match="expected files in"):
         record(uri(tmp_path), "m", tmp_path / "nothing", params={}, metrics={})
+
+
+def test_the_library_that_is_loaded_beforehand_is_nearly_all_that_asking_takes(tmp_path: Path) -> None:
+    record(uri(tmp_path), "m", trained(tmp_path / "a", b"one"), params={}, metrics={})
+    code = (
+        "import sys; from models.registry import load_library, newest; load_library(sys.argv[1]); before = len(sys.modules); "
+        "print(newest(sys.argv[1], 'm')[0], len(sys.modules) < 1.05 * before, before)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, uri(tmp_path)], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith("1 True "), told.stdout + told.stderr
 
 
 @pytest.mark.parametrize("size", [1, 7, 100, 1 << 18, (1 << 18) + 1, 1_000_003])
