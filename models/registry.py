@@ -182,6 +182,7 @@ def _give(client: "MlflowClient", name: str, alias: str, version: int | str) -> 
 
 def load_library(uri: str) -> None:
     """Imports what asking a registry takes, seconds of a core, and asks nothing."""
+    _quietly()
     import_module("mlflow.artifacts")
     import_module("mlflow.tracking")
     if _database(uri) is not None:
@@ -252,9 +253,14 @@ def _database(uri: str) -> Path | None:
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
 
 
-def _client(uri: str) -> "MlflowClient":
+def _quietly() -> None:
+    """Has MLflow tell nobody that it is used, and draw no bars: before it is imported."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
+def _client(uri: str) -> "MlflowClient":
+    _quietly()
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)

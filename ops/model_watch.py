@@ -10,7 +10,7 @@ import select
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pipeline, settings = load(options.pipeline), JobSettings()
         speak(settings.log, pipeline.name)
         without_pool()
-        load_library(settings.registry_uri)
+        with suppress(Exception):  # whatever it is, the look meets it again, says so, and is tried again
+            load_library(settings.registry_uri)
         if not waited():
             return 0
         with closing(Keeper(pipeline, settings, say)) as keeper:

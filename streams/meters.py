@@ -30,6 +30,7 @@ AT_ONCE = 1024
 OUTCOMES, WHYS = ("used", "dropped"), ("idle", "evicted")
 EDGES = np.array([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0])
 
+I64 = npt.NDArray[np.int64]
 Step = tuple[str, float, float]
 """A stage, and when it began and ended with a batch, by perf_counter."""
 
@@ -74,7 +75,9 @@ class StageCollector:
     def collect(self) -> Iterable[Metric]:
         labels = ["pipeline", "stage"]
         rows = CounterMetricFamily("headrace_rows", "Rows that a stage has handled", labels=labels)
-        seconds = CounterMetricFamily("headrace_seconds", "Seconds a stage has worked on the dataflow's thread", labels=labels)
+        seconds = CounterMetricFamily(
+            "headrace_seconds", "Seconds a stage has worked, drift's on its own thread, too", labels=labels
+        )
         for name in STAGES:
             spent, aside = self.spent[name], self.aside[name]
             rows.add_metric([self._pipeline, name], spent.rows + aside.rows)
@@ -89,15 +92,16 @@ class HopCollector:
         self._pipeline, self._edges = pipeline, edges
         self._counts = {hop: np.zeros(len(edges) + 1, np.int64) for hop in HOPS}
         self._sums = dict.fromkeys(HOPS, 0.0)
-        self._waiting: list[tuple[pa.Array, pa.Array, int]] = []
+        self._waiting: list[tuple[I64, I64, int]] = []
         self._rows = 0
         self._lock = threading.Lock()
 
     def passed(self, appended_at: pa.Array, polled_at: pa.Array, now: int) -> None:
         """Rows were handed over now (ns) that the broker has stamped (int64 [n], ms; 0: it has not) and that were polled (int64
-        [n], ns). They are counted with those of other batches, and when somebody asks."""
+        [n], ns). They are counted with those of other batches, and when somebody asks; copied until then, since a row keeps the
+        whole poll that it is of."""
         with self._lock:
-            self._waiting.append((appended_at, polled_at, now))
+            self._waiting.append((appended_at.to_numpy().copy(), polled_at.to_numpy().copy(), now))
             self._rows += len(polled_at)
             if self._rows >= AT_ONCE:
                 self._count()
@@ -124,8 +128,8 @@ class HopCollector:
         if not self._waiting:
             return
         waiting, self._waiting, self._rows = self._waiting, [], 0
-        appended_at = np.concatenate([appended.to_numpy() for appended, _, _ in waiting])
-        polled_at = np.concatenate([polled.to_numpy() for _, polled, _ in waiting])
+        appended_at = np.concatenate([appended for appended, _, _ in waiting])
+        polled_at = np.concatenate([polled for _, polled, _ in waiting])
         now = np.repeat([now for _, _, now in waiting], [len(polled) for _, polled, _ in waiting])
         self.add("broker", (polled_at / 1e9 - appended_at / 1e3)[appended_at > 0])
         self.add("flow", (now - polled_at) / 1e9)
