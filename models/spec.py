@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -218,9 +218,14 @@ def _numbers(column: pa.Array) -> npt.NDArray[Any]:
     return column.to_numpy(zero_copy_only=False)
 
 
+@cache
+def _list_type(width: int) -> pa.DataType:
+    return pa.list_(pa.float32(), width)
+
+
 def _vectors(column: pa.Array, width: int) -> npt.NDArray[np.float32]:
     """The rows of a column of lists [n, width], not copied where none is null."""
-    if column.type != pa.list_(pa.float32(), width):
+    if column.type != _list_type(width):
         raise TypeError
     start, n = column.offset, len(column)
     matrix: npt.NDArray[np.float32] = column.values.to_numpy(zero_copy_only=False).reshape(-1, width)[start : start + n]

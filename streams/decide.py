@@ -5,9 +5,9 @@ from one to the next is a `Work`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,7 @@ FALLBACK = "fallback"
 MOST_FLAGS = 63
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """n rows on their way, of so many batches, whose outputs go by `home`, decided by `deciding`.
 
     computed: features float [n] by name, NaN where none is; flags int64 [n], bit k: the k-th of `Deciding.flags`; hashes of
@@ -52,9 +51,9 @@ class Work:
     flags: I64
     hashes: Hashes
     begins: int = NEVER
-    matrix: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
-    scores: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-    stored_times: I64 = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    matrix: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
+    scores: npt.NDArray[np.float32] = np.empty(0, np.float32)
+    stored_times: I64 = np.empty((0, 0), np.int64)
     scored_from: int = 0
     polled: int = 0
     steps: list[Step] | None = None
@@ -153,7 +152,7 @@ class Deciding:
             for k, (_, span) in enumerate(self.spans, self._warming_at):
                 flags = flags | (ages < span).astype(np.int64) << k
         computed |= {name: numbers_of(column) for name, column in evaluate(self.derived, batch, computed).items()}
-        return replace(work, computed=computed, flags=flags, stored_times=stored_times)
+        return work._replace(computed=computed, flags=flags, stored_times=stored_times)
 
     def score(self, work: Work) -> Work:
         """Assembles the matrix and scores it, but for rows that would be late, where those are shed."""
@@ -179,7 +178,7 @@ class Deciding:
         for name, mask in (*((f"unknown:{name}", mask) for name, mask in unknown.items()), (FALLBACK, missing)):
             if mask.any():
                 flags = self._flagged(flags, name, np.asarray(mask))
-        return replace(work, matrix=matrix, flags=flags, scores=scores, scored_from=began)
+        return work._replace(matrix=matrix, flags=flags, scores=scores, scored_from=began)
 
     def _scores_of(self, matrix: npt.NDArray[np.float32], chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """The scores of the chosen rows, NaN for the others."""
@@ -195,7 +194,7 @@ class Deciding:
         """Flags the rows that will be handed over late. Only with a budget."""
         assert self.pace is not None
         late = self.pace.late("decide", work.polled_at, self.clock_ns())
-        return replace(work, flags=self._flagged(work.flags, LATE, late)) if late.any() else work
+        return work._replace(flags=self._flagged(work.flags, LATE, late)) if late.any() else work
 
     def decide(self, work: Work, features: Sequence[str] = ()) -> dict[str, Column]:
         """The decisions, as sinks/messages.py describes their columns, with `features` beside them. Only with a policy."""

@@ -154,8 +154,9 @@ def with_append_time(decoder: Decoder) -> Decoder:
 
     def decode(batch: pa.RecordBatch) -> Decoded:
         decoded = decoder(batch)
-        micros = pa.array(decoded.rows.column("_appended_at").to_numpy() * 1000)
-        return Decoded(decoded.rows.append_column(APPENDED, micros.view(Time.arrow)), decoded.dead)
+        micros = pa.py_buffer(decoded.rows.column("_appended_at").to_numpy() * 1000)
+        times = pa.Array.from_buffers(Time.arrow, decoded.rows.num_rows, [None, micros])
+        return Decoded(decoded.rows.append_column(APPENDED, times), decoded.dead)
 
     return decode
 

@@ -154,6 +154,13 @@ def cut(
             yield shard_name(worker), Parcel(worker, home, sequence, tuple(cuts), tuple(news))
 
 
+def uncut(batch: Memo, reads: npt.NDArray[np.bool_], kept: Sequence[str]) -> Iterable[Gathered]:
+    """The rows of a batch to decide on where there are no groups, see `cut`: nothing is joined to them."""
+    if decided := int(np.count_nonzero(reads)):
+        picked, _ = _picked(batch.batch.select(kept), {}, reads, decided)
+        yield Gathered(picked, np.empty((0, decided)), polled=batch.num_rows)
+
+
 def wakes(pages: Iterable[int], shards: int) -> Iterable[tuple[str, Wake]]:
     """Has these pages of all shards snapshotted."""
     for page in pages:
@@ -163,6 +170,8 @@ def wakes(pages: Iterable[int], shards: int) -> Iterable[tuple[str, Wake]]:
 
 def _picked(batch: pa.RecordBatch, hashes: Hashes, reads: npt.NDArray[np.bool_], count: int) -> tuple[pa.RecordBatch, Hashes]:
     """The `count` rows that read; a run of rows is a slice, at a tenth of the cost of a filter."""
+    if count == len(reads):
+        return batch, hashes
     first = int(reads.argmax())
     if reads[first : first + count].all():
         return batch.slice(first, count), {name: one[first : first + count] for name, one in hashes.items()}

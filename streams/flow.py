@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import bytewax.operators as op
 import pyarrow as pa
@@ -17,7 +17,7 @@ from sinks.messages import Encoder, Messages, encode_dead, encode_drift
 from streams.closing import Rest
 from streams.decide import Work, answers, together
 from streams.drift import DriftCounter, DriftJudge, Partial, Sample
-from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut, wakes
+from streams.exchange import Base, Gather, Gathered, Parcel, Part, Shard, Wake, cut, uncut, wakes
 from streams.job import Job
 from streams.output import Output
 from streams.polling import Polled
@@ -28,6 +28,8 @@ from streams.routing import shard_name
 from streams.start import only_from
 
 MOST_ON_THEIR_WAY = 64
+Decoded: TypeAlias = Messages | Base | Parcel | Wake | Gathered
+"""What becomes of polls: dead letters, and rows on their way to their features, or that need none from elsewhere."""
 
 
 @dataclass
@@ -43,6 +45,7 @@ def build(job: Job) -> Dataflow:
     numbers, taken = count(), Since()
     on_their_way: deque[tuple[Work, int]] = deque(maxlen=MOST_ON_THEIR_WAY)
     shared_out = _by_partition if job.staged else _at_home
+    shared = bool(pipeline.groups) or job.order == "event"  # rows meet what others hold or bring
 
     def home_of(partition: str, rows: Memo) -> tuple[str, int]:
         """Where a batch's features are gathered, see streams/exchange.py."""
@@ -54,10 +57,10 @@ def build(job: Job) -> Dataflow:
         """For the step that sleeps, once an epoch."""
         return [(gate.home, None)] if any(polled.page >= 0 for _, polled in polls) else []
 
-    def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
+    def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Decoded]]:
         return [made for near in rounds(polls, apart=job.order == "event") for made in _decode(near)]
 
-    def _decode(polls: Sequence[tuple[str, Polled]]) -> list[tuple[str, Messages | Base | Parcel | Wake]]:
+    def _decode(polls: Sequence[tuple[str, Polled]]) -> list[tuple[str, Decoded]]:
         gate.done(len(polls) - 1)
         steps = job.tracing.decoding(polls) if job.tracing else None
         with meters.stage("event", sum(polled.rows for _, polled in polls), steps):
@@ -67,19 +70,25 @@ def build(job: Job) -> Dataflow:
             reads = mask(job.decide_on, rows)
             if decide_from := polls[0][1].decide_from:
                 decoded, reads = only_from(decoded, reads, decide_from)
-            news = news_of(polls, rows, rows.microseconds(pipeline.events.time))
             home, sequence = home_of(polls[0][0], rows)
-            made: list[tuple[str, Messages | Base | Parcel | Wake]] = list(
-                cut(
-                    home, sequence, rows, reads, news, job.cutters, pipeline.shards, job.workers,
-                    to_all=job.order == "event", kept=kept_too(job.kept, decoded.rows),
-                )
-            )  # fmt: skip
-        if not any(isinstance(value, Base) for _, value in made):
+            kept = kept_too(job.kept, decoded.rows)
+            made: list[tuple[str, Decoded]]
+            if shared:
+                news = news_of(polls, rows, rows.microseconds(pipeline.events.time))
+                made = list(
+                    cut(
+                        home, sequence, rows, reads, news, job.cutters, pipeline.shards, job.workers,
+                        to_all=job.order == "event", kept=kept,
+                    )
+                )  # fmt: skip
+            else:
+                made = [(home, each) for each in uncut(rows, reads, kept)]
+        if not any(isinstance(value, Base | Gathered) for _, value in made):
             gate.done(1)
-        for page in {polled.page for _, polled in polls if polled.page >= 0}:
-            made += wakes(job.shards.at_once(page, taken.rows), pipeline.shards)
-            taken.rows = 0
+        if shared:
+            for page in {polled.page for _, polled in polls if polled.page >= 0}:
+                made += wakes(job.shards.at_once(page, taken.rows), pipeline.shards)
+                taken.rows = 0
         taken.rows += decoded.rows.num_rows
         if decoded.dead.num_rows:
             meters.dead(_counts(decoded.dead["code"]))
@@ -92,17 +101,15 @@ def build(job: Job) -> Dataflow:
     def shard(resume: dict[str, Any] | None) -> Shard:
         return Shard(job.shards, resume, meters, job.workers, lambda: job.takes_turns)
 
-    def batch(gathered: list[tuple[str, Gathered]]) -> list[Work]:
+    def score(gathered: list[tuple[str, Gathered]]) -> list[Work]:
         steps = job.tracing.chosen() if job.tracing else None
         with meters.stage("batch", 0, steps):
             work = together(gathered, job.streaming_names, job.deciding, steps)
         meters.batch_rows.observe(work.batch.num_rows)
         with meters.stage("features", 0, steps):
-            return [work.deciding.complete(work)]
-
-    def score(work: Work) -> Work:
-        with meters.stage("model", work.batch.num_rows, work.steps):
-            return work.deciding.score(work)
+            work = work.deciding.complete(work)
+        with meters.stage("model", work.batch.num_rows, steps):
+            return [work.deciding.score(work)]
 
     def decide(work: Work) -> list[tuple[str, Messages | Entry]]:
         decided_from = job.clock_ns()
@@ -189,11 +196,13 @@ def build(job: Job) -> Dataflow:
     if job.workers > 1:
         op.stateful_batch("rest", op.flat_map_batch("begun", polled, begun), lambda resume: Rest(gate.closing))
     decoded = op.branch("decoded", op.flat_map_batch("decode", polled, decode), lambda item: not isinstance(item[1], Messages))
-    fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
-    parts = op.stateful_batch("features", fanned.trues, shard)
-    home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
-    gathered = op.stateful_batch("gather", home, gather)
-    scored = op.map("model", op.flat_map_batch("batch", gathered, batch), score)
+    gathered: Stream[tuple[str, Gathered]] = decoded.trues
+    if shared:
+        fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
+        parts = op.stateful_batch("features", fanned.trues, shard)
+        home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))
+        gathered = op.stateful_batch("gather", home, gather)
+    scored = op.flat_map_batch("model", gathered, score)
     decisions = op.flat_map("decision", scored, decide)
     if pipeline.record:
         decided = op.branch("decided", decisions, lambda item: isinstance(item[1], Messages))

@@ -27,6 +27,7 @@ from streams.routing import shard_name, shard_number
 log = logging.getLogger(__name__)
 
 POLL_BYTES = 4 * 1024 * 1024
+INT32, INT64, BINARY = pa.int32(), pa.int64(), pa.binary()
 
 
 class _KafkaPartition(Partition):
@@ -95,17 +96,19 @@ def raw_batch(runs: Sequence[tuple[list[Message], int, int]]) -> pa.RecordBatch:
     """Runs of messages (messages, their partition, when they were polled in ns) as one raw batch, with a column `_original`
     if some are replays (streams/replays.py)."""
     messages = runs[0][0] if len(runs) == 1 else [message for run, _, _ in runs for message in run]
-    counts = [len(run) for run, _, _ in runs]
-    offsets = np.concatenate([_offsets(run) for run, _, _ in runs])
-    stamps = np.fromiter([message.timestamp()[1] for message in messages], np.int64, len(messages))
+    n, end = len(messages), 0
+    partitions, (offsets, stamps, polled_at) = np.empty(n, np.int32), (words := np.empty((3, n), np.int64))
+    for run, partition, at in runs:
+        start, end = end, end + len(run)
+        partitions[start:end], offsets[start:end], polled_at[start:end] = partition, _offsets(run), at
+    stamps[:] = [message.timestamp()[1] for message in messages]
+    whole, row = pa.py_buffer(words), 8 * n
     batch = pa.RecordBatch.from_arrays(
         [
-            _binary([message.key() for message in messages]),
-            _binary([message.value() for message in messages]),
-            pa.array(np.repeat(np.array([partition for _, partition, _ in runs], np.int32), counts)),
-            pa.array(offsets),
-            pa.array(stamps),
-            pa.array(np.repeat(np.array([polled_at for _, _, polled_at in runs], np.int64), counts)),
+            pa.array([message.key() for message in messages], BINARY),
+            pa.array([message.value() for message in messages], BINARY),
+            pa.Array.from_buffers(INT32, n, [None, pa.py_buffer(partitions)]),
+            *(pa.Array.from_buffers(INT64, n, [None, whole.slice(k * row, row)]) for k in range(3)),
         ],
         schema=RAW,
     )
@@ -130,16 +133,6 @@ def _offsets(messages: list[Message]) -> npt.NDArray[np.int64]:
     if n and messages[-1].offset() - messages[0].offset() == n - 1:
         return np.arange(messages[0].offset(), messages[0].offset() + n)
     return np.array([message.offset() for message in messages], np.int64)
-
-
-def _binary(values: list[bytes | None]) -> pa.Array:
-    """An Arrow binary column of values; joined in one go where none is null."""
-    if None in values:
-        return pa.array(values, pa.binary())
-    ends = np.zeros(len(values) + 1, np.int32)
-    np.cumsum(np.fromiter(map(len, values), np.int32, len(values)), out=ends[1:])  # type: ignore[arg-type]
-    data = b"".join(values)  # type: ignore[arg-type]
-    return pa.Array.from_buffers(pa.binary(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
 RAW = PROVENANCE.insert(1, pa.field("_value", pa.binary()))

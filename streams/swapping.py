@@ -7,7 +7,6 @@ rehearse, and swaps. What is on its way by then is decided by the version that i
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ class Swapping:
             return
         before = job.deciding.names.model_version
         job.swap(*found)
-        self._rehearsed = replace(self._rehearsed, deciding=found[1])
+        self._rehearsed = self._rehearsed._replace(deciding=found[1])
         self._ready = [*(each for each in self._ready if each is not found), found][-KEPT:]  # works on their way hold theirs
         words = f"version {good.version} decides from now on, before it version {before} did"
         self._say(words, model_version=good.version, model_digest=good.digest, before=before)
@@ -97,7 +96,7 @@ class Swapping:
         champion, deciding = job.made(good, checked=as_it_was)  # else from the version's own files alone
         if job.pipeline.drift and champion.reference:
             thresholds(champion.reference, job.pipeline.drift.rate)
-        rehearse_deciding(job, replace(self._rehearsed, deciding=deciding), [])
+        rehearse_deciding(job, self._rehearsed._replace(deciding=deciding), [])
         return champion, deciding
 
     def _refuse(self, called: str, reason: str) -> None:

@@ -17,6 +17,7 @@ F32 = npt.NDArray[np.float32]
 BOOL = npt.NDArray[np.bool_]
 TYPES = ("text", "number", "integer", "time", "kind", "vector")
 STORES = {INTEGER: TIME, VECTOR_TEXT: VECTOR}
+FLOAT32 = pa.float32()
 STORED = {NUMBER: pa.float64(), TIME: pa.timestamp("us", tz="UTC")}
 NO_BYTES = np.empty(0, np.uint8)
 ALL = np.empty(0, np.bool_)
@@ -44,6 +45,7 @@ class Layout:
         self.vectors = [(f, field) for f, field in enumerate(fields) if field.type == "vector"]
         for f, _ in self.vectors:
             self.slots[f] += self.counts[2]
+        self.lists = {f: pa.list_(FLOAT32, field.width) for f, field in self.vectors}
         self.dictionary = pa.array(values, pa.string())
         word = [(field.type == "integer") or (field.type in ("time", "text")) for field in fields]
         kinds, self.kind_at = words(values)
@@ -141,9 +143,9 @@ class Rows:
                 buffers = [mask, offsets.slice(slot * 4 * (n + 1), 4 * (n + 1)), text_bytes]
                 arrays.append(pa.Array.from_buffers(pa.string(), n, buffers))
             elif f in self.matrices:
-                items = pa.array(self.matrices[f].ravel())
-                listed = pa.list_(pa.float32(), layout.fields[f].width)
-                arrays.append(pa.Array.from_buffers(listed, n, [mask], children=[items]))
+                matrix = self.matrices[f]
+                items = pa.Array.from_buffers(FLOAT32, matrix.size, [None, pa.py_buffer(matrix)])
+                arrays.append(pa.Array.from_buffers(layout.lists[f], n, [mask], children=[items]))
             elif kind == KIND:
                 indices = pa.Array.from_buffers(pa.int8(), n, [mask, pa.py_buffer(self.codes)])
                 arrays.append(pa.DictionaryArray.from_arrays(indices, layout.dictionary, safe=False))
