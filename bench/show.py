@@ -1,6 +1,7 @@
 """What the commands print and write: settings, tables, the result file."""
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,6 +26,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def command_of(arguments: Sequence[str]) -> list[str]:
+    """A command (`sys.argv`) as others can give it: files in folders of this machine by their names alone."""
+    script, *words = arguments
+    return [f"bench/{Path(script).name}", *(re.sub("^(--[a-z-]+=)?/.*/", r"\1", word) for word in words)]
+
+
 def made(kind: str, workload: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """What every result file begins with: what was measured, when, by which command, and on what."""
     head, dirty = commit()
@@ -32,7 +39,7 @@ def made(kind: str, workload: Mapping[str, Any], settings: Mapping[str, Any]) ->
         "format": 1,
         "kind": kind,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]],
+        "command": command_of(sys.argv),
         "machine": machine(),
         "versions": versions(),
         "commit": head,

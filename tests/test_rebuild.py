@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from payments import Arithmetic, decisions, payments, settings, stream
 from prometheus_client import CollectorRegistry
 
-from features.spec import Last, Window
+from features.spec import Fields, Last, Window
 from features.streaming import Group
 from models.spec import Input, ModelSpec
 from ops.start import begin_at, prepare, timeline_of
@@ -33,6 +33,7 @@ from streams.rebuild import SECOND, Timeline, resume
 from streams.run import run
 from streams.source import MemorySource, SourceError
 from streams.start import MADE, RecoveryError, Start, store_of
+from streams.store import Store
 
 Log = list[tuple[bytes | None, bytes]]
 EPOCH = 0.01
@@ -132,19 +133,36 @@ def test_rebuilt_state_decides_as_state_never_lost(tmp_path: Path, order: str, p
 
 
 ADDED = Window("card", "amount", over="1h", aggs=("max",))
-CHANGES: dict[str, Any] = {
-    "shards": {"shards": 3},
-    "added": {"features": [*quick().features, ADDED]},
-    "resized": {"features": [replace(quick().features[0], over="30m"), *quick().features[1:]]},
-    "removed": {"features": quick().features[1:]},
+NONE = {"features": [Fields("amount")]}
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "shards": ({}, {"shards": 3}),
+    "added": ({}, {"features": [*quick().features, ADDED]}),
+    "resized": ({}, {"features": [replace(quick().features[0], over="30m"), *quick().features[1:]]}),
+    "removed": ({}, {"features": quick().features[1:]}),
+    "all removed": ({}, NONE),
+    "first added": (NONE, {}),
 }
+
+
+@pytest.mark.parametrize("order", ["arrival", "event"])
+def test_without_streaming_features_a_job_goes_on_where_it_was(tmp_path: Path, order: str) -> None:
+    logs, pipeline = spread(stream(3000), 2), quick(order, **NONE)
+    whole = whole_of(tmp_path / "whole", pipeline, logs)
+    sink, home = MemorySink(), tmp_path / "job"
+    _, store = half(home, pipeline, logs, sink, until=900)
+    with Store(store) as opened:
+        steps = {step.rpartition(".")[2] for step in opened.steps()}
+    assert ("features" in steps) == (order == "event")
+    sent = len(sink.values("verdicts"))
+    going(home, pipeline, logs, sink)
+    check_second_half(sink, sent, whole)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_pipeline_decides_as_if_it_had_been_so_from_the_start(tmp_path: Path, change: str) -> None:
     """As it is it is refused, with the command that goes on; rebuilt it goes on where it was."""
-    logs, before, after = spread(stream(3000), 2), quick(), quick(**CHANGES[change])
+    logs, (before, after) = spread(stream(3000), 2), [quick(**values) for values in CHANGES[change]]
     whole = whole_of(tmp_path / "whole", after, logs)
     sink, home = MemorySink(), tmp_path / "job"
     safe, _ = half(home, before, logs, sink, until=900)

@@ -9,6 +9,7 @@ import pytest
 from made_results import features, floor, latency, latency_run, spoiled, throughput
 
 from bench.results import ResultError, check, read, spread, summarise
+from bench.show import command_of
 
 
 @pytest.mark.parametrize("made", [latency, throughput, floor, features])
@@ -113,3 +114,9 @@ def test_rates_are_kept_apart() -> None:
     assert found["systems"]["headrace"]["p50@1000"]["median"] == 4
     assert found["ratios"]["relay"]["p50@200000"]["median"] == 3
     assert "p50" not in found["systems"]["headrace"]
+
+
+def test_a_command_names_no_folder_of_a_machine() -> None:
+    words = ["/home/somebody/headrace/bench/swap.py", "--json", "/tmp/a/swap.json", "--log=/tmp/job.log", "--peer", "x=a/b"]
+    assert command_of(words) == ["bench/swap.py", "--json", "swap.json", "--log=job.log", "--peer", "x=a/b"]
+    assert command_of(["bench/swap.py", "--json", "results/swap.json"]) == ["bench/swap.py", "--json", "results/swap.json"]
