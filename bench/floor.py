@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from prometheus_client import CollectorRegistry
 
@@ -35,7 +37,7 @@ from ops.progress import bar
 from sinks.messages import Encoder
 from streams import pipeline as pipelines
 from streams.decide import Work, answers, together
-from streams.exchange import Base, Gather, News, Parcel, Shard, cut
+from streams.exchange import Base, Gather, Gathered, News, Parcel, Shard, cut, uncut
 from streams.job import Job
 from streams.rehearsal import rehearse
 from streams.rounds import as_one
@@ -195,6 +197,14 @@ def featured(job: Job, whole: Shard, gather: Gather, rows: pa.RecordBatch) -> Wo
     """What the steps before the model do with a batch; None where nothing is decided."""
     seen = Memo(rows)
     reads = mask(job.decide_on, seen)
+    gathered = joined(job, whole, gather, seen, reads) if job.gathers else list(uncut(seen, reads, job.kept))
+    if not gathered:
+        return None
+    return job.deciding.complete(together([(shard_name(0), gathered[0])], job.streaming_names, job.deciding))
+
+
+def joined(job: Job, whole: Shard, gather: Gather, seen: Memo, reads: npt.NDArray[np.bool_]) -> list[Gathered]:
+    """The rows to decide on with their streaming features."""
     times = seen.microseconds(job.pipeline.events.time)
     news = [News(shard_name(0), int(times[0]), int(times.max()), True)]
     sent = [
@@ -205,9 +215,7 @@ def featured(job: Job, whole: Shard, gather: Gather, rows: pa.RecordBatch) -> Wo
     ]
     parts, _ = whole.on_batch([value for value in sent if isinstance(value, Parcel)])
     gathered, _ = gather.on_batch([*(value for value in sent if isinstance(value, Base)), *parts])
-    if not gathered:
-        return None
-    return job.deciding.complete(together([(shard_name(0), gathered[0])], job.streaming_names, job.deciding))
+    return gathered
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from streams.routing import shard_name
 from streams.start import only_from
 
 MOST_ON_THEIR_WAY = 64
-Decoded: TypeAlias = Messages | Base | Parcel | Wake | Gathered
+Made: TypeAlias = Messages | Base | Parcel | Wake | Gathered
 """What becomes of polls: dead letters, and rows on their way to their features, or that need none from elsewhere."""
 
 
@@ -45,7 +45,6 @@ def build(job: Job) -> Dataflow:
     numbers, taken = count(), Since()
     on_their_way: deque[tuple[Work, int]] = deque(maxlen=MOST_ON_THEIR_WAY)
     shared_out = _by_partition if job.staged else _at_home
-    shared = bool(pipeline.groups) or job.order == "event"  # rows meet what others hold or bring
 
     def home_of(partition: str, rows: Memo) -> tuple[str, int]:
         """Where a batch's features are gathered, see streams/exchange.py."""
@@ -57,10 +56,10 @@ def build(job: Job) -> Dataflow:
         """For the step that sleeps, once an epoch."""
         return [(gate.home, None)] if any(polled.page >= 0 for _, polled in polls) else []
 
-    def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Decoded]]:
+    def decode(polls: list[tuple[str, Polled]]) -> list[tuple[str, Made]]:
         return [made for near in rounds(polls, apart=job.order == "event") for made in _decode(near)]
 
-    def _decode(polls: Sequence[tuple[str, Polled]]) -> list[tuple[str, Decoded]]:
+    def _decode(polls: Sequence[tuple[str, Polled]]) -> list[tuple[str, Made]]:
         gate.done(len(polls) - 1)
         steps = job.tracing.decoding(polls) if job.tracing else None
         with meters.stage("event", sum(polled.rows for _, polled in polls), steps):
@@ -72,8 +71,8 @@ def build(job: Job) -> Dataflow:
                 decoded, reads = only_from(decoded, reads, decide_from)
             home, sequence = home_of(polls[0][0], rows)
             kept = kept_too(job.kept, decoded.rows)
-            made: list[tuple[str, Decoded]]
-            if shared:
+            made: list[tuple[str, Made]]
+            if job.gathers:
                 news = news_of(polls, rows, rows.microseconds(pipeline.events.time))
                 made = list(
                     cut(
@@ -85,7 +84,7 @@ def build(job: Job) -> Dataflow:
                 made = [(home, each) for each in uncut(rows, reads, kept)]
         if not any(isinstance(value, Base | Gathered) for _, value in made):
             gate.done(1)
-        if shared:
+        if job.gathers:
             for page in {polled.page for _, polled in polls if polled.page >= 0}:
                 made += wakes(job.shards.at_once(page, taken.rows), pipeline.shards)
                 taken.rows = 0
@@ -197,7 +196,7 @@ def build(job: Job) -> Dataflow:
         op.stateful_batch("rest", op.flat_map_batch("begun", polled, begun), lambda resume: Rest(gate.closing))
     decoded = op.branch("decoded", op.flat_map_batch("decode", polled, decode), lambda item: not isinstance(item[1], Messages))
     gathered: Stream[tuple[str, Gathered]] = decoded.trues
-    if shared:
+    if job.gathers:
         fanned = op.branch("fanned", decoded.trues, lambda item: not isinstance(item[1], Base))
         parts = op.stateful_batch("features", fanned.trues, shard)
         home: Stream[tuple[str, Base | Part]] = op.merge("home", fanned.falses, op.map("parts", parts, _to_partition))

@@ -143,6 +143,11 @@ class Job:
         rows = self.pace.rows if self.pace else lambda limited: ALL
         return Gate(self.workers, patience, rows, self._between_rounds, closing)
 
+    @cached_property
+    def gathers(self) -> bool:
+        """Whether rows are joined to what shards hold, or wait for other partitions'; else they go on as they were decoded."""
+        return bool(self.pipeline.groups) or self.order == "event"
+
     @property
     def takes_turns(self) -> bool:
         """Whether nothing is on its way between two rounds of polls. With several workers others' rows may be, and in event

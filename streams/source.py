@@ -97,7 +97,8 @@ def raw_batch(runs: Sequence[tuple[list[Message], int, int]]) -> pa.RecordBatch:
     if some are replays (streams/replays.py)."""
     messages = runs[0][0] if len(runs) == 1 else [message for run, _, _ in runs for message in run]
     n, end = len(messages), 0
-    partitions, (offsets, stamps, polled_at) = np.empty(n, np.int32), (words := np.empty((3, n), np.int64))
+    partitions, words = np.empty(n, np.int32), np.empty((3, n), np.int64)
+    offsets, stamps, polled_at = words
     for run, partition, at in runs:
         start, end = end, end + len(run)
         partitions[start:end], offsets[start:end], polled_at[start:end] = partition, _offsets(run), at
