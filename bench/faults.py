@@ -251,7 +251,8 @@ def counted(seen: dict[str, Any]) -> list[str]:
     """What was audited."""
     return [
         f"{seen['messages']:,} messages, {seen['decided']:,} decided, {seen['lost']:,} lost, {seen['dead']:,} dead letters, "
-        f"{seen['set_aside']:,} of them set aside, {seen['dead_lost']:,} lost; {seen['state_wrong']:,} wrong of their own key, "
+        f"{seen['set_aside']:,} of them set aside ({seen['decided_too']:,} decided, too), {seen['dead_lost']:,} lost; "
+        f"{seen['state_wrong']:,} wrong of their own key, "
         f"{seen['shared_wrong']:,} of a shared one",
         f"{seen['repeats']:,} repeats, of which {seen['contradict_own']:,} contradict the first of their id in what is of one "
         f"partition, {seen['contradict_shared']:,} in what depends on how far other partitions were",

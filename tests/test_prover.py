@@ -78,6 +78,8 @@ def test_a_message_that_was_set_aside_is_neither_lost_nor_in_what_its_keys_count
     assert seen["lost"] == 1
     seen = audit(load, without, [*dead, letter])
     assert (seen["set_aside"], seen["lost"], seen["dead_unknown"]) == (1, 0, 0)
+    both = audit(load, decisions, [*dead, letter])
+    assert (both["decided_too"], wrong(both, "at_least_once"), wrong(both, "exactly_once")) == (1, [], ["decided_too: 1"])
     later = next(k for k, one in enumerate(without) if one["decision_id"] == f"faults/faults-in/1/{20 + KEYS}")
     less = changed(without[later], COUNT, without[later]["features"][COUNT] - 1)
     assert wrong(audit(load, [*without[:later], less, *without[later + 1 :]], [*dead, letter]), "exactly_once") == []

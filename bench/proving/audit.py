@@ -14,7 +14,7 @@ from streams.poison import CODE
 
 READ_SECONDS = 90.0
 NEVER = ("lost", "unknown", "disordered", "state_wrong", "contradict_own", "dead_lost", "dead_unknown")
-NEVER_TWICE = ("repeats", "shared_wrong", "dead_repeats")
+NEVER_TWICE = ("repeats", "shared_wrong", "dead_repeats", "decided_too")
 
 
 def committed(brokers: str, topic: str) -> list[dict[str, Any]]:
@@ -57,7 +57,8 @@ def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[s
     state_wrong: first decisions that know something else of their own key than the messages before say. shared_wrong: of each
     shared key's N first decisions, those whose count of events before is not another one of 0 to N - 1.
     set_aside: messages that were killed at four times in a row, twice alone, by chance, so that the job takes them to be what
-    kills it: dead letters with code poison, as promised. What their keys count is not compared.
+    kills it: dead letters with code poison, as promised. What their keys count is not compared. decided_too: those that have a
+    decision as well, from before they were set aside.
     """
     expected, first = load.expected(), dict[str, dict[str, Any]]()
     letters = Counter(f"{letter['partition']}/{letter['offset']}" for letter in dead)
@@ -106,6 +107,7 @@ def audit(load: Load, decisions: Sequence[dict[str, Any]], dead: Sequence[dict[s
         "dead_lost": len(load.dead() - letters.keys()),
         "dead_unknown": len(letters.keys() - load.dead() - aside),
         "set_aside": len(aside),
+        "decided_too": len(aside & first.keys()),
         "dead_repeats": len(dead) - len(letters),
     }
 
